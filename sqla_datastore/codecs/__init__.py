@@ -1,0 +1,1 @@
+"""Codecs: the protocol, the registry, and one module per library."""

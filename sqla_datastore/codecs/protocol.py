@@ -1,0 +1,139 @@
+"""What a codec does: the seam between values and the container.
+
+A codec turns a value into a JSON node and any number of blobs, and back. The node alone decides
+types; nothing in a blob is ever executed or trusted. A codec never sees files, rows or URLs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+from typing_extensions import Buffer
+
+__all__ = ["JSON", "Codec", "Decoder", "Description", "Encoder", "Payload"]
+
+JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+
+
+class Payload(Protocol):
+    """The bytes of one blob: their number is known before they are produced, once."""
+
+    @property
+    def nbytes(self) -> int:
+        """The exact number of bytes that `write_to` hands over."""
+
+    @property
+    def suffix(self) -> str:
+        """What the bytes are to other tools: ``.npy``, ``.arrow`` or ``.bin``."""
+
+    def write_to(self, write: Callable[[Buffer], object]) -> None:
+        """Hand over all bytes in order, in pieces of any size, without copying them whole.
+
+        `write` has consumed a piece when it returns. Called at most once.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is known of an entry without its payload.
+
+    Attributes:
+        type: the Python type's usual name, for example ``numpy.ndarray``.
+        dtype: the dtype as text, or None where the type has none.
+        shape: lengths by dimension, or None where the type has none.
+        nbytes: the payload's size in bytes as stored, headers included; set by the container.
+    """
+
+    type: str
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    nbytes: int = 0
+
+
+class Encoder(Protocol):
+    """What a codec may ask of the container while it encodes one entry. No I/O happens."""
+
+    def encode(self, value: object, where: str = "") -> JSON:
+        """Encode a value inside this one with whatever codec takes it.
+
+        Args:
+            value: the inner value.
+            where: its place for error messages, for example ``[3]`` or ``.index``.
+
+        Raises:
+            UnsupportedTypeError: no codec takes it, it contains itself, or it nests too deeply.
+        """
+
+    def blob(self, payload: Payload) -> int:
+        """Add a blob to the entry and return its number, from 0 within the entry."""
+
+    def nested(self, value: object) -> int:
+        """Add a nested `DataStore` to the value's family and return its number."""
+
+    def unsupported(self, value: object, reason: str) -> Exception:
+        """Return (not raise) an `UnsupportedTypeError` that names the entry and the place."""
+
+
+class Decoder(Protocol):
+    """What a codec may ask of the container while it decodes one entry."""
+
+    def decode(self, node: JSON) -> Any:
+        """Decode an inner node."""
+
+    def blob(self, number: Any, *, mapped: bool = False) -> memoryview:
+        """Return a blob's bytes, read-only and 64-byte aligned where the object maps.
+
+        Args:
+            number: as `Encoder.blob` returned it; taken from the node, so it is checked here.
+            mapped: the bytes are fixed-width numbers that no parser will walk, so that a large
+                blob may stay unverified and be paged in later. Without it the checksum is
+                verified before this returns.
+
+        Raises:
+            DamagedObjectError: the number, the size or the checksum is wrong.
+        """
+
+    def nested(self, number: Any) -> Any:
+        """Return the nested `DataStore` of that number, not loaded."""
+
+    def damaged(self, reason: str) -> Exception:
+        """Return (not raise) a `DamagedObjectError` that names the URL and the entry."""
+
+
+class Codec(Protocol):
+    """One kind of value. Third parties register instances with `register_codec`.
+
+    A node that `encode` returns is stored with the codec's name and version; `decode` gets it back
+    as a hostile stranger may have written it, and answers anything wrong with
+    ``raise decoder.damaged(…)``: it must not crash, run code, or allocate more than the blobs hold.
+    """
+
+    name: ClassVar[str]
+    """Stored in objects; never changes, for example ``numpy.array``."""
+
+    version: ClassVar[int]
+    """The version that `encode` writes; `decode` reads it and every earlier one."""
+
+    mutable: ClassVar[bool]
+    """Whether a decoded value can be edited in place, so that edits must be looked for."""
+
+    def types(self) -> tuple[type, ...]:
+        """Return the exact types that it takes; subclasses are offered only to `takes`."""
+
+    def takes(self, value: object) -> bool:
+        """Return whether it takes a value of another type (a registered Enum, a protocol)."""
+
+    def encode(self, value: Any, encoder: Encoder) -> JSON:
+        """Return the node of a value.
+
+        The value may be changed by its owner later: whatever is small is turned into the node
+        now, whatever is large is referred to by a payload.
+        """
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:
+        """Return the value of a node: equal to and of the type of what was encoded."""
+
+    def describe(self, node: Any) -> Description:
+        """Return type, dtype and shape from the node alone; tolerates any node."""

@@ -1,0 +1,160 @@
+"""The errors of sqla_datastore.
+
+::
+
+    DataStoreError
+    ├── UnsupportedTypeError    (TypeError)          a value that no codec takes, or a cycle of values
+    ├── UnsupportedFormatError  (ValueError)         an object of a newer format or an unknown codec
+    ├── DamagedObjectError      (ValueError)         an object whose bytes are not what was written
+    ├── MissingObjectError      (FileNotFoundError)  a URL without object
+    ├── RefusedURLError         (ValueError)         a URL that no storage of ours serves
+    ├── StorageError            (OSError)            the storage failed: full, read-only, unreachable
+    ├── StaleValueError         (RuntimeError)       an edit that could not be saved, a closed object
+    ├── RefusedStatementError   (InvalidRequestError) a statement whose objects cannot be followed
+    └── ConfigurationError      (ArgumentError)      templates or storages that contradict each other
+
+A missing entry is a plain `KeyError` or `AttributeError`; no error above is either of them.
+None of them is wrapped in SQLAlchemy's ``StatementError``.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import ArgumentError, DontWrapMixin, InvalidRequestError
+
+__all__ = [
+    "ConfigurationError",
+    "DamagedObjectError",
+    "DataStoreError",
+    "MissingObjectError",
+    "RefusedStatementError",
+    "RefusedURLError",
+    "StaleValueError",
+    "StorageError",
+    "UnsupportedFormatError",
+    "UnsupportedTypeError",
+]
+
+
+class DataStoreError(DontWrapMixin, Exception):
+    """The root of all errors of this library."""
+
+
+class UnsupportedTypeError(DataStoreError, TypeError):
+    """A value cannot be stored; nothing was written.
+
+    Attributes:
+        column: ``table.column`` that the value was meant for, or None outside a statement.
+        entry: where in the value, for example ``'a'`` or ``'a[3]["x"]'``, or None.
+        type: the type that no codec takes, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        column: str | None = None,
+        entry: str | None = None,
+        type: type | None = None,  # noqa: A002 - the attribute's name
+    ) -> None:
+        super().__init__(message)
+        self.column = column
+        self.entry = entry
+        self.type = type
+
+    def __str__(self) -> str:
+        column = f"column {self.column!r}: " if self.column else ""
+        return column + super().__str__()
+
+
+class UnsupportedFormatError(DataStoreError, ValueError):
+    """An object needs a reader newer than this one, or a codec that is not registered.
+
+    Attributes:
+        url: the object, or None.
+        entry: the entry that needs it, or None for the whole object.
+    """
+
+    def __init__(self, message: str, *, url: str | None = None, entry: str | None = None) -> None:
+        super().__init__(message)
+        self.url = url
+        self.entry = entry
+
+
+class DamagedObjectError(DataStoreError, ValueError):
+    """An object's bytes are not what was written.
+
+    Attributes:
+        url: the object.
+        entry: the entry that was asked for, or None for the object's index.
+        reason: what does not fit, in words.
+        expected: the checksum or size that was written, or None.
+        found: the checksum or size that was read, or None.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        reason: str,
+        *,
+        entry: str | None = None,
+        expected: int | str | None = None,
+        found: int | str | None = None,
+    ) -> None:
+        self.url = url
+        self.entry = entry
+        self.reason = reason
+        self.expected = expected
+        self.found = found
+        what = f"entry {entry!r} of {url!r}" if entry is not None else repr(url)
+        figures = "" if expected is None else f" (expected {expected}, found {found})"
+        super().__init__(f"{what} is damaged: {reason}{figures}; restore the object from a backup")
+
+
+class MissingObjectError(DataStoreError, FileNotFoundError):
+    """A URL has no object in the storage.
+
+    Attributes:
+        url: the URL.
+    """
+
+    def __init__(self, url: str, where: str = "the storage") -> None:
+        super().__init__(f"no object {url!r} in {where}; is the right storage bound?")
+        self.url = url
+
+
+class RefusedURLError(DataStoreError, ValueError):
+    """A URL or folder that this library does not serve.
+
+    Attributes:
+        url: the text that was refused.
+        reason: why.
+    """
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"refused {url!r}: {reason}")
+        self.url = url
+        self.reason = reason
+
+
+class StorageError(DataStoreError, OSError):
+    """The storage could not do what it was asked; the cause is chained.
+
+    Attributes:
+        url: the object or storage that was meant, or None.
+    """
+
+    def __init__(self, message: str, *, url: str | None = None) -> None:
+        super().__init__(message)
+        self.url = url
+
+
+class StaleValueError(DataStoreError, RuntimeError):
+    """An edit that could not be saved, or a value that is not usable any more."""
+
+
+class RefusedStatementError(DataStoreError, InvalidRequestError):
+    """A statement whose effect on stored objects cannot be followed; it did not run."""
+
+
+class ConfigurationError(DataStoreError, ArgumentError):
+    """Columns, templates or storages that contradict each other."""

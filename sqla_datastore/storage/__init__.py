@@ -1,0 +1,1 @@
+"""Storages: the protocol and the local folder."""

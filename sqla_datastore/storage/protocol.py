@@ -1,0 +1,108 @@
+"""What a storage does: the seam between transactions and bytes.
+
+A storage knows paths below its base and nothing of rows, values or formats. Third parties prove
+theirs with the suite in `sqla_datastore.testing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from typing_extensions import Buffer
+
+__all__ = ["ObjectReader", "ObjectWriter", "Storage", "StoredObject"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One listed object: its path below the base, its size in bytes, and its modification time.
+
+    Attributes:
+        path: relative to the storage's base, percent-encoded, as in the URL.
+        size_bytes: the object's size.
+        modified: seconds since the epoch (UTC), as the storage tells it.
+    """
+
+    path: str
+    size_bytes: int
+    modified: float
+
+
+class ObjectWriter(Protocol):
+    """An object while it is written: append, and patch what was appended."""
+
+    def write(self, data: Buffer, /) -> object:
+        """Append bytes; the buffer may be reused by the caller afterwards."""
+
+    def patch(self, offset: int, data: Buffer, /) -> None:
+        """Overwrite bytes that were already written, `offset` bytes from the start."""
+
+
+class ObjectReader(Protocol):
+    """One stored object, opened for reading; holds no file descriptor while nothing is read.
+
+    Thread-safe. Reading raises `MissingObjectError` when the object went away and `StorageError`
+    when the storage fails.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """The object's size."""
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Return a copy of a range; shorter only where the object has become shorter."""
+
+    def view(self, offset: int, size_bytes: int) -> memoryview:
+        """Return a read-only view of a range: a memory map where the storage can, else a copy."""
+
+    @property
+    def maps(self) -> bool:
+        """Whether `view` maps the object, so that its pages may change or be read later."""
+
+
+class Storage(Protocol):
+    """A place that keeps immutable objects under relative paths.
+
+    Every path was checked by `sqla_datastore.urls.check_path`. All methods block; all raise
+    `StorageError` when the storage fails, `MissingObjectError` where an object is asked for that
+    is not there.
+    """
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of its objects' URLs, for example ``file``."""
+
+    @property
+    def url(self) -> str:
+        """Where the base is, for messages; without secrets."""
+
+    def create(self, path: str) -> AbstractContextManager[ObjectWriter]:
+        """Write a new object: leaving the block publishes it, an exception leaves nothing.
+
+        Never overwrites: an existing path is a `StorageError`. Published is not yet durable.
+        """
+
+    def open(self, path: str) -> ObjectReader:
+        """Open an object for reading."""
+
+    def size_bytes(self, path: str) -> int:
+        """Return an object's size."""
+
+    def list(self, folder: str) -> Iterator[StoredObject]:
+        """Yield the objects below a folder, at any depth, in the order of their paths.
+
+        A folder that does not exist has none. An empty `folder` means the base. What is not an
+        object (an unfinished write, a symbolic link) is not listed.
+        """
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove objects, and folders that became empty; what is already gone is no error.
+
+        Tries every path before it raises.
+        """
+
+    def make_durable(self, paths: Iterable[str]) -> None:
+        """Return once these published objects, and the folders that name them, survive a crash."""

@@ -1,0 +1,135 @@
+"""Object URLs: the one place that parses and builds them.
+
+A column holds ``<scheme>:///<folder>/<object>``, relative to the base of its storage, so that a
+storage can be moved without rewriting a row. An object's name is 32 random hexadecimal digits and
+the container's suffix. A value with *n* nested values is a family of *n* + 1 objects whose names
+follow from the first one, ``<hex>-<n>.zip``: the nested ones are ``<hex>-<n>.1.zip`` to
+``<hex>-<n>.<n>.zip``. So whoever knows a row's URL knows all its objects without reading one.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from sqla_datastore.exceptions import RefusedURLError
+
+__all__ = ["OBJECT_NAME", "ObjectURL", "check_path", "new_object_name", "quote_segment"]
+
+SUFFIX = ".zip"
+OBJECT_NAME = re.compile(r"[0-9a-f]{32}(-(?P<n>[1-9][0-9]{0,6})(\.(?P<i>[1-9][0-9]{0,6}))?)?\.zip")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_SEGMENT = re.compile(r"(?:[A-Za-z0-9_.~!$'()*+,;=:@-]|%[0-9A-F]{2})+")
+_MAX_URL = 1024
+
+
+def quote_segment(value: object) -> str:
+    """Render a value as one path segment, injectively.
+
+    Args:
+        value: anything with a text form; a key's values are rendered one by one.
+
+    Returns:
+        The text, percent-encoded (UTF-8), never empty, ``.`` or ``..``, without ``/``.
+    """
+    text = quote(str(value), safe="")
+    if text in ("", ".", ".."):
+        # "%" alone cannot come out of quote(), so these stay apart from every other text
+        return "%00" + text.replace(".", "%2E")
+    return text
+
+
+def check_path(path: str, *, url: str | None = None) -> str:
+    """Return a relative storage path after refusing whatever could leave the base.
+
+    Args:
+        path: segments separated by ``/``, percent-encoded.
+        url: the text to name in the error, by default the path.
+
+    Raises:
+        RefusedURLError: for an empty path or segment, ``.``, ``..``, an encoded slash, backslash
+            or NUL, or a character that a URL path cannot hold.
+    """
+    shown = path if url is None else url
+    for segment in path.split("/"):
+        if not segment:
+            raise RefusedURLError(shown, "a path segment is empty")
+        if not _SEGMENT.fullmatch(segment):
+            raise RefusedURLError(shown, f"segment {segment!r} is not a plain URL path segment")
+        plain = unquote(segment)
+        if plain in (".", "..") or "/" in plain or "\\" in plain:
+            raise RefusedURLError(shown, f"segment {segment!r} could leave the storage's base")
+    return path
+
+
+def new_object_name(nested: int = 0) -> str:
+    """Return a new random object name, for a value with so many nested values."""
+    return f"{uuid.uuid4().hex}{f'-{nested}' if nested else ''}{SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectURL:
+    """A parsed URL: `scheme`, and `path` relative to the storage's base.
+
+    ``str()`` gives the text that a column holds; `parse` reads it.
+    """
+
+    scheme: str
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> ObjectURL:
+        """Read a URL.
+
+        Raises:
+            RefusedURLError: for an authority, a query, a fragment, ``data:`` URLs, a path that could
+                leave the base, or more than 1,024 characters.
+        """
+        if not isinstance(url, str):
+            raise RefusedURLError(repr(url), "a URL is a str")
+        scheme, colon, rest = url.partition(":")
+        if not colon or not _SCHEME.fullmatch(scheme):
+            raise RefusedURLError(url, "it has no scheme; expected '<scheme>:///<folder>/<object>'")
+        if scheme == "data":
+            raise RefusedURLError(url, "data: URLs are reserved for a later version")
+        if not rest.startswith("///"):
+            raise RefusedURLError(url, "it has an authority; expected '<scheme>:///<folder>/<object>'")
+        if len(url) > _MAX_URL:
+            raise RefusedURLError(url[:80] + "…", f"it is longer than {_MAX_URL} characters")
+        if "?" in rest or "#" in rest:
+            raise RefusedURLError(url, "query and fragment are reserved for a later version")
+        return cls(scheme, check_path(rest[3:], url=url))
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:///{self.path}"
+
+    @property
+    def folder(self) -> str:
+        """The path without the object's name; empty for an object at the base."""
+        return self.path.rpartition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The object's name, the last segment."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def nested_count(self) -> int:
+        """How many nested objects belong to this one; 0 for a nested object itself."""
+        match = OBJECT_NAME.fullmatch(self.name)
+        return int(match["n"]) if match and match["n"] and not match["i"] else 0
+
+    def nested(self, index: int) -> ObjectURL:
+        """Return the URL of a nested object of this one's family.
+
+        Args:
+            index: from 0; the same for every member of the family.
+        """
+        stem = re.sub(r"(-[0-9]+)(\.[0-9]+)?\.zip$", r"\1", self.name)
+        return ObjectURL(self.scheme, f"{self.folder}/{stem}.{index + 1}{SUFFIX}".lstrip("/"))
+
+    def family(self) -> list[ObjectURL]:
+        """Return this URL and those of all its nested objects."""
+        return [self, *(self.nested(index) for index in range(self.nested_count))]
