@@ -1,0 +1,3 @@
+"""Codecs of Python's own types."""
+
+CODECS = ()
