@@ -1,0 +1,341 @@
+"""The storage in a local folder.
+
+An object is written under a temporary name (``#<random>.part``, which no URL can hold) in its own
+folder and gets its name by a hard link, so that a name stands for a whole object or for none and
+nothing is ever overwritten. Large ranges are memory maps; no descriptor outlives a call.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from urllib.parse import quote
+
+from typing_extensions import Buffer
+
+from sqla_datastore.exceptions import (
+    DataStoreError,
+    MissingObjectError,
+    RefusedURLError,
+    StorageError,
+)
+from sqla_datastore.storage import _posix
+from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, StoredObject
+from sqla_datastore.urls import ObjectURL, check_path
+
+__all__ = ["LocalStorage"]
+
+_MAPPED_FROM = 128 * 1024
+_SYNC_THREADS = 16
+_ATTEMPTS = 100
+
+
+class LocalStorage:
+    """A `Storage` in a folder of the local file system (or one mounted there).
+
+    The folder is created by the first write. Objects are files whose paths are those of their URLs,
+    percent-encoded as there. A symbolic link below the base is never followed.
+
+    Args:
+        base: the folder; made absolute now, so that a later `os.chdir` does not move it.
+    """
+
+    scheme = "file"
+
+    def __init__(self, base: str | os.PathLike[str]) -> None:
+        self.base = os.path.abspath(os.fspath(base))
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({self.base!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalStorage) and self.base == other.base
+
+    def __hash__(self) -> int:
+        return hash((LocalStorage, self.base))
+
+    @property
+    def url(self) -> str:
+        """The base as a ``file:`` URL."""
+        return f"file://{quote(self.base)}"
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[ObjectWriter]:
+        """Write a new object: leaving the block publishes it, an exception leaves nothing.
+
+        Folders that are missing are created; after a failure those that are empty go again.
+        """
+        url = _object_url(path)
+        with _posix.storage_errors(url, self.base):
+            draft = self._draft(path, url)
+        try:
+            yield draft
+            with _posix.storage_errors(url, self.base):
+                draft.publish()
+        except BaseException:
+            draft.discard()
+            draft.close()
+            _posix.prune(self.base, path.rpartition("/")[0])
+            raise
+        draft.close()
+
+    def _draft(self, path: str, url: str) -> _Draft:
+        folder, _, name = path.rpartition("/")
+        for attempt in range(_ATTEMPTS):
+            try:
+                with _posix.folder_opened(self.base, folder, create=True) as parent:
+                    return _Draft(os.dup(parent), name, url, self.base)
+            except FileNotFoundError as err:
+                # a remover took the emptied folder between its creation and our first file in it
+                if attempt == _ATTEMPTS - 1:
+                    raise StorageError(f"{self._path(folder)!r} keeps vanishing", url=url) from err
+            except OSError:
+                _posix.prune(self.base, folder)
+                raise
+        raise AssertionError  # the last attempt returned or raised
+
+    def open(self, path: str) -> ObjectReader:
+        """Open an object for reading; costs one `fstat`, reads nothing."""
+        return _Reader(self, path, self.size_bytes(path))
+
+    def size_bytes(self, path: str) -> int:
+        """Return an object's size."""
+        with self._opened(path) as descriptor:
+            return os.fstat(descriptor).st_size
+
+    def list(self, folder: str) -> Iterator[StoredObject]:
+        """Yield the objects below a folder, at any depth, in the order of their paths."""
+        url = _object_url(folder) if folder else self.url
+        with _posix.storage_errors(url, self.base):
+            try:
+                with _posix.folder_opened(self.base, folder):
+                    pass
+            except FileNotFoundError:
+                return
+            except NotADirectoryError:
+                if not folder:
+                    raise
+                return
+        yield from self._below(folder, url)
+
+    def _below(self, folder: str, url: str) -> Iterator[StoredObject]:
+        with _posix.storage_errors(url, self.base):
+            children = _children(self._path(folder))
+        for key, child in children:
+            path = f"{folder}/{child.name}" if folder else child.name
+            if key.endswith("/"):
+                yield from self._below(path, url)
+                continue
+            with _posix.storage_errors(url, self.base):
+                found = _stored(path, child)
+            if found is not None:
+                yield found
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove objects, and folders that became empty; what is already gone is no error."""
+        failures: list[DataStoreError] = []
+        folders: set[str] = set()
+        for path in paths:
+            try:
+                self._unlink(path)
+                folders.add(path.rpartition("/")[0])
+            except DataStoreError as err:
+                failures.append(err)
+        for folder in sorted(folders, reverse=True):
+            _posix.prune(self.base, folder)
+        if failures:
+            if len(failures) > 1:
+                failures[0].add_note(f"and {len(failures) - 1} more objects could not be removed")
+            raise failures[0]
+
+    def _unlink(self, path: str) -> None:
+        folder, _, name = path.rpartition("/")
+        with _posix.storage_errors(_object_url(path), self.base):
+            try:
+                with _posix.folder_opened(self.base, folder) as parent:
+                    os.unlink(name, dir_fd=parent)
+            except FileNotFoundError:
+                pass
+
+    def make_durable(self, paths: Iterable[str]) -> None:
+        """Sync these objects and every folder from them up to the base, each once, in parallel."""
+        files = list(dict.fromkeys(paths))
+        folders = sorted({above for path in files for above in _folders_above(path)}, reverse=True)
+        tasks: list[Callable[[], None]] = [lambda path=path: self._sync(path) for path in files]
+        tasks += [lambda folder=folder: self._sync_folder(folder) for folder in folders]
+        if len(files) < 2:
+            for task in tasks:
+                task()
+            return
+        with ThreadPoolExecutor(min(_SYNC_THREADS, len(tasks))) as pool:
+            for _ in pool.map(lambda task: task(), tasks):
+                pass
+
+    def _sync(self, path: str) -> None:
+        with self._opened(path) as descriptor:
+            _posix.sync(descriptor)
+
+    def _sync_folder(self, folder: str) -> None:
+        url = _object_url(folder) if folder else self.url
+        with (
+            _posix.storage_errors(url, self.base),
+            _posix.folder_opened(self.base, folder) as descriptor,
+        ):
+            _posix.sync(descriptor)
+        if not folder:
+            # the base may be new as well; its parent need not be readable for us
+            with suppress(OSError), _posix.folder_opened(os.path.dirname(self.base), "") as parent:
+                _posix.sync(parent)
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[int]:
+        url = _object_url(path)
+        with _posix.storage_errors(url, self.base):
+            try:
+                with _posix.file_opened(self.base, path) as descriptor:
+                    yield descriptor
+            except NotADirectoryError as err:
+                if os.path.isdir(self.base):  # a file lies where the object's folder would be
+                    raise MissingObjectError(url, f"the folder {self.base!r}") from err
+                raise
+
+    def _path(self, path: str) -> str:
+        return os.path.join(self.base, path) if path else self.base
+
+
+class _Draft:
+    """A new object under its temporary name, open for writing, and the folder it lies in."""
+
+    def __init__(self, parent: int, name: str, url: str, base: str) -> None:
+        self._parent = parent
+        self._name = name
+        self._url = url
+        self._base = base
+        self._temporary = f"#{uuid.uuid4().hex}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(self._temporary, flags, 0o666, dir_fd=parent)
+        except OSError:
+            os.close(parent)
+            raise
+
+    def write(self, data: Buffer, /) -> None:
+        with _posix.storage_errors(self._url, self._base):
+            rest = memoryview(data).cast("B")
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+    def patch(self, offset: int, data: Buffer, /) -> None:
+        with _posix.storage_errors(self._url, self._base):
+            rest = memoryview(data).cast("B")
+            while rest:
+                written = os.pwrite(self._descriptor, rest, offset)
+                rest, offset = rest[written:], offset + written
+
+    def publish(self) -> None:
+        _posix.link_exclusively(self._temporary, self._name, self._parent)
+
+    def discard(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._temporary, dir_fd=self._parent)
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(os.close, self._parent)
+            stack.callback(os.close, self._descriptor)
+
+
+class _Reader:
+    """An object's path and size, and its memory map once a large range was asked for."""
+
+    maps = True
+
+    def __init__(self, storage: LocalStorage, path: str, size_bytes: int) -> None:
+        self._storage = storage
+        self._path = path
+        self._size_bytes = size_bytes
+        self._map: memoryview | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        end = min(offset + size_bytes, self._size_bytes)
+        pieces = []
+        with self._storage._opened(self._path) as descriptor:
+            while offset < end:
+                piece = os.pread(descriptor, end - offset, offset)
+                if not piece:
+                    break
+                pieces.append(piece)
+                offset += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def view(self, offset: int, size_bytes: int) -> memoryview:
+        if size_bytes < _MAPPED_FROM:
+            return memoryview(self.read(offset, size_bytes))
+        return self._mapped()[offset : offset + size_bytes]
+
+    def _mapped(self) -> memoryview:
+        with self._lock:
+            if self._map is None:
+                with self._storage._opened(self._path) as descriptor:
+                    whole = self._storage._path(self._path)
+                    empty = os.fstat(descriptor).st_size == 0
+                    self._map = memoryview(b"") if empty else _posix.map_file(descriptor, whole)
+            return self._map
+
+
+def _object_url(path: str) -> str:
+    """Return the URL of a path, refusing one that could leave the base."""
+    return str(ObjectURL("file", check_path(path)))
+
+
+def _folders_above(path: str) -> Iterator[str]:
+    """Yield the folders of a path, the nearest first and the base (``""``) last."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def _stored(path: str, child: os.DirEntry[str]) -> StoredObject | None:
+    """Return what a directory entry is, or None where it is no object or has just gone."""
+    try:
+        found = child.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return StoredObject(path, found.st_size, found.st_mtime)
+
+
+def _children(folder: str) -> list[tuple[str, os.DirEntry[str]]]:
+    """Return what can be objects or their folders, in the order of full paths.
+
+    A folder sorts as its name and ``/``, since that is how the paths below it go on.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as children:
+            for child in children:
+                if _is_segment(child.name) and not child.is_symlink():
+                    is_folder = child.is_dir(follow_symlinks=False)
+                    found.append((child.name + "/" if is_folder else child.name, child))
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _is_segment(name: str) -> bool:
+    try:
+        check_path(name)
+    except RefusedURLError:
+        return False
+    return True
