@@ -1,3 +1,31 @@
-"""Codecs of Python's own types."""
+"""Codecs of Python's own types.
 
-CODECS = ()
+=================================  ===========================================================
+what                               becomes
+=================================  ===========================================================
+int, Fraction                      hexadecimal text, of any size
+float, complex                     the bits of IEEE 754 binary64 as hexadecimal text
+str                                UTF-8 with surrogates passed through, as a blob or hexadecimal
+bytes, bytearray                   hexadecimal text, or a blob when large
+datetime, date, time, timedelta    ISO text with fold and zone; days, seconds and microseconds
+Decimal, UUID                      their text
+Enum                               the registered name and the member's name or value
+tuple, list, set, frozenset        items; JSON-like or numeric ones as JSON or packed numbers
+dict                               keys and values as items, so that ``1`` and ``True`` stay apart
+range, slice                       start, stop and step
+=================================  ===========================================================
+
+None, bool, most str, finite float and int of 53 bits are bare JSON and need no codec (`is_bare`).
+"""
+
+from __future__ import annotations
+
+from ._calendar import CALENDAR_CODECS
+from ._collections import COLLECTION_CODECS
+from ._enums import EnumCodec, register_enum
+from ._scalars import SCALAR_CODECS, is_bare
+from .protocol import Codec
+
+__all__ = ["CODECS", "is_bare", "register_enum"]
+
+CODECS: tuple[Codec, ...] = (*SCALAR_CODECS, *CALENDAR_CODECS, *COLLECTION_CODECS, EnumCodec())

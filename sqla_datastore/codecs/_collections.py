@@ -1,0 +1,267 @@
+"""Codecs of Python's own collections, ranges and slices.
+
+Items take the most compact of four forms: JSON in the node, JSON in a blob, packed binary64 or
+64-bit integers in a blob, or else one node for each item.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from ._base import SMALL_BYTES, BytesPayload, ExactCodec, field, int_node, read_int
+from ._scalars import is_bare
+from .protocol import JSON, Codec, Decoder, Encoder
+
+__all__ = ["COLLECTION_CODECS"]
+
+_PACKED_FROM: Final = 256
+_JSON_DEPTH: Final = 16
+_PACKED_AS: Final = {float: "d", int: "q"}
+_CONTAINERS: Final = (list, dict)
+
+
+class ListCodec(ExactCodec):
+    """Lists."""
+
+    name = "plain.list"
+    mutable = True
+    python_types = (list,)
+
+    def encode(self, value: list[Any], encoder: Encoder) -> JSON:
+        return _items_node(value, encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> list[Any]:  # noqa: ARG002
+        return _read_items(node, decoder)
+
+
+class TupleCodec(ExactCodec):
+    """Tuples; what is inside may be mutable."""
+
+    name = "plain.tuple"
+    mutable = True
+    python_types = (tuple,)
+
+    def encode(self, value: tuple[Any, ...], encoder: Encoder) -> JSON:
+        return _items_node(list(value), encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> tuple[Any, ...]:  # noqa: ARG002
+        return tuple(_read_items(node, decoder))
+
+
+class SetCodec(ExactCodec):
+    """Sets."""
+
+    name = "plain.set"
+    mutable = True
+    python_types = (set,)
+
+    def encode(self, value: set[Any], encoder: Encoder) -> JSON:
+        return _items_node(list(value), encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        items = _read_items(node, decoder)
+        return _distinct(set, items, len(items), decoder)
+
+
+class FrozensetCodec(ExactCodec):
+    """Frozen sets."""
+
+    name = "plain.frozenset"
+    python_types = (frozenset,)
+
+    def encode(self, value: frozenset[Any], encoder: Encoder) -> JSON:
+        return _items_node(list(value), encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        items = _read_items(node, decoder)
+        return _distinct(frozenset, items, len(items), decoder)
+
+
+class DictCodec(ExactCodec):
+    """Dicts in their order, with keys of any hashable type that has a codec."""
+
+    name = "plain.dict"
+    mutable = True
+    python_types = (dict,)
+
+    def encode(self, value: dict[Any, Any], encoder: Encoder) -> JSON:
+        if _is_json(value, _JSON_DEPTH):
+            return _json_node(value, encoder)
+        names = [f"[{key!r:.40}]" for key in value]
+        return {
+            "keys": _items_node(list(value), encoder, lambda number: f".keys()[{number}]"),
+            "values": _items_node(list(value.values()), encoder, names.__getitem__),
+        }
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        if isinstance(node, dict) and "keys" not in node:
+            return _read_json(node, dict, decoder)
+        keys = _read_items(field(node, "keys", decoder), decoder)
+        values = _read_items(field(node, "values", decoder), decoder)
+        if len(keys) != len(values):
+            raise decoder.damaged("a dict has not as many values as keys")
+        return _distinct(dict, zip(keys, values, strict=True), len(keys), decoder)
+
+
+class RangeCodec(ExactCodec):
+    """Ranges."""
+
+    name = "plain.range"
+    python_types = (range,)
+
+    def encode(self, value: range, encoder: Encoder) -> JSON:  # noqa: ARG002
+        return [int_node(value.start), int_node(value.stop), int_node(value.step)]
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> range:  # noqa: ARG002
+        start, stop, step = (read_int(part, decoder) for part in _three(node, decoder))
+        if step == 0:
+            raise decoder.damaged("a range's step is 0")
+        return range(start, stop, step)
+
+
+class SliceCodec(ExactCodec):
+    """Slices of anything."""
+
+    name = "plain.slice"
+    mutable = True
+    python_types = (slice,)
+
+    def encode(self, value: slice, encoder: Encoder) -> JSON:
+        return [
+            encoder.encode(value.start, ".start"),
+            encoder.encode(value.stop, ".stop"),
+            encoder.encode(value.step, ".step"),
+        ]
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> slice:  # noqa: ARG002
+        return slice(*[decoder.decode(part) for part in _three(node, decoder)])
+
+
+def _three(node: Any, decoder: Decoder) -> list[Any]:
+    if isinstance(node, list) and len(node) == 3:
+        return node
+    raise decoder.damaged("a range or slice is not start, stop and step")
+
+
+def _distinct(cls: Any, items: Iterable[Any], count: int, decoder: Decoder) -> Any:
+    """Build a set or dict whose members must be hashable and all different."""
+    try:
+        value = cls(items)
+    except TypeError:
+        raise decoder.damaged(f"a {cls.__name__} holds what cannot be hashed") from None
+    if len(value) != count:
+        raise decoder.damaged(f"a {cls.__name__} holds the same twice")
+    return value
+
+
+def _items_node(
+    items: list[Any], encoder: Encoder, where: Callable[[int], str] = "[{}]".format
+) -> JSON:
+    if len(items) >= _PACKED_FROM and (packed := _packed_node(items, encoder)) is not None:
+        return packed
+    if _is_json(items, _JSON_DEPTH):
+        return _json_node(items, encoder)
+    return {"items": [encoder.encode(item, where(number)) for number, item in enumerate(items)]}
+
+
+def _read_items(node: Any, decoder: Decoder) -> list[Any]:
+    match node:
+        case {"items": list(nodes)}:
+            return [decoder.decode(inner) for inner in nodes]
+        case {"packed": str(code), "blob": number}:
+            return _read_packed(code, number, decoder)
+    items: list[Any] = _read_json(node, list, decoder)
+    return items
+
+
+def _packed_node(items: list[Any], encoder: Encoder) -> JSON:
+    kinds = set(map(type, items))
+    code = _PACKED_AS.get(kinds.pop()) if len(kinds) == 1 else None
+    if code is None:
+        return None
+    try:
+        packed = array(code, items)
+    except OverflowError:
+        return None
+    return {"packed": code, "blob": encoder.blob(BytesPayload(_little_endian(packed).tobytes()))}
+
+
+def _read_packed(code: str, number: Any, decoder: Decoder) -> list[Any]:
+    data = decoder.blob(number)
+    if code not in _PACKED_AS.values() or len(data) % 8:
+        raise decoder.damaged("packed numbers are not 64 bits each")
+    packed = array(code)
+    packed.frombytes(data)
+    return _little_endian(packed).tolist()
+
+
+def _little_endian(packed: array[Any]) -> array[Any]:
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed
+
+
+def _is_json(value: list[Any] | dict[Any, Any], depth: int) -> bool:
+    """Return whether JSON gives a list or dict back as it was, types and all."""
+    if depth == 0:
+        return False
+    items: Iterable[Any] = value
+    if isinstance(value, dict):
+        if not all(type(key) is str and is_bare(key) for key in value):
+            return False
+        items = value.values()
+    return all(
+        is_bare(item) or (type(item) in _CONTAINERS and _is_json(item, depth - 1)) for item in items
+    )
+
+
+def _json_node(value: list[Any] | dict[Any, Any], encoder: Encoder) -> JSON:
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    if len(text) <= SMALL_BYTES:
+        return {"json": json.loads(text)}  # a copy: the owner may edit the value later
+    return {"json_blob": encoder.blob(BytesPayload(text.encode("ascii")))}
+
+
+def _read_json(node: Any, cls: type, decoder: Decoder) -> Any:
+    """Read either form; only values that JSON knows can come out, whoever wrote it."""
+    if isinstance(node, dict) and "json" in node:
+        value = _copied(node["json"])
+    else:
+        value = _parsed(decoder.blob(field(node, "json_blob", decoder)), decoder)
+    if type(value) is not cls:
+        raise decoder.damaged(f"expected a {cls.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _copied(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_copied(item) for item in node]
+    if isinstance(node, dict):
+        return {key: _copied(item) for key, item in node.items()}
+    return node
+
+
+def _parsed(data: memoryview, decoder: Decoder) -> Any:
+    try:
+        return json.loads(data.tobytes(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise decoder.damaged("a blob is not JSON") from None
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(text)
+
+
+COLLECTION_CODECS: tuple[Codec, ...] = (
+    ListCodec(),
+    TupleCodec(),
+    SetCodec(),
+    FrozensetCodec(),
+    DictCodec(),
+    RangeCodec(),
+    SliceCodec(),
+)

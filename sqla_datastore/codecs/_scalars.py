@@ -1,0 +1,185 @@
+"""Codecs of numbers, text, bytes and identifiers."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import uuid
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from typing import Any
+
+from ._base import ExactCodec, bytes_node, field, int_node, read_bytes, read_int, text_in
+from .protocol import JSON, Codec, Decoder, Encoder
+
+__all__ = ["SCALAR_CODECS", "is_bare"]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UUID = re.compile("[0-9a-f]{32}")
+_BARE_TYPES = frozenset({type(None), bool, int, float, str})
+
+
+def is_bare(value: object) -> bool:
+    """Return whether a value is stored as JSON itself, without a codec.
+
+    Text with surrogates is not: JSON joins two escapes to one character, and UTF-8 has none.
+    """
+    if type(value) not in _BARE_TYPES:
+        return False
+    if isinstance(value, str):
+        return value.isascii() or not _SURROGATE.search(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -(2**53) < value < 2**53
+
+
+class IntCodec(ExactCodec):
+    """Integers of any size."""
+
+    name = "plain.int"
+    python_types = (int,)
+
+    def encode(self, value: int, encoder: Encoder) -> JSON:  # noqa: ARG002
+        return int_node(value)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> int:  # noqa: ARG002
+        return read_int(node, decoder)
+
+
+class FloatCodec(ExactCodec):
+    """Floats by their bits, so that the payload of a NaN survives."""
+
+    name = "plain.float"
+    python_types = (float,)
+
+    def encode(self, value: float, encoder: Encoder) -> JSON:  # noqa: ARG002
+        return struct.pack(">d", value).hex()
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> float:  # noqa: ARG002
+        (value,) = _unpacked(">d", node, decoder)
+        return value
+
+
+class ComplexCodec(ExactCodec):
+    """Complex numbers by the bits of both parts."""
+
+    name = "plain.complex"
+    python_types = (complex,)
+
+    def encode(self, value: complex, encoder: Encoder) -> JSON:  # noqa: ARG002
+        return struct.pack(">dd", value.real, value.imag).hex()
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> complex:  # noqa: ARG002
+        real, imag = _unpacked(">dd", node, decoder)
+        return complex(real, imag)
+
+
+def _unpacked(layout: str, node: Any, decoder: Decoder) -> tuple[float, ...]:
+    try:
+        return struct.unpack(layout, bytes.fromhex(text_in(node, decoder)))
+    except (ValueError, struct.error):
+        raise decoder.damaged("a float is not the bits of binary64") from None
+
+
+class StrCodec(ExactCodec):
+    """Text that is not bare JSON; surrogates pass through UTF-8."""
+
+    name = "plain.str"
+    python_types = (str,)
+
+    def encode(self, value: str, encoder: Encoder) -> JSON:
+        return bytes_node(value.encode("utf-8", "surrogatepass"), encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> str:  # noqa: ARG002
+        try:
+            return read_bytes(node, decoder).decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            raise decoder.damaged("text is not UTF-8") from None
+
+
+class BytesCodec(ExactCodec):
+    """Bytes."""
+
+    name = "plain.bytes"
+    python_types = (bytes,)
+
+    def encode(self, value: bytes, encoder: Encoder) -> JSON:
+        return bytes_node(value, encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> bytes:  # noqa: ARG002
+        return read_bytes(node, decoder)
+
+
+class BytearrayCodec(ExactCodec):
+    """Bytes that can be edited, so that they are copied at once."""
+
+    name = "plain.bytearray"
+    mutable = True
+    python_types = (bytearray,)
+
+    def encode(self, value: bytearray, encoder: Encoder) -> JSON:
+        return bytes_node(bytes(value), encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> bytearray:  # noqa: ARG002
+        return bytearray(read_bytes(node, decoder))
+
+
+class DecimalCodec(ExactCodec):
+    """Decimals by their text, which keeps sign, exponent and the payload of a NaN."""
+
+    name = "plain.decimal"
+    python_types = (Decimal,)
+
+    def encode(self, value: Decimal, encoder: Encoder) -> JSON:
+        return bytes_node(str(value).encode("ascii"), encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Decimal:  # noqa: ARG002
+        try:
+            return Decimal(read_bytes(node, decoder).decode("ascii"))
+        except (InvalidOperation, ValueError):
+            raise decoder.damaged("a decimal is not a number's text") from None
+
+
+class FractionCodec(ExactCodec):
+    """Fractions by numerator and denominator."""
+
+    name = "plain.fraction"
+    python_types = (Fraction,)
+
+    def encode(self, value: Fraction, encoder: Encoder) -> JSON:  # noqa: ARG002
+        return {"over": int_node(value.numerator), "under": int_node(value.denominator)}
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Fraction:  # noqa: ARG002
+        over, under = (read_int(field(node, key, decoder), decoder) for key in ("over", "under"))
+        if under < 1:
+            raise decoder.damaged("a fraction's denominator is not positive")
+        return Fraction(over, under)
+
+
+class UUIDCodec(ExactCodec):
+    """UUIDs; how safely one was made is not kept."""
+
+    name = "plain.uuid"
+    python_types = (uuid.UUID,)
+
+    def encode(self, value: uuid.UUID, encoder: Encoder) -> JSON:  # noqa: ARG002
+        return value.hex
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> uuid.UUID:  # noqa: ARG002
+        if _UUID.fullmatch(text_in(node, decoder)):
+            return uuid.UUID(hex=node)
+        raise decoder.damaged("a UUID is not 32 hexadecimal digits")
+
+
+SCALAR_CODECS: tuple[Codec, ...] = (
+    IntCodec(),
+    FloatCodec(),
+    ComplexCodec(),
+    StrCodec(),
+    BytesCodec(),
+    BytearrayCodec(),
+    DecimalCodec(),
+    FractionCodec(),
+    UUIDCodec(),
+)
