@@ -1,0 +1,195 @@
+"""Whether a value was edited in place since it was handed out.
+
+A fingerprint is the hash of a pickle that is written and thrown away: small things go into it
+whole, memory that nobody can write to only with its address. So a frame of 1 GB that is built on
+read-only buffers costs less than a millisecond, and everything that is writable is hashed.
+
+An address means something only as long as nothing else can move there: `Fingerprint` keeps every
+buffer that it has seen. It also keeps a shallow copy of every pandas object, which makes
+copy-on-write copy read-only memory before an edit, so that edits of decoded frames succeed (pandas
+3, or ``pd.options.mode.copy_on_write`` on 2.2; without it they raise as read-only, and
+``frame.copy()`` is editable).
+
+A mismatch means "look again": using an index can fill a cache that its pickle shows. A match means
+that nothing changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import sys
+from types import NotImplementedType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+__all__ = ["Fingerprint", "fingerprint"]
+
+_Reduced: TypeAlias = "tuple[Any, tuple[object, ...]] | NotImplementedType"
+
+
+class Fingerprint:
+    """The state of a value at the time of construction.
+
+    Keeps the value, its buffers and shallow copies of its frames alive: drop it when the edits
+    do not matter any more. Costs no copy of a payload.
+
+    Args:
+        value: any value; one that cannot be pickled always counts as changed.
+        opaque: types whose instances look after their own edits, compared by identity.
+    """
+
+    __slots__ = ("_digest", "_kept", "_opaque", "_value")
+
+    def __init__(self, value: object, *, opaque: tuple[type, ...] = ()) -> None:
+        self._value = value
+        self._opaque = opaque
+        self._digest, self._kept = _digest(value, opaque)
+
+    def changed(self) -> bool:
+        """Return whether the value may have been edited since; False is certain."""
+        if self._digest is None:
+            return True
+        digest, _ = _digest(self._value, self._opaque)
+        return digest != self._digest
+
+
+def fingerprint(value: object) -> bytes:
+    """Return the fingerprint of a value, comparable only while `Fingerprint` holds its memory.
+
+    Args:
+        value: any value that can be pickled.
+
+    Raises:
+        ValueError: it cannot be pickled.
+    """
+    digest, _ = _digest(value, ())
+    if digest is None:
+        raise ValueError(f"a value of type {type(value).__name__} has no fingerprint")
+    return digest
+
+
+def _digest(value: object, opaque: tuple[type, ...]) -> tuple[bytes | None, list[object]]:
+    hashed = _Hashed()
+    pickler = _Pickler(hashed, opaque)
+    try:
+        pickler.dump(value)
+    except Exception:  # a foreign __reduce__ may raise anything: then "look again"
+        return None, []
+    return hashed.digest(), pickler.kept
+
+
+class _Hashed(io.RawIOBase):
+    """A file that remembers only the hash of what is written to it."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        return memoryview(data).nbytes
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+class _Pickler(pickle.Pickler):
+    """Writes what can change: content of writable memory, addresses of the rest."""
+
+    def __init__(self, file: _Hashed, opaque: tuple[type, ...]) -> None:
+        super().__init__(file, 5, buffer_callback=self._out_of_band)
+        self.kept: list[object] = []
+        self._file = file
+        self._opaque = opaque
+        self._pandas = _imported("pandas", "DataFrame", "Series")
+        self._arrow = _imported("pandas.arrays", "ArrowExtensionArray")
+        self._polars = _imported("polars", "DataFrame", "Series")
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Describe arrays and frames by their memory; called for no builtin container."""
+        if type(obj) is np.ndarray and not obj.dtype.hasobject:
+            return self._array(obj)
+        if isinstance(obj, self._opaque):
+            return self._identity(obj)
+        if isinstance(obj, self._pandas):
+            self.kept.append(obj.copy(deep=False))
+        elif isinstance(obj, self._polars):
+            return self._capsule(obj)
+        elif isinstance(obj, self._arrow):
+            return self._chunked(obj)
+        return NotImplemented
+
+    def _array(self, array: np.ndarray[Any, Any]) -> _Reduced:
+        self.kept.append(array)
+        layout = (array.dtype, array.shape, array.strides, array.flags.writeable)
+        if _frozen(array):
+            return tuple, ((*layout, array.__array_interface__["data"][0]),)
+        self._content(array)
+        return tuple, (layout,)
+
+    def _content(self, array: np.ndarray[Any, Any]) -> None:
+        if array.nbytes:
+            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+    def _chunked(self, array: Any) -> _Reduced:
+        """Describe a pandas array of Arrow memory, whose own pickle copies slices."""
+        chunks = array.__arrow_array__().chunks
+        self.kept.append(chunks)
+        return tuple, ((str(array.dtype), [self._chunk(chunk) for chunk in chunks]),)
+
+    def _identity(self, obj: object) -> _Reduced:
+        self.kept.append(obj)
+        return tuple, ((id(obj),),)
+
+    def _capsule(self, frame: Any) -> _Reduced:
+        """Describe a polars object by its Arrow export; the clone makes edits copy."""
+        import pyarrow as pa
+
+        table = pa.table(frame if hasattr(frame, "columns") else frame.to_frame())
+        self.kept += [table, frame.clone()]
+        chunks = [chunk for column in table.columns for chunk in column.chunks]
+        schema = table.schema.serialize().to_pybytes()
+        return tuple, ((str(type(frame)), schema, [self._chunk(chunk) for chunk in chunks]),)
+
+    def _chunk(self, chunk: Any) -> tuple[object, ...]:
+        """Return where an Arrow array lies; exports rebuild dictionaries, so these by content."""
+        buffers = [buffer for buffer in chunk.buffers() if buffer is not None]
+        for buffer in buffers:
+            if not _frozen(buffer):
+                self._file.write(buffer)
+        dictionary = getattr(chunk, "dictionary", None)
+        values = None if dictionary is None else dictionary.to_pylist()
+        return len(chunk), chunk.offset, [(each.address, each.size) for each in buffers], values
+
+    def _out_of_band(self, buffer: pickle.PickleBuffer) -> bool:
+        """Hash a buffer that some ``__reduce_ex__`` handed over; false keeps it apart."""
+        self.kept.append(buffer)
+        raw = buffer.raw()
+        where = np.frombuffer(raw, np.uint8).__array_interface__["data"][0] if raw.nbytes else 0
+        self._file.write(repr((raw.nbytes, raw.readonly, where)).encode())
+        if not _frozen(buffer):
+            self._file.write(raw)
+        return False
+
+
+def _imported(module: str, *names: str) -> tuple[Any, ...]:
+    """Return classes of a module that is already imported, so that none is imported for this."""
+    found = sys.modules.get(module)
+    return tuple(getattr(found, name) for name in names if hasattr(found, name))
+
+
+def _frozen(memory: Any) -> bool:
+    """Return whether nobody can write to an object's memory, through its owners neither."""
+    while isinstance(memory, np.ndarray):
+        if memory.flags.writeable or memory.flags.owndata:
+            return False
+        memory = memory.base
+    try:
+        view = memoryview(memory)
+    except (TypeError, ValueError, BufferError):
+        return False
+    if isinstance(view.obj, np.ndarray):
+        return _frozen(view.obj)
+    return view.readonly
