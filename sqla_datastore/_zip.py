@@ -1,0 +1,390 @@
+"""ZIP archives of stored, aligned members: the bytes of an object around its payloads.
+
+The structures are those of PKWARE's APPNOTE 6.3 (sections 4.3 to 4.5); nothing is compressed. The
+last central record is the manifest's, and its last extra field, the *anchor*, says where the
+manifest is, so that a reader needs the end of the object only. See ``docs/format.md``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from typing_extensions import Buffer
+
+from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter
+
+try:
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
+
+__all__ = [
+    "ALIGNMENT",
+    "MANIFEST",
+    "Anchor",
+    "MalformedError",
+    "Member",
+    "WrongSizeError",
+    "ZipWriter",
+    "crc32",
+    "read_anchor",
+    "read_directory",
+    "read_exactly",
+]
+
+ALIGNMENT = 64
+MANIFEST = "manifest.json"
+BUFFER = 256 * 1024
+MAX_MANIFEST = 256 * 1024 * 1024
+MAX_DIRECTORY = 256 * 1024 * 1024
+
+# from here on a figure goes into a ZIP64 field; lower in tests
+ZIP64_SIZE = 0xFFFFFFFF
+ZIP64_COUNT = 0xFFFF
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_LOCATOR = struct.Struct("<4sIQI")
+_ANCHOR = struct.Struct("<4H2Q2I")
+_PAIR = struct.Struct("<2H")
+_ALIGN = struct.Struct("<3H")
+
+_LOCAL_SIGN, _CENTRAL_SIGN, _END_SIGN = b"PK\3\4", b"PK\1\2", b"PK\5\6"
+_END64_SIGN, _LOCATOR_SIGN = b"PK\6\6", b"PK\6\7"
+_ZIP64_ID, _ALIGN_ID, _ANCHOR_ID = 0x0001, 0xD935, 0x5344
+_DATE = 0x0021  # 1980-01-01, the first day that ZIP knows
+_PLAIN_VERSION, _ZIP64_VERSION = 20, 45
+_UNIX = 3 << 8
+_FILE_MODE = 0o100644 << 16
+_CRC_AT = 14
+_SUFFIX = 64 * 1024
+
+
+class MalformedError(ValueError):
+    """The bytes are no archive that this module has written."""
+
+
+class WrongSizeError(ValueError):
+    """A member got more or fewer bytes than were announced."""
+
+
+class Member(NamedTuple):
+    """One member as a directory tells it; offsets from the object's start, sizes in bytes."""
+
+    name: str
+    header_offset: int
+    data_offset: int
+    size: int
+    crc: int
+
+
+class Anchor(NamedTuple):
+    """Where the manifest is, and which version of the format wrote the object."""
+
+    version: int
+    offset: int
+    size: int
+    crc: int
+
+
+class ZipWriter:
+    """Write members one after the other through one small buffer.
+
+    A checksum is taken of the bytes in the buffer, which are then written from there: what another
+    thread does to the caller's memory meanwhile cannot part the two.
+    """
+
+    def __init__(self, out: ObjectWriter) -> None:
+        self._out = out
+        self._buffer = memoryview(bytearray(BUFFER))
+        self._filled = 0
+        self._flushed = 0
+        self._members: list[Member] = []
+        self._name = ""
+        self._header_offset = self._data_offset = self._size = 0
+        self._crc = self._part_crc = 0
+        self._parted = False
+
+    @property
+    def position(self) -> int:
+        """How many bytes came so far."""
+        return self._flushed + self._filled
+
+    def begin(self, name: str, size: int) -> int:
+        """Start a member of a known size and return the offset of its data."""
+        header = _local_header(name, size, self.position)
+        if len(header) > BUFFER - self._filled:
+            self._flush()  # a header lies in the buffer whole or not at all
+        self._name, self._size, self._header_offset = name, size, self.position
+        self._append(header)
+        self._data_offset = self.position
+        self._crc, self._parted = 0, False
+        return self._data_offset
+
+    def write(self, data: Buffer) -> None:
+        """Append bytes to the member; the buffer may be reused afterwards."""
+        piece = memoryview(data)
+        if piece.format != "B" or piece.ndim != 1:
+            piece = piece.cast("B") if piece.nbytes else memoryview(b"")
+        if self.position + len(piece) > self._data_offset + self._size:
+            raise WrongSizeError(f"more than the {self._size} bytes that were announced")
+        while piece:
+            piece = piece[self._append(piece) :]
+
+    def part(self) -> int:
+        """Start a part of the member, aligned, with a checksum of its own; return its offset."""
+        self._parted = True
+        self.write(bytes(-self.position % ALIGNMENT))
+        self._part_crc = 0
+        return self.position
+
+    @property
+    def part_crc(self) -> int:
+        """The checksum of what was written since `part`."""
+        return self._part_crc
+
+    def end(self) -> int:
+        """Finish the member and return its checksum."""
+        if self.position != self._data_offset + self._size:
+            written = self.position - self._data_offset
+            raise WrongSizeError(f"{written} instead of the {self._size} bytes announced")
+        self._patch(self._header_offset + _CRC_AT, self._crc.to_bytes(4, "little"))
+        self._members.append(
+            Member(self._name, self._header_offset, self._data_offset, self._size, self._crc)
+        )
+        return self._crc
+
+    def close(self, version: int) -> None:
+        """Write the central directory; the last member is the manifest."""
+        start = self.position
+        manifest = self._members[-1]
+        for member in self._members[:-1]:
+            self._append_all(_central_record(member, b""))
+        anchor = _anchor(Anchor(version, manifest.data_offset, manifest.size, manifest.crc))
+        self._append_all(_central_record(manifest, anchor))
+        self._append_all(_end_records(len(self._members), start, self.position))
+        self._flush()
+
+    def _append_all(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._append(rest) :]
+
+    def _append(self, data: Buffer) -> int:
+        """Copy what fits into the buffer and return how much that was."""
+        start = self._filled
+        piece = memoryview(data)[: BUFFER - start]
+        self._filled += len(piece)
+        copy = self._buffer[start : self._filled]
+        copy[:] = piece
+        self._crc = crc32(copy, self._crc)
+        if self._parted:
+            self._part_crc = crc32(copy, self._part_crc)
+        if self._filled == BUFFER:
+            self._flush()
+        return len(piece)
+
+    def _flush(self) -> None:
+        if self._filled:
+            self._out.write(self._buffer[: self._filled])
+            self._flushed += self._filled
+            self._filled = 0
+
+    def _patch(self, offset: int, data: bytes) -> None:
+        if offset < self._flushed:
+            self._out.patch(offset, data)
+        else:
+            start = offset - self._flushed
+            self._buffer[start : start + len(data)] = data
+
+
+def _local_header(name: str, size: int, offset: int) -> bytes:
+    zip64 = b""
+    version, shown = _PLAIN_VERSION, size
+    if size >= ZIP64_SIZE:
+        zip64 = _PAIR.pack(_ZIP64_ID, 16) + struct.pack("<2Q", size, size)
+        version, shown = _ZIP64_VERSION, 0xFFFFFFFF
+    raw = name.encode("ascii")
+    unpadded = offset + _LOCAL.size + len(raw) + len(zip64) + _ALIGN.size
+    padding = -unpadded % ALIGNMENT
+    extra = zip64 + _ALIGN.pack(_ALIGN_ID, 2 + padding, ALIGNMENT) + bytes(padding)
+    head = (_LOCAL_SIGN, version, 0, 0, 0, _DATE, 0, shown, shown, len(raw), len(extra))
+    return _LOCAL.pack(*head) + raw + extra
+
+
+def _central_record(member: Member, extra: bytes) -> bytes:
+    large = b""
+    size, offset = member.size, member.header_offset
+    if size >= ZIP64_SIZE:
+        large += struct.pack("<2Q", size, size)
+        size = 0xFFFFFFFF
+    if offset >= ZIP64_SIZE:
+        large += struct.pack("<Q", offset)
+        offset = 0xFFFFFFFF
+    if large:
+        extra = _PAIR.pack(_ZIP64_ID, len(large)) + large + extra
+    raw = member.name.encode("ascii")
+    version = _ZIP64_VERSION if large else _PLAIN_VERSION
+    return (
+        _CENTRAL.pack(
+            *(_CENTRAL_SIGN, _UNIX | version, version, 0, 0, 0, _DATE),
+            *(member.crc, size, size, len(raw), len(extra), 0, 0, 0, _FILE_MODE, offset),
+        )
+        + raw
+        + extra
+    )
+
+
+def _anchor(anchor: Anchor) -> bytes:
+    head = (_ANCHOR_ID, _ANCHOR.size - _PAIR.size, anchor.version, 0)
+    body = _ANCHOR.pack(*head, anchor.offset, anchor.size, anchor.crc, 0)[:-4]
+    return body + crc32(body).to_bytes(4, "little")
+
+
+def _end_records(count: int, start: int, end: int) -> bytes:
+    size, records = end - start, b""
+    if count >= ZIP64_COUNT or size >= ZIP64_SIZE or start >= ZIP64_SIZE:
+        version = _ZIP64_VERSION
+        head = (_END64_SIGN, _END64.size - 12, _UNIX | version, version, 0, 0)
+        records = _END64.pack(*head, count, count, size, start)
+        records += _LOCATOR.pack(_LOCATOR_SIGN, 0, end, 1)
+        count, size, start = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF
+    return records + _END.pack(_END_SIGN, 0, 0, count, count, size, start, 0)
+
+
+def read_exactly(reader: ObjectReader, offset: int, size: int) -> bytes:
+    """Read a range that must lie in the object."""
+    if offset < 0 or size < 0 or offset + size > reader.size_bytes:
+        raise MalformedError(f"bytes {offset} to {offset + size} are outside of it")
+    data = reader.read(offset, size)
+    if len(data) != size:
+        raise MalformedError(f"it became shorter than {offset + size} bytes")
+    return data
+
+
+class _Directory(NamedTuple):
+    """The central directory: where it is, and how many members it tells of."""
+
+    count: int
+    offset: int
+    end: int
+
+
+def _directory(suffix: bytes, total: int) -> _Directory:
+    """Find the central directory by the records behind it, the last bytes of the object."""
+    if len(suffix) < _END.size:
+        raise MalformedError(f"{total} bytes are too few for an object")
+    end = total - _END.size
+    sign, *numbers = _END.unpack(suffix[-_END.size :])
+    disk, disk2, count, count2, size, offset, comment = numbers
+    if sign != _END_SIGN or comment or disk or disk2 or count != count2:
+        raise MalformedError("it does not end as an object does; it is cut off or something else")
+    if count == 0xFFFF or size == 0xFFFFFFFF or offset == 0xFFFFFFFF:
+        end -= _END64.size + _LOCATOR.size
+        count, size, offset = _directory64(suffix[-_END.size - _END64.size - _LOCATOR.size :], end)
+    if offset + size != end:
+        raise MalformedError("its central directory is not where its end says")
+    return _Directory(count, offset, end)
+
+
+def _directory64(records: bytes, end: int) -> tuple[int, int, int]:
+    if len(records) < _END64.size + _LOCATOR.size + _END.size:
+        raise MalformedError("its ZIP64 records are cut off")
+    sign, *numbers, count, size, offset = _END64.unpack_from(records)
+    locator, disk, at, disks = _LOCATOR.unpack_from(records, _END64.size)
+    version = _UNIX | _ZIP64_VERSION
+    if (
+        (sign, locator, disk, at, disks) != (_END64_SIGN, _LOCATOR_SIGN, 0, end, 1)
+        or numbers[:-1] != [_END64.size - 12, version, _ZIP64_VERSION, 0, 0]
+        or numbers[-1] != count
+    ):
+        raise MalformedError("its ZIP64 records are damaged")
+    return count, size, offset
+
+
+def read_anchor(reader: ObjectReader) -> tuple[Anchor, bytes]:
+    """Return the anchor and the object's last bytes, which often hold the manifest too.
+
+    Raises:
+        MalformedError: this is not the end of an object.
+    """
+    total = reader.size_bytes
+    size = min(total, _SUFFIX)
+    suffix = read_exactly(reader, total - size, size)
+    directory = _directory(suffix, total)
+    raw = suffix[: len(suffix) - (total - directory.end)][-_ANCHOR.size :]
+    if len(raw) < _ANCHOR.size:
+        raise MalformedError("it is a ZIP archive, but none of this library")
+    kind, size, version, _, offset, manifest_size, crc, own_crc = _ANCHOR.unpack(raw)
+    if (kind, size) != (_ANCHOR_ID, _ANCHOR.size - _PAIR.size) or own_crc != crc32(raw[:-4]):
+        raise MalformedError("it is a ZIP archive without this library's anchor, or it is damaged")
+    if offset + manifest_size != directory.offset or manifest_size > MAX_MANIFEST:
+        raise MalformedError("its manifest is not where its anchor says")
+    return Anchor(version, offset, manifest_size, crc), suffix
+
+
+def read_directory(reader: ObjectReader) -> Iterator[Member | str]:
+    """Yield the members that other tools see, and what their headers contradict, in words.
+
+    Raises:
+        MalformedError: the directory cannot be read on.
+    """
+    total = reader.size_bytes
+    tail = min(total, _END.size + _END64.size + _LOCATOR.size)
+    directory = _directory(read_exactly(reader, total - tail, tail), total)
+    if directory.end - directory.offset > MAX_DIRECTORY:
+        raise MalformedError("its central directory is too large")
+    records = read_exactly(reader, directory.offset, directory.end - directory.offset)
+    at = count = 0
+    while at < len(records):
+        member, at = _central_member(records, at)
+        data_offset, problem = _check_local(reader, member)
+        if problem:
+            yield f"member {member.name!r}: {problem}"
+        yield member._replace(data_offset=data_offset)
+        count += 1
+    if count != directory.count:
+        yield f"the central directory has {count} records, its end tells of {directory.count}"
+
+
+def _central_member(records: bytes, at: int) -> tuple[Member, int]:
+    if len(records) - at < _CENTRAL.size:
+        raise MalformedError("its central directory is cut off")
+    sign, *numbers = _CENTRAL.unpack_from(records, at)
+    _, _, flags, method, _, _, crc, packed, size, name_size, extra_size, *rest = numbers
+    if sign != _CENTRAL_SIGN or flags or method or packed != size or rest[0]:
+        raise MalformedError(f"record {at} of its central directory is damaged")
+    name_at = at + _CENTRAL.size
+    extra = records[name_at + name_size : name_at + name_size + extra_size]
+    name = records[name_at : name_at + name_size].decode("ascii", "backslashreplace")
+    offset = rest[-1]
+    large = _zip64_numbers(extra)
+    if size == 0xFFFFFFFF:
+        size = next(large, size)
+        next(large, None)
+    if offset == 0xFFFFFFFF:
+        offset = next(large, offset)
+    return Member(name, offset, 0, size, crc), name_at + name_size + extra_size
+
+
+def _zip64_numbers(extra: bytes) -> Iterator[int]:
+    if len(extra) >= _PAIR.size:
+        kind, size = _PAIR.unpack_from(extra)
+        if kind == _ZIP64_ID and size % 8 == 0 and len(extra) >= _PAIR.size + size:
+            yield from struct.unpack_from(f"<{size // 8}Q", extra, _PAIR.size)
+
+
+def _check_local(reader: ObjectReader, member: Member) -> tuple[int, str]:
+    """Return the offset of a member's data and what its local header says wrong."""
+    expected = _local_header(member.name, member.size, member.header_offset)
+    expected = expected[:_CRC_AT] + member.crc.to_bytes(4, "little") + expected[_CRC_AT + 4 :]
+    try:
+        found = read_exactly(reader, member.header_offset, len(expected))
+    except MalformedError as err:
+        return -1, str(err)
+    problem = "" if found == expected else "its local header contradicts the central directory"
+    return member.header_offset + len(expected), problem
