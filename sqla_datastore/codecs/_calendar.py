@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 import zoneinfo
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from typing import Any, TypeVar
+from typing import Any
 
 from ._base import ExactCodec, field, text_in
 from .protocol import JSON, Codec, Decoder, Encoder
 
 __all__ = ["CALENDAR_CODECS"]
-
-Moment = TypeVar("Moment", datetime, time)
 
 # the names of the IANA database: the key becomes a path, so nothing else may stand in it
 _ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
@@ -79,7 +77,7 @@ def _moment_node(value: datetime | time, encoder: Encoder) -> JSON:
     return node
 
 
-def _read_moment(cls: type[Moment], node: Any, decoder: Decoder) -> Moment:
+def _read_moment(cls: type[datetime | time], node: Any, decoder: Decoder) -> Any:
     naive = _from_iso(cls, field(node, "iso", decoder), decoder)
     zone = _read_zone(node["zone"], decoder) if "zone" in node else None
     return naive.replace(fold=1 if node.get("fold") == 1 else 0, tzinfo=zone)

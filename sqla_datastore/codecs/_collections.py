@@ -16,7 +16,7 @@ from ._base import SMALL_BYTES, BytesPayload, ExactCodec, field, int_node, read_
 from ._scalars import is_bare
 from .protocol import JSON, Codec, Decoder, Encoder
 
-__all__ = ["COLLECTION_CODECS"]
+__all__ = ["COLLECTION_CODECS", "is_json"]
 
 _PACKED_FROM: Final = 256
 _JSON_DEPTH: Final = 16
@@ -89,7 +89,7 @@ class DictCodec(ExactCodec):
     python_types = (dict,)
 
     def encode(self, value: dict[Any, Any], encoder: Encoder) -> JSON:
-        if _is_json(value, _JSON_DEPTH):
+        if is_json(value):
             return _json_node(value, encoder)
         names = [f"[{key!r:.40}]" for key in value]
         return {
@@ -163,7 +163,7 @@ def _items_node(
 ) -> JSON:
     if len(items) >= _PACKED_FROM and (packed := _packed_node(items, encoder)) is not None:
         return packed
-    if _is_json(items, _JSON_DEPTH):
+    if is_json(items):
         return _json_node(items, encoder)
     return {"items": [encoder.encode(item, where(number)) for number, item in enumerate(items)]}
 
@@ -205,7 +205,7 @@ def _little_endian(packed: array[Any]) -> array[Any]:
     return packed
 
 
-def _is_json(value: list[Any] | dict[Any, Any], depth: int) -> bool:
+def is_json(value: list[Any] | dict[Any, Any], depth: int = _JSON_DEPTH) -> bool:
     """Return whether JSON gives a list or dict back as it was, types and all."""
     if depth == 0:
         return False
@@ -215,7 +215,7 @@ def _is_json(value: list[Any] | dict[Any, Any], depth: int) -> bool:
             return False
         items = value.values()
     return all(
-        is_bare(item) or (type(item) in _CONTAINERS and _is_json(item, depth - 1)) for item in items
+        is_bare(item) or (type(item) in _CONTAINERS and is_json(item, depth - 1)) for item in items
     )
 
 

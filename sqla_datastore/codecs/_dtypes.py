@@ -1,0 +1,221 @@
+"""NumPy dtypes as JSON, in a grammar of our own.
+
+A node is one of:
+
+- the text of a dtype without fields, byte order and all: ``"<f8"``, ``"|b1"``, ``">U5"``,
+  ``"<M8[25s]"``; exactly what `dtype.str` says and what `_SIMPLE` matches,
+- ``{"longdouble": "<f16", "mantissa_bits": 63}``: read only where ``long double`` is the same,
+- ``{"fields": [{"name", "dtype", "offset", "title"}], "itemsize", "align", "record"}``,
+- ``{"base": node, "shape": [3, 2]}``: a subarray, inside fields,
+- ``{"of": node, "metadata": {...}}``: metadata that JSON can hold.
+
+Sized names stand for C names of the same width: ``longlong`` comes back as ``int64``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import numpy as np
+
+from ._base import field, text_in
+from ._collections import is_json
+from .protocol import JSON, Decoder
+
+__all__ = ["RefusedDtypeError", "dtype_node", "dtype_text", "read_dtype", "read_shape"]
+
+_MAX_DEPTH: Final = 16
+_MAX_NDIM: Final = 64
+_COUNT: Final = "(0|[1-9][0-9]{0,9})"
+_SIMPLE: Final = re.compile(
+    rf"\|b1|\|[iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(8|16)|\|[SV]{_COUNT}|[<>]U{_COUNT}"
+    r"|[<>][mM]8(\[([1-9][0-9]{0,9})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?"
+)
+
+
+class RefusedDtypeError(Exception):
+    """A dtype cannot be stored; the text says why."""
+
+
+def dtype_node(dtype: np.dtype[Any], depth: int = _MAX_DEPTH) -> JSON:
+    """Return the node of a dtype.
+
+    Raises:
+        RefusedDtypeError: the dtype holds Python objects, or what JSON cannot hold.
+    """
+    if dtype.hasobject:
+        raise RefusedDtypeError("the dtype holds Python objects")
+    if depth == 0:
+        raise RefusedDtypeError("the dtype nests too deeply")
+    node = _structure_node(dtype, depth - 1)
+    if not dtype.metadata:
+        return node
+    metadata = dict(dtype.metadata)
+    if not is_json(metadata):
+        raise RefusedDtypeError("JSON cannot hold the dtype's metadata; remove it")
+    return {"of": node, "metadata": metadata}
+
+
+def _structure_node(dtype: np.dtype[Any], depth: int) -> JSON:
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return {"base": dtype_node(base, depth), "shape": list(shape)}
+    if dtype.names is not None:
+        return _fields_node(dtype, depth)
+    if dtype.char in "gG":
+        return {"longdouble": dtype.str, "mantissa_bits": _mantissa_bits()}
+    if _SIMPLE.fullmatch(dtype.str):
+        return dtype.str
+    raise RefusedDtypeError(f"no rule for dtype {dtype}")
+
+
+def _fields_node(dtype: np.dtype[Any], depth: int) -> JSON:
+    if dtype.type not in {np.void, np.record}:
+        raise RefusedDtypeError(f"fields over the scalar type {dtype.type.__qualname__!r}")
+    assert dtype.names is not None
+    node: dict[str, JSON] = {
+        "fields": [_field_node(dtype, name, depth) for name in dtype.names],
+        "itemsize": dtype.itemsize,
+    }
+    if dtype.isalignedstruct:
+        node["align"] = True
+    if dtype.type is np.record:
+        node["record"] = True
+    return node
+
+
+def _field_node(dtype: np.dtype[Any], name: str, depth: int) -> JSON:
+    assert dtype.fields is not None
+    inner, offset, *title = dtype.fields[name]
+    node: dict[str, JSON] = {"name": name, "dtype": dtype_node(inner, depth), "offset": offset}
+    if title:
+        if type(title[0]) is not str:
+            raise RefusedDtypeError(f"the title of field {name!r} is not text")
+        node["title"] = title[0]
+    return node
+
+
+def _mantissa_bits() -> int:
+    return int(np.finfo(np.longdouble).nmant)
+
+
+def read_dtype(node: Any, decoder: Decoder, depth: int = _MAX_DEPTH) -> np.dtype[Any]:
+    """Return the dtype of a node; nothing but the grammar above is understood."""
+    if depth == 0:
+        raise decoder.damaged("a dtype nests too deeply")
+    try:
+        return _read_structure(node, decoder, depth - 1)
+    except (ValueError, TypeError, OverflowError) as err:
+        if type(err) in {ValueError, TypeError, OverflowError}:
+            raise decoder.damaged(f"NumPy refuses a dtype: {err}") from None
+        raise
+
+
+def _read_structure(node: Any, decoder: Decoder, depth: int) -> np.dtype[Any]:
+    if isinstance(node, str):
+        return _read_simple(node, decoder)
+    if not isinstance(node, dict):
+        raise decoder.damaged(f"expected a dtype, found {type(node).__name__}")
+    if "fields" in node:
+        return _read_fields(node, decoder, depth)
+    if "base" in node:
+        shape = read_shape(field(node, "shape", decoder), decoder)
+        return np.dtype((read_dtype(node["base"], decoder, depth), shape))
+    if "of" in node:
+        return _read_metadata(node, decoder, depth)
+    return _read_longdouble(node, decoder)
+
+
+def _read_simple(node: str, decoder: Decoder) -> np.dtype[Any]:
+    if not _SIMPLE.fullmatch(node):
+        raise decoder.damaged(f"no rule for dtype {node[:40]!r}")
+    return np.dtype(node)
+
+
+def _read_longdouble(node: dict[str, Any], decoder: Decoder) -> np.dtype[Any]:
+    text = text_in(field(node, "longdouble", decoder), decoder)
+    ours = [np.dtype(char) for char in "gG"]
+    swapped = [dtype.newbyteorder("S") for dtype in ours]
+    dtype = next((dtype for dtype in ours + swapped if dtype.str == text), None)
+    if dtype is None or field(node, "mantissa_bits", decoder) != _mantissa_bits():
+        raise decoder.damaged(f"the long double {text[:40]!r} of another platform, unreadable here")
+    return dtype
+
+
+def _read_metadata(node: dict[str, Any], decoder: Decoder, depth: int) -> np.dtype[Any]:
+    metadata = field(node, "metadata", decoder)
+    if not isinstance(metadata, dict):
+        raise decoder.damaged("a dtype's metadata is no object")
+    return np.dtype(read_dtype(node["of"], decoder, depth), metadata=dict(metadata))
+
+
+def _read_fields(node: dict[str, Any], decoder: Decoder, depth: int) -> np.dtype[Any]:
+    fields, itemsize = node["fields"], field(node, "itemsize", decoder)
+    if not isinstance(fields, list):
+        raise decoder.damaged("a dtype's fields are no list")
+    spec: dict[str, Any] = {
+        "names": [text_in(field(entry, "name", decoder), decoder) for entry in fields],
+        "formats": [read_dtype(field(entry, "dtype", decoder), decoder, depth) for entry in fields],
+        "offsets": [field(entry, "offset", decoder) for entry in fields],
+        "itemsize": itemsize,
+    }
+    ends = [
+        at + inner.itemsize
+        for at, inner in zip(_sizes(spec["offsets"], decoder), spec["formats"], strict=True)
+    ]
+    if max(ends, default=0) > _sizes([itemsize], decoder)[0]:
+        raise decoder.damaged("a field lies outside its dtype")
+    if any("title" in entry for entry in fields):
+        spec["titles"] = [_read_title(entry, decoder) for entry in fields]
+    dtype: np.dtype[Any] = np.dtype(spec, align=node.get("align") is True)  # type: ignore[call-overload]
+    if dtype.itemsize != itemsize or dtype.names != tuple(spec["names"]):
+        raise decoder.damaged("a dtype does not have the fields or the size that it says")
+    return np.dtype((np.record, dtype)) if node.get("record") is True else dtype
+
+
+def _read_title(entry: dict[str, Any], decoder: Decoder) -> str | None:
+    return text_in(entry["title"], decoder) if "title" in entry else None
+
+
+def _sizes(numbers: list[Any], decoder: Decoder) -> list[int]:
+    if all(type(number) is int and 0 <= number < 2**31 for number in numbers):
+        return numbers
+    raise decoder.damaged("an offset or size is no number of bytes")
+
+
+def read_shape(node: Any, decoder: Decoder) -> tuple[int, ...]:
+    """Return the shape of a node: a list of at most 64 lengths."""
+    if not isinstance(node, list) or len(node) > _MAX_NDIM:
+        raise decoder.damaged("a shape is not a list of at most 64 lengths")
+    if not all(type(length) is int and 0 <= length < 2**63 for length in node):
+        raise decoder.damaged("a shape holds what is no length")
+    return tuple(node)
+
+
+def dtype_text(node: Any) -> str | None:
+    """Return a dtype's usual name from any node, or None."""
+    try:
+        return str(read_dtype(node, _Unchecked()))
+    except _NotReadableError:
+        return None
+
+
+class _NotReadableError(Exception):
+    """A node is no dtype."""
+
+
+class _Unchecked:
+    """The decoder of a description: whatever is wrong has no text."""
+
+    def damaged(self, reason: str) -> Exception:
+        return _NotReadableError(reason)
+
+    def decode(self, node: JSON) -> Any:  # noqa: ARG002
+        raise _NotReadableError
+
+    def blob(self, number: Any, *, mapped: bool = False) -> memoryview:  # noqa: ARG002
+        raise _NotReadableError
+
+    def nested(self, number: Any) -> Any:  # noqa: ARG002
+        raise _NotReadableError

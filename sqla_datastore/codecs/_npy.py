@@ -1,0 +1,194 @@
+"""Arrays as blobs: a ``.npy`` file where that format can hold the dtype, else bare bytes.
+
+The header is for other tools. Readers take dtype, shape, order and the header's length from the
+node. The array's own byte order is kept, so that any array can be mapped without a copy.
+
+Source: the `numpy.lib.format` page of the NumPy manual, versions 1.0 and 3.0.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+from ._base import field
+from ._dtypes import RefusedDtypeError, dtype_node, read_dtype, read_shape
+from .protocol import JSON, Decoder, Encoder
+
+__all__ = ["Array", "ArrayPayload", "array_node", "check_values", "read_array"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_ALIGNMENT: Final = 64
+_PIECE_BYTES: Final = 1 << 20
+_MAX_HEADER: Final = 9_000
+"""`numpy.load` refuses headers above 10,000 bytes."""
+_MAX_EMPTY_ITEMS: Final = 1 << 20
+"""Items of no bytes: nothing in a blob bounds their number."""
+_MAX_CODE_POINT: Final = 0x10FFFF
+
+
+class ArrayPayload:
+    """A header and an array's bytes in C or Fortran order, without a copy of the whole."""
+
+    def __init__(self, array: Array, header: bytes) -> None:
+        self._array = array
+        self._header = header
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._header) + self._array.nbytes
+
+    @property
+    def suffix(self) -> str:
+        return ".npy" if self._header else ".bin"
+
+    def write_to(self, write: Callable[[Buffer], object]) -> None:
+        if self._header:
+            write(self._header)
+        for piece in _pieces(self._array):
+            write(piece.view(np.uint8).data)
+
+
+def _pieces(array: Array) -> Iterator[Array]:
+    """Yield contiguous one-dimensional pieces in the order of the blob."""
+    if array.nbytes == 0:
+        return
+    if _order(array) == "F":
+        array = array.T
+    if array.flags.c_contiguous:
+        yield array.reshape(-1)
+        return
+    options: dict[str, Any] = {
+        "flags": ["external_loop", "buffered"],
+        "op_flags": [["readonly", "contig"]],
+        "buffersize": max(1, _PIECE_BYTES // array.itemsize),
+    }
+    yield from np.nditer(array, order="C", **options)
+
+
+def _order(array: Array) -> str:
+    return "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+
+
+def array_node(array: Array, encoder: Encoder) -> dict[str, JSON]:
+    """Return the node of a plain array and add its blob.
+
+    Args:
+        array: of exactly `numpy.ndarray`, any dtype without objects.
+        encoder: takes the blob.
+    """
+    try:
+        dtype = dtype_node(array.dtype)
+    except RefusedDtypeError as err:
+        raise encoder.unsupported(array, f"{err}; {_instead(array)}") from None
+    if array.itemsize == 0 and array.size > _MAX_EMPTY_ITEMS:
+        raise encoder.unsupported(array, "it has too many items of no bytes")
+    header = _npy_header(array)
+    return {
+        "dtype": dtype,
+        "shape": list(array.shape),
+        "order": _order(array),
+        "start": len(header),
+        "blob": encoder.blob(ArrayPayload(array, header)),
+    }
+
+
+def _instead(array: Array) -> str:
+    if array.dtype.hasobject:
+        return "store a typed array (array.astype(…)), array.tolist(), or a pandas object"
+    return "convert it with array.astype(…)"
+
+
+def _npy_header(array: Array) -> bytes:
+    """Return the ``.npy`` header, padded to 64 bytes, or nothing where the format has no words."""
+    try:
+        described = array.dtype.str if array.dtype.names is None else array.dtype.descr
+    except ValueError:  # overlapping or unordered fields
+        return b""
+    if not array.dtype.itemsize:
+        return b""
+    fortran = _order(array) == "F"
+    text = f"{{'descr': {described!r}, 'fortran_order': {fortran}, 'shape': {array.shape!r}, }}"
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) > _MAX_HEADER:
+        return b""
+    prefix, length = (
+        (b"\x93NUMPY\x01\x00", "<H") if text.isascii() else (b"\x93NUMPY\x03\x00", "<I")
+    )
+    used = len(prefix) + struct.calcsize(length) + len(data) + 1
+    data += b" " * (-used % _ALIGNMENT) + b"\n"
+    return prefix + struct.pack(length, len(data)) + data
+
+
+def read_array(node: Any, decoder: Decoder) -> Array:
+    """Return the array of a node, read-only on the blob's memory."""
+    dtype = read_dtype(field(node, "dtype", decoder), decoder)
+    shape = read_shape(field(node, "shape", decoder), decoder)
+    order, start = field(node, "order", decoder), field(node, "start", decoder)
+    if order not in ("C", "F") or type(start) is not int or start < 0:
+        raise decoder.damaged("an array's order or start is not one")
+    if dtype.subdtype is not None:
+        raise decoder.damaged("an array's dtype is a subarray")
+    data = decoder.blob(field(node, "blob", decoder), mapped=not _is_checked(dtype))
+    _check_size(shape, dtype, len(data) - start, decoder)
+    array = _array_over(data, start, shape, dtype, order, decoder)
+    check_values(array, decoder)
+    return array
+
+
+def _check_size(
+    shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int, decoder: Decoder
+) -> None:
+    items = math.prod(shape)
+    if items * dtype.itemsize != nbytes:
+        reason = f"an array of shape {shape} and dtype {dtype} does not take {nbytes} bytes"
+        raise decoder.damaged(reason)
+    if not dtype.itemsize and items > _MAX_EMPTY_ITEMS:
+        raise decoder.damaged("an array has too many items of no bytes")
+
+
+def _array_over(
+    data: memoryview,
+    start: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    order: Any,
+    decoder: Decoder,
+) -> Array:
+    try:
+        array: Array = np.ndarray(shape, dtype, data, start, order=order)
+    except (ValueError, TypeError, OverflowError) as err:
+        raise decoder.damaged(f"NumPy refuses an array: {err}") from None
+    array.flags.writeable = False
+    return array
+
+
+def _is_checked(dtype: np.dtype[Any]) -> bool:
+    """Return whether some bytes of a dtype are no value, so that all of them are looked at."""
+    if dtype.subdtype is not None:
+        return _is_checked(dtype.subdtype[0])
+    if dtype.fields is not None:
+        return any(_is_checked(dtype.fields[name][0]) for name in dtype.names or ())
+    return dtype.kind in "bU"
+
+
+def check_values(array: Array, decoder: Decoder) -> None:
+    """Refuse bool bytes above 1 (loops count on it) and what is no code point (SystemError)."""
+    dtype = array.dtype
+    if dtype.names is not None:
+        for name in dtype.names:
+            if _is_checked(dtype[name]):
+                check_values(array[name], decoder)
+    elif dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
+        raise decoder.damaged("a bool is neither 0 nor 1")
+    elif dtype.kind == "U" and array.size and dtype.itemsize:
+        points = np.dtype("u4").newbyteorder(dtype.byteorder)
+        if array.view(np.dtype((points, (dtype.itemsize // 4,)))).max() > _MAX_CODE_POINT:
+            raise decoder.damaged("text holds what is no code point")

@@ -1,0 +1,212 @@
+"""Codecs of NumPy.
+
+==============================  =========================================================
+what                            becomes
+==============================  =========================================================
+ndarray                         a ``.npy`` blob, mapped read-only without a copy
+ndarray of StringDType          lengths and UTF-8 in a blob
+recarray                        as ndarray
+MaskedArray                     two arrays, fill value and hard mask
+scalars                         dtype and bytes; str_ and bytes_ as text and bytes
+dtype                           the grammar of `_dtypes`
+==============================  =========================================================
+
+Refused: object dtypes, `matrix`, `memmap` and other subclasses, and what JSON cannot hold of a
+dtype's metadata and titles. C and Fortran order survive, other strides become C order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._base import ExactCodec, bytes_node, field, read_bytes
+from ._dtypes import RefusedDtypeError, dtype_node, dtype_text, read_dtype
+from ._npy import Array, array_node, check_values, read_array
+from ._string_arrays import is_string_array, read_string_array, string_array_node
+from .protocol import JSON, Codec, Decoder, Description, Encoder
+
+__all__ = ["CODECS"]
+
+
+class ArrayCodec(ExactCodec):
+    """Arrays of exactly `numpy.ndarray`."""
+
+    name = "numpy.array"
+    python_types = (np.ndarray,)
+    described = "numpy.ndarray"
+
+    def encode(self, value: Array, encoder: Encoder) -> JSON:
+        if is_string_array(value):
+            return string_array_node(value, encoder)
+        return array_node(value, encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Array:  # noqa: ARG002
+        if isinstance(node, dict) and "strings" in node:
+            return read_string_array(node, decoder)
+        return read_array(node, decoder)
+
+    def describe(self, node: Any) -> Description:
+        return _described(self.described, node)
+
+
+class RecarrayCodec(ExactCodec):
+    """Record arrays: arrays whose fields are attributes."""
+
+    name = "numpy.recarray"
+    python_types = (np.recarray,)
+    described = "numpy.recarray"
+
+    def encode(self, value: Array, encoder: Encoder) -> JSON:
+        return array_node(value.view(np.ndarray), encoder)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Array:  # noqa: ARG002
+        return read_array(node, decoder).view(np.recarray)
+
+    def describe(self, node: Any) -> Description:
+        return _described(self.described, node)
+
+
+class MaskedCodec(ExactCodec):
+    """Masked arrays over exactly `numpy.ndarray`."""
+
+    name = "numpy.masked"
+    mutable = True
+    python_types = (np.ma.MaskedArray,)
+    described = "numpy.ma.MaskedArray"
+
+    def encode(self, value: Any, encoder: Encoder) -> JSON:
+        if value.baseclass is not np.ndarray:
+            raise encoder.unsupported(value, "it masks a subclass of ndarray")
+        node: dict[str, JSON] = {"data": array_node(value.data, encoder), "hard": value.hardmask}
+        if value.mask is not np.ma.nomask:
+            node["mask"] = array_node(value.mask, encoder)
+        # the public attribute makes up a default, which would then be kept through astype()
+        if value._fill_value is not None:
+            node["fill"] = bytes_node(np.asarray(value._fill_value, value.dtype).tobytes(), encoder)
+        return node
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        data = read_array(field(node, "data", decoder), decoder)
+        mask: Any = np.ma.nomask
+        if "mask" in node:
+            mask = read_array(node["mask"], decoder)
+            if mask.shape != data.shape or mask.dtype != np.ma.make_mask_descr(data.dtype):
+                raise decoder.damaged("a mask does not fit its data")
+        fill: Any = None
+        if "fill" in node:
+            fill = _item(data.dtype, read_bytes(node["fill"], decoder), decoder)
+        hard = node.get("hard") is True
+        return np.ma.MaskedArray(data, mask=mask, fill_value=fill, hard_mask=hard)
+
+    def describe(self, node: Any) -> Description:
+        return _described(self.described, node.get("data") if isinstance(node, dict) else None)
+
+
+class ScalarCodec(ExactCodec):
+    """Scalars by dtype and bytes, which keeps the payload of a NaN and the unit of a date."""
+
+    name = "numpy.scalar"
+    python_types = tuple({np.dtype(char).type for char in "?bhilqpBHILQPefdgFDGVmM"} | {np.record})
+    described = "numpy.generic"
+
+    def encode(self, value: np.generic, encoder: Encoder) -> JSON:
+        try:
+            dtype = dtype_node(value.dtype)
+        except RefusedDtypeError as err:
+            raise encoder.unsupported(value, str(err)) from None
+        return {"dtype": dtype, "bytes": bytes_node(value.tobytes(), encoder)}
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        dtype = read_dtype(field(node, "dtype", decoder), decoder)
+        return _item(dtype, read_bytes(field(node, "bytes", decoder), decoder), decoder)[()]
+
+    def describe(self, node: Any) -> Description:
+        text = dtype_text(node.get("dtype")) if isinstance(node, dict) else None
+        return Description(self.described, text, ())
+
+
+class StrCodec(ExactCodec):
+    """Scalars of text; an array of one would drop NULs at its end."""
+
+    name = "numpy.str"
+    python_types = (np.str_,)
+    described = "numpy.str_"
+
+    def encode(self, value: np.str_, encoder: Encoder) -> JSON:
+        return encoder.encode(str.__str__(value))
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> np.str_:  # noqa: ARG002
+        return np.str_(_exactly(str, decoder.decode(node), decoder))
+
+
+class BytesCodec(ExactCodec):
+    """Scalars of bytes, likewise."""
+
+    name = "numpy.bytes"
+    python_types = (np.bytes_,)
+    described = "numpy.bytes_"
+
+    def encode(self, value: np.bytes_, encoder: Encoder) -> JSON:
+        return encoder.encode(value[:])
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> np.bytes_:  # noqa: ARG002
+        return np.bytes_(_exactly(bytes, decoder.decode(node), decoder))
+
+
+class DtypeCodec(ExactCodec):
+    """Dtypes as values."""
+
+    name = "numpy.dtype"
+    described = "numpy.dtype"
+
+    def takes(self, value: object) -> bool:
+        return isinstance(value, np.dtype)
+
+    def encode(self, value: np.dtype[Any], encoder: Encoder) -> JSON:
+        try:
+            return dtype_node(value)
+        except RefusedDtypeError as err:
+            raise encoder.unsupported(value, str(err)) from None
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        return read_dtype(node, decoder)
+
+    def describe(self, node: Any) -> Description:
+        return Description(self.described, dtype_text(node))
+
+
+def _item(dtype: np.dtype[Any], data: bytes, decoder: Decoder) -> Array:
+    """Return an array without dimensions over one item's bytes."""
+    if len(data) != dtype.itemsize or dtype.subdtype is not None:
+        raise decoder.damaged(f"a scalar of dtype {dtype} is not {len(data)} bytes")
+    array: Array = np.ndarray((), dtype, data)
+    check_values(array, decoder)
+    return array
+
+
+def _exactly(cls: type, value: Any, decoder: Decoder) -> Any:
+    if type(value) is cls:
+        return value
+    raise decoder.damaged(f"expected {cls.__name__}, found {type(value).__name__}")
+
+
+def _described(name: str, node: Any) -> Description:
+    if not isinstance(node, dict):
+        return Description(name)
+    shape = node.get("shape")
+    known = isinstance(shape, list) and all(type(length) is int for length in shape)
+    dtype = "StringDType" if "strings" in node else dtype_text(node.get("dtype"))
+    return Description(name, dtype, tuple(shape) if known else None)  # type: ignore[arg-type]
+
+
+CODECS: tuple[Codec, ...] = (
+    ArrayCodec(),
+    RecarrayCodec(),
+    MaskedCodec(),
+    ScalarCodec(),
+    StrCodec(),
+    BytesCodec(),
+    DtypeCodec(),
+)
