@@ -1,0 +1,191 @@
+"""Arrow IPC streams as blobs, for every codec whose values are Arrow memory.
+
+A stream (not an IPC *file*) may replace dictionaries from batch to batch. Its size is counted
+before it is written, so that no payload is copied, and what is read is validated in full before
+anybody sees it: damaged offsets would crash the process, not raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+from typing_extensions import Buffer
+
+from ..exceptions import DataStoreError
+from .protocol import Decoder, Encoder
+
+__all__ = ["StreamPayload", "add_stream", "compact", "read_stream", "refusal", "refused_as_damage"]
+
+_FOREIGN = "its extension type is not one of pyarrow's own; store .storage, or register a codec"
+_WIDE_OF_VIEW = {
+    "string_view": pa.large_string(),
+    "binary_view": pa.large_binary(),
+}
+
+
+class StreamPayload:
+    """Record batches as one IPC stream, without body compression.
+
+    Raises:
+        pyarrow.ArrowException: Arrow cannot write the batches, for example nested too deeply.
+    """
+
+    suffix = ".arrow"
+
+    def __init__(self, schema: Any, batches: Sequence[Any]) -> None:
+        self._schema = schema
+        self._batches = batches
+        counted = pa.MockOutputStream()
+        self._stream_to(counted)
+        self._nbytes: int = counted.size()
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def write_to(self, write: Callable[[Buffer], object]) -> None:
+        sink: Any = _Sink(write)
+        self._stream_to(pa.PythonFile(sink, mode="w"))
+
+    def _stream_to(self, sink: Any) -> None:
+        with pa.ipc.new_stream(sink, self._schema) as writer:
+            for batch in self._batches:
+                writer.write_batch(batch)
+
+
+class _Sink:
+    """What `pyarrow.PythonFile` needs of a file that is open for writing."""
+
+    closed = False
+
+    def __init__(self, write: Callable[[Buffer], object]) -> None:
+        self._write = write
+
+    def write(self, data: Buffer) -> int:
+        with memoryview(data) as view:
+            self._write(data)
+            return view.nbytes
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """The blob is closed by who opened it."""
+
+
+def add_stream(encoder: Encoder, value: object, schema: Any, batches: Iterable[Any]) -> int:
+    """Add batches as a blob and return its number.
+
+    Args:
+        encoder: takes the blob.
+        value: what is encoded, for errors.
+        schema: the schema of every batch.
+        batches: record batches.
+
+    Raises:
+        UnsupportedTypeError: a type is foreign, or Arrow cannot write it.
+    """
+    for field in schema:
+        if reason := refusal(field.type):
+            raise encoder.unsupported(value, f"{reason} ({field.name!r} is {field.type})")
+    try:
+        return encoder.blob(StreamPayload(schema, [_compact_batch(each) for each in batches]))
+    except (pa.ArrowException, RecursionError) as err:
+        raise encoder.unsupported(value, f"Arrow cannot write it: {err}") from err
+
+
+def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
+    """Return schema and batches of a blob; they refer to its memory.
+
+    Raises:
+        DamagedObjectError: the bytes are no stream of valid batches of known types.
+    """
+    data = decoder.blob(number)
+    with refused_as_damage(decoder, "an Arrow stream"):
+        reader = pa.ipc.open_stream(pa.py_buffer(data))
+        schema, batches = reader.schema, list(reader)
+        for batch in batches:
+            batch.validate(full=True)
+        foreign = [field.name for field in schema if refusal(field.type)]
+        if foreign:
+            raise decoder.damaged(f"an Arrow stream has foreign extension types in {foreign}")
+    return schema, batches
+
+
+@contextmanager
+def refused_as_damage(decoder: Decoder, what: str) -> Iterator[None]:
+    """Turn whatever a library raises about hostile values into `DamagedObjectError`."""
+    try:
+        yield
+    except DataStoreError:
+        raise
+    except Exception as err:
+        text = " ".join(str(err).split())[:200]
+        raise decoder.damaged(f"{what}: {type(err).__name__}: {text}") from err
+
+
+def refusal(arrow_type: Any) -> str | None:
+    """Return why a type cannot be stored, or None."""
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        ours = type(arrow_type).__module__.partition(".")[0] == "pyarrow"
+        unknown = type(arrow_type).__name__ in {"UnknownExtensionType", "PyExtensionType"}
+        if unknown or not ours:
+            return _FOREIGN
+    return next((reason for child in _children(arrow_type) if (reason := refusal(child))), None)
+
+
+def _children(arrow_type: Any) -> list[Any]:
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        return [arrow_type.storage_type]
+    if pa.types.is_dictionary(arrow_type):
+        return [arrow_type.value_type]
+    if pa.types.is_run_end_encoded(arrow_type):
+        return [arrow_type.value_type]
+    return [arrow_type.field(each).type for each in range(arrow_type.num_fields)]
+
+
+def compact(array: Any) -> Any:
+    """Return an array without what its views do not show.
+
+    IPC cuts the buffers of a slice, except those that string and binary views point into: ten rows
+    of a table would write all of it.
+    """
+    wide = _without_views(array.type)
+    if wide is array.type:
+        return array
+    try:
+        return array.cast(wide).cast(array.type)
+    except pa.ArrowNotImplementedError:  # before pyarrow 20 nothing casts views
+        return pa.array(array.to_pylist(), array.type)
+
+
+def _compact_batch(batch: Any) -> Any:
+    columns = [compact(column) for column in batch.columns]
+    if all(new is old for new, old in zip(columns, batch.columns, strict=True)):
+        return batch
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _without_views(arrow_type: Any) -> Any:
+    """Return the type with views replaced, or the very same one where it has none that we cast."""
+    if wide := _WIDE_OF_VIEW.get(str(arrow_type)):
+        return wide
+    is_list = pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
+    if not (is_list or pa.types.is_struct(arrow_type)):
+        return arrow_type
+    fields = [arrow_type.field(each) for each in range(arrow_type.num_fields)]
+    wides = [field.with_type(_without_views(field.type)) for field in fields]
+    if all(wide.equals(field) for wide, field in zip(wides, fields, strict=True)):
+        return arrow_type
+    return _rebuilt(arrow_type, wides)
+
+
+def _rebuilt(arrow_type: Any, fields: list[Any]) -> Any:
+    if pa.types.is_struct(arrow_type):
+        return pa.struct(fields)
+    if pa.types.is_large_list(arrow_type):
+        return pa.large_list(fields[0])
+    return pa.list_(fields[0])
