@@ -1,0 +1,80 @@
+"""DataStore columns for SQLAlchemy: arrays, frames and tables outside the database, in step.
+
+::
+
+    class Experiment(Base):
+        __tablename__ = "experiments"
+        id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+        data: Mapped[DataStore] = mapped_column(DataStoreType())
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqla_datastore.codecs import register_codec, register_enum
+from sqla_datastore.datastore import DataStore
+from sqla_datastore.exceptions import (
+    ConfigurationError,
+    DamagedObjectError,
+    DataStoreError,
+    MissingObjectError,
+    RefusedStatementError,
+    RefusedURLError,
+    StaleValueError,
+    StorageError,
+    UnsupportedFormatError,
+    UnsupportedTypeError,
+)
+from sqla_datastore.options import bind_storage, options
+
+if TYPE_CHECKING:
+    from sqla_datastore.datastore_io import DataStoreIO
+    from sqla_datastore.inspection import inspect
+    from sqla_datastore.types import DataStoreType
+
+    __version__: str
+
+__all__ = [
+    "ConfigurationError",
+    "DamagedObjectError",
+    "DataStore",
+    "DataStoreError",
+    "DataStoreIO",
+    "DataStoreType",
+    "MissingObjectError",
+    "RefusedStatementError",
+    "RefusedURLError",
+    "StaleValueError",
+    "StorageError",
+    "UnsupportedFormatError",
+    "UnsupportedTypeError",
+    "bind_storage",
+    "inspect",
+    "options",
+    "register_codec",
+    "register_enum",
+]
+
+_MODULES = {
+    "DataStoreIO": "sqla_datastore.datastore_io",
+    "DataStoreType": "sqla_datastore.types",
+    "inspect": "sqla_datastore.inspection",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sqla_datastore")
+    if name in _MODULES:
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

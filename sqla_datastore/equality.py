@@ -1,0 +1,146 @@
+"""Equality by content, for values whose ``==`` answers element by element or denies NaN.
+
+Nothing is imported for it: a value of a library can only be there when the library is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["equal"]
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Return whether two values hold the same content.
+
+    Like ``==``, with these differences: NaN equals NaN; arrays are equal when dtype, shape and
+    elements are; frames, series and indexes when dtypes, labels, names and elements are; Arrow
+    tables when schemas and elements are. Containers are compared by the same rule.
+
+    Args:
+        a: any value.
+        b: any value.
+
+    Returns:
+        True or False, never an array.
+    """
+    if a is b:
+        return True
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return _mappings_equal(a, b)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return type(a) is type(b) and _sequences_equal(a, b)
+    for module, rule in _RULES.items():
+        if _is_from(module, a) or _is_from(module, b):
+            return rule(a, b)
+    return _plain_equal(a, b)
+
+
+def _mappings_equal(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
+    return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+
+
+def _sequences_equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _plain_equal(a: Any, b: Any) -> bool:
+    if a == b:
+        return True
+    # a float or Decimal NaN: the only plain values that differ from themselves
+    return bool(type(a) is type(b) and a != a and b != b)
+
+
+def _is_from(module: str, value: Any) -> bool:
+    return any(base.__module__.partition(".")[0] == module for base in type(value).__mro__)
+
+
+def _numpy_equal(a: Any, b: Any) -> bool:
+    np = sys.modules["numpy"]
+    kinds = (np.ndarray, np.generic)
+    if not (isinstance(a, kinds) and isinstance(b, kinds)):
+        return _plain_equal(a, b)
+    if type(a) is not type(b) or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if isinstance(a, np.ma.MaskedArray):
+        return _masked_equal(a, b)
+    return _elements_equal(np.asarray(a), np.asarray(b))
+
+
+def _masked_equal(a: Any, b: Any) -> bool:
+    np = sys.modules["numpy"]
+    mask_a, mask_b = np.ma.getmaskarray(a), np.ma.getmaskarray(b)
+    if mask_a.tobytes() != mask_b.tobytes():
+        return False
+    return _elements_equal(a.filled(a.fill_value), b.filled(a.fill_value))
+
+
+def _elements_equal(a: Any, b: Any) -> bool:
+    np = sys.modules["numpy"]
+    if a.dtype.names is not None:
+        return all(_elements_equal(a[name], b[name]) for name in a.dtype.names)
+    if a.dtype.kind == "O":
+        return all(map(equal, a.ravel(), b.ravel()))
+    if a.dtype.kind == "V":
+        return bool(a.tobytes() == b.tobytes())
+    same = a == b
+    if a.dtype.kind in "fcmMT":
+        same |= (a != a) & (b != b)
+    return bool(np.all(same))
+
+
+def _pandas_equal(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if not hasattr(a, "equals"):
+        return a is b if a.__class__.__name__ in ("NAType", "NaTType") else _plain_equal(a, b)
+    return bool(a.equals(b)) and _labels(a) == _labels(b)
+
+
+def _labels(value: Any) -> list[object]:
+    """What ``equals`` of pandas passes over: dtypes, names and attrs."""
+    axes = getattr(value, "axes", ())
+    return [
+        type(value),
+        list(value.dtypes) if hasattr(value, "columns") else getattr(value, "dtype", None),
+        list(getattr(value, "names", ())) or getattr(value, "name", None),
+        [(type(axis), axis.dtype, list(axis.names)) for axis in axes],
+        getattr(value, "attrs", None),
+    ]
+
+
+def _arrow_equal(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if a.equals(b):
+        return True
+    # Arrow says that NaN differs from NaN; only floating columns are worth a second look
+    if hasattr(a, "columns") and hasattr(a, "schema"):
+        return bool(a.schema.equals(b.schema)) and _sequences_equal(a.columns, b.columns)
+    if not hasattr(a, "to_pylist") or a.type != b.type or not _holds_floats(str(a.type)):
+        return False
+    return equal(a.to_pylist(), b.to_pylist())
+
+
+def _holds_floats(name: str) -> bool:
+    return any(word in name for word in ("float", "double"))
+
+
+def _polars_equal(a: Any, b: Any) -> bool:
+    if type(a) is not type(b) or not hasattr(a, "equals"):
+        return False
+    types = [
+        list(value.schema.items()) if hasattr(value, "schema") else (value.name, value.dtype)
+        for value in (a, b)
+    ]
+    return types[0] == types[1] and bool(a.equals(b, null_equal=True))
+
+
+_RULES: dict[str, Callable[[Any, Any], bool]] = {
+    "pandas": _pandas_equal,
+    "pyarrow": _arrow_equal,
+    "polars": _polars_equal,
+    "numpy": _numpy_equal,
+}

@@ -1,0 +1,190 @@
+"""What a value's entries are made of: the stored object they are read from, and their states."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from sqla_datastore.codecs import find_codec
+from sqla_datastore.exceptions import DataStoreError, RefusedURLError
+from sqla_datastore.urls import ObjectURL
+
+if TYPE_CHECKING:
+    from sqla_datastore.codecs import Description
+    from sqla_datastore.container import Container, StoredEntry
+    from sqla_datastore.datastore import DataStore
+    from sqla_datastore.fingerprint import Fingerprint
+    from sqla_datastore.storage.protocol import Storage
+
+__all__ = ["UNLOADED", "Entry", "Source", "fingerprint_of"]
+
+UNLOADED: Final = object()
+
+
+class Source:
+    """One stored object that entries are read from; opened on first need, by one thread.
+
+    Making one costs no I/O and parses nothing: a query makes one for each row.
+    """
+
+    __slots__ = ("_born", "_container", "_storage", "lock", "url")
+
+    def __init__(self, storage: Storage | str | None, url: str) -> None:
+        self._storage = storage
+        self.url = url
+        self._container: Container | None = None
+        self._born: list[DataStore] = []
+        self.lock = threading.RLock()
+
+    @property
+    def storage(self) -> Storage:
+        """The storage, looked up only now where it was not given."""
+        if self._storage is None or isinstance(self._storage, str):
+            from sqla_datastore.options import storage_for
+
+            self._storage = storage_for(self._storage, None)
+        return self._storage
+
+    @property
+    def given(self) -> Storage | str | None:
+        """What it was made with, so that another one can be."""
+        return self._storage
+
+    @property
+    def storage_url(self) -> str | None:
+        """Where the storage is, for another process; None for the default one."""
+        if self._storage is None or isinstance(self._storage, str):
+            return self._storage
+        return self._storage.url
+
+    def container(self) -> Container:
+        """Return the opened object.
+
+        Raises:
+            MissingObjectError: it is not there.
+            DamagedObjectError: its index is not what was written.
+            RefusedURLError: its URL is none that the storage serves.
+        """
+        if self._container is None:
+            with self.lock:
+                if self._container is None:
+                    self._container = self._open()
+        return self._container
+
+    def _open(self) -> Container:
+        from sqla_datastore.container import Container
+        from sqla_datastore.options import options
+
+        url = ObjectURL.parse(self.url)
+        if url.scheme != self.storage.scheme:
+            raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")
+        always = options.verify == "always"
+        reader = self.storage.open(url.path)
+        return Container.open(reader, self.url, nested=self._nested, verify_always=always)
+
+    def _nested(self, number: int) -> DataStore:
+        from sqla_datastore.datastore import DataStore
+
+        child = DataStore._at(self.storage, str(ObjectURL.parse(self.url).nested(number)))
+        self._born.append(child)
+        return child
+
+    def load(self, name: str) -> tuple[Any, tuple[DataStore, ...]]:
+        """Decode an entry anew.
+
+        Returns:
+            The value, and the nested `DataStore` values that were made for it, not loaded.
+        """
+        with self.lock:
+            self._born = []
+            value = self.container().load(name)
+            return value, tuple(self._born)
+
+    def entry(self, name: str) -> StoredEntry:
+        """Return the reference by which another object copies an entry without decoding it."""
+        return self.container().entry(name)
+
+    def describe(self, name: str) -> Description:
+        """Describe an entry without reading its payload."""
+        return self.container().describe(name)
+
+
+class Entry:
+    """One entry of a value, in one of these states.
+
+    ======== ======== ======== =============================================================
+    `source` `value`  `edited` state
+    ======== ======== ======== =============================================================
+    None     set      False    assigned, not stored: the user's own object
+    set      UNLOADED False    stored, not loaded
+    set      set      False    stored and loaded; `fingerprint` is set when it is editable
+    set      set      True     stored, loaded, and found to be edited in place
+    ======== ======== ======== =============================================================
+
+    `children` are the nested `DataStore` values in a loaded or assigned value.
+    """
+
+    __slots__ = ("children", "edited", "fingerprint", "handed_out", "source", "value")
+
+    def __init__(self, value: Any = UNLOADED, source: Source | None = None) -> None:
+        self.value = value
+        self.source = source
+        self.edited = False
+        self.handed_out = False
+        self.fingerprint: Fingerprint | None = None
+        self.children: tuple[DataStore, ...] = ()
+
+    def load(self, name: str, owner: DataStore) -> None:
+        """Load a stored entry, once, whatever the number of threads that ask."""
+        source = self.source
+        if source is None or self.value is not UNLOADED:
+            return
+        with source.lock:
+            if self.value is UNLOADED:
+                value, self.children = source.load(name)
+                for child in self.children:
+                    child._owner = owner
+                self.watch(value)
+                self.value = value  # last: other threads look at it without the lock
+
+    def watch(self, value: Any) -> None:
+        """Remember what an editable value looks like now."""
+        self.fingerprint = fingerprint_of(value)
+
+    def may_be_edited(self) -> bool:
+        """Return whether a loaded value may differ from the stored one, as far as is cheap."""
+        return self.edited or (self.fingerprint is not None and self.fingerprint.changed())
+
+    def look_again(self, name: str, holds: Callable[[Entry, str], bool]) -> bool:
+        """Find out whether the loaded value was edited in place, and remember it.
+
+        Args:
+            name: the entry's name.
+            holds: tells whether the source still holds what the loaded value is; asked only when
+                the fingerprint does not fit any more.
+        """
+        if self.edited or not self.may_be_edited():
+            return self.edited
+        try:
+            self.edited = not holds(self, name)
+        except DataStoreError:
+            # it cannot be encoded, or what it came from is gone: saving it will say so
+            self.edited = True
+        if not self.edited:
+            self.watch(self.value)
+        return self.edited
+
+
+def fingerprint_of(value: object) -> Fingerprint | None:
+    """Return the fingerprint of an editable value, and None for any other.
+
+    Nested `DataStore` values look after their own edits.
+    """
+    codec = find_codec(value)
+    if codec is None or not codec.mutable or codec.name == "datastore":
+        return None
+    from sqla_datastore.datastore import DataStore
+    from sqla_datastore.fingerprint import Fingerprint
+
+    return Fingerprint(value, opaque=(DataStore,))
