@@ -17,6 +17,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MAX_ENTRIES",
     "MAX_NESTED",
+    "SUFFIXES",
     "Manifest",
     "UnknownFeatureError",
     "dump_json",
@@ -28,6 +29,7 @@ FORMAT_VERSION = 1
 MAX_ENTRIES = 1_000_000
 MAX_BLOBS = 4_000_000
 MAX_NESTED = 1_000_000
+SUFFIXES = (".bin", ".npy", ".arrow")
 _MAX_CRC = 0xFFFFFFFF
 
 
@@ -79,6 +81,7 @@ class Manifest:
         offsets: each blob's first byte, from the object's start.
         sizes: each blob's number of bytes.
         crcs: each blob's CRC-32.
+        kinds: what each blob is to other tools, as an index into `SUFFIXES`.
         starts: for each entry the index of its first blob; follows from `counts`.
     """
 
@@ -90,6 +93,7 @@ class Manifest:
     offsets: list[int]
     sizes: list[int]
     crcs: list[int]
+    kinds: list[int]
     starts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +107,12 @@ class Manifest:
             "blobs": [*self.counts],
             "nested": [*self.with_nested],
         }
-        blobs: JSON = {"offsets": [*self.offsets], "sizes": [*self.sizes], "crcs": [*self.crcs]}
+        blobs: JSON = {
+            "offsets": [*self.offsets],
+            "sizes": [*self.sizes],
+            "crcs": [*self.crcs],
+            "kinds": [*self.kinds],
+        }
         manifest: JSON = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -144,6 +153,7 @@ class Manifest:
                 offsets=_numbers(blobs["offsets"], end),
                 sizes=_numbers(blobs["sizes"], end),
                 crcs=_numbers(blobs["crcs"], _MAX_CRC),
+                kinds=_numbers(blobs["kinds"], len(SUFFIXES) - 1),
             )
         except (KeyError, TypeError, UnicodeDecodeError) as err:
             raise MalformedError(f"its manifest lacks or mistakes something ({err!r})") from err
@@ -154,7 +164,7 @@ class Manifest:
         entries, blobs = len(self.names), len(self.offsets)
         if not entries == len(self.nodes) == len(self.counts) or blobs > MAX_BLOBS:
             raise MalformedError("its manifest's columns differ in length")
-        if not blobs == len(self.sizes) == len(self.crcs) == self.starts[-1]:
+        if not blobs == len(self.sizes) == len(self.crcs) == len(self.kinds) == self.starts[-1]:
             raise MalformedError("its manifest's blob columns differ in length")
         if len(set(self.names)) != entries:
             raise MalformedError("an entry occurs twice in its manifest")

@@ -23,6 +23,7 @@ except ImportError:
 __all__ = [
     "ALIGNMENT",
     "MANIFEST",
+    "PACKED",
     "Anchor",
     "MalformedError",
     "Member",
@@ -36,6 +37,7 @@ __all__ = [
 
 ALIGNMENT = 64
 MANIFEST = "manifest.json"
+PACKED = "small-blobs.bin"
 BUFFER = 256 * 1024
 MAX_MANIFEST = 256 * 1024 * 1024
 MAX_DIRECTORY = 256 * 1024 * 1024
@@ -269,7 +271,7 @@ def read_exactly(reader: ObjectReader, offset: int, size: int) -> bytes:
 class _Directory(NamedTuple):
     """The central directory: where it is, and how many members it tells of."""
 
-    count: int
+    members: int
     offset: int
     end: int
 
@@ -347,8 +349,8 @@ def read_directory(reader: ObjectReader) -> Iterator[Member | str]:
             yield f"member {member.name!r}: {problem}"
         yield member._replace(data_offset=data_offset)
         count += 1
-    if count != directory.count:
-        yield f"the central directory has {count} records, its end tells of {directory.count}"
+    if count != directory.members:
+        yield f"the central directory has {count} records, its end tells of {directory.members}"
 
 
 def _central_member(records: bytes, at: int) -> tuple[Member, int]:

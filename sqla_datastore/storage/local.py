@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from urllib.parse import quote
 
 from typing_extensions import Buffer
@@ -166,8 +167,8 @@ class LocalStorage:
         """Sync these objects and every folder from them up to the base, each once, in parallel."""
         files = list(dict.fromkeys(paths))
         folders = sorted({above for path in files for above in _folders_above(path)}, reverse=True)
-        tasks: list[Callable[[], None]] = [lambda path=path: self._sync(path) for path in files]
-        tasks += [lambda folder=folder: self._sync_folder(folder) for folder in folders]
+        tasks: list[Callable[[], None]] = [partial(self._sync, path) for path in files]
+        tasks += [partial(self._sync_folder, folder) for folder in folders]
         if len(files) < 2:
             for task in tasks:
                 task()

@@ -1,0 +1,12 @@
+"""One value as one object: a plain ZIP archive with a manifest.
+
+`plan` encodes a value without I/O, `ObjectPlan.write` writes it in one pass, `Container` reads it:
+the index when it is opened, an entry when it is asked for. ``docs/format.md`` specifies the bytes.
+"""
+
+from __future__ import annotations
+
+from sqla_datastore._decoding import Container, StoredEntry
+from sqla_datastore._encoding import ObjectPlan, Plan, matches, plan
+
+__all__ = ["Container", "ObjectPlan", "Plan", "StoredEntry", "matches", "plan"]
