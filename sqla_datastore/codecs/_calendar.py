@@ -89,7 +89,7 @@ def _from_iso(cls: Any, node: Any, decoder: Decoder) -> Any:
         value = cls.fromisoformat(text_in(node, decoder))
     except ValueError:
         value = None
-    if value is None or value.isoformat() != node:
+    if value is None or value.isoformat() != node or getattr(value, "tzinfo", None):
         raise decoder.damaged(f"{node!r} is no {cls.__name__}")
     return value
 

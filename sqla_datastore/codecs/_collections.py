@@ -60,7 +60,7 @@ class SetCodec(ExactCodec):
     python_types = (set,)
 
     def encode(self, value: set[Any], encoder: Encoder) -> JSON:
-        return _items_node(list(value), encoder)
+        return _items_node(_in_stable_order(value), encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
         items = _read_items(node, decoder)
@@ -74,7 +74,7 @@ class FrozensetCodec(ExactCodec):
     python_types = (frozenset,)
 
     def encode(self, value: frozenset[Any], encoder: Encoder) -> JSON:
-        return _items_node(list(value), encoder)
+        return _items_node(_in_stable_order(value), encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
         items = _read_items(node, decoder)
@@ -91,7 +91,7 @@ class DictCodec(ExactCodec):
     def encode(self, value: dict[Any, Any], encoder: Encoder) -> JSON:
         if is_json(value):
             return _json_node(value, encoder)
-        names = [f"[{key!r:.40}]" for key in value]
+        names = [f"[{_shown(key):.40}]" for key in value]
         return {
             "keys": _items_node(list(value), encoder, lambda number: f".keys()[{number}]"),
             "values": _items_node(list(value.values()), encoder, names.__getitem__),
@@ -139,6 +139,18 @@ class SliceCodec(ExactCodec):
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> slice:  # noqa: ARG002
         return slice(*[decoder.decode(part) for part in _three(node, decoder)])
+
+
+def _in_stable_order(items: Iterable[Any]) -> list[Any]:
+    """Return a set's items so that equal sets are stored as the same bytes, whatever was hashed."""
+    return sorted(items, key=lambda item: (type(item).__qualname__, _shown(item)))
+
+
+def _shown(item: object) -> str:
+    try:
+        return repr(item)
+    except ValueError:  # an int of more than 4,300 digits, somewhere inside
+        return "…"
 
 
 def _three(node: Any, decoder: Decoder) -> list[Any]:

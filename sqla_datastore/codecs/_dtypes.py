@@ -27,6 +27,7 @@ __all__ = ["RefusedDtypeError", "dtype_node", "dtype_text", "read_dtype", "read_
 
 _MAX_DEPTH: Final = 16
 _MAX_NDIM: Final = 64
+_MAX_TEXT: Final = 200
 _COUNT: Final = "(0|[1-9][0-9]{0,9})"
 _SIMPLE: Final = re.compile(
     rf"\|b1|\|[iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(8|16)|\|[SV]{_COUNT}|[<>]U{_COUNT}"
@@ -194,11 +195,12 @@ def read_shape(node: Any, decoder: Decoder) -> tuple[int, ...]:
 
 
 def dtype_text(node: Any) -> str | None:
-    """Return a dtype's usual name from any node, or None."""
+    """Return a dtype's usual name from any node, shortened, or None."""
     try:
-        return str(read_dtype(node, _Unchecked()))
+        text = str(read_dtype(node, _Unchecked()))
     except _NotReadableError:
         return None
+    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
 
 
 class _NotReadableError(Exception):

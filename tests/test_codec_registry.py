@@ -1,0 +1,175 @@
+"""Codecs are found by exact type, loaded when needed, and told apart by name."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import pathlib
+import subprocess
+import sys
+import threading
+import uuid
+
+import numpy as np
+import pytest
+
+from sqla_datastore.codecs import (
+    Description,
+    _Registry,
+    advice,
+    codec_named,
+    find_codec,
+    register_codec,
+)
+
+
+class Celsius(float):
+    pass
+
+
+class Temperature:
+    pass
+
+
+def a_codec(name: str, *types: type, takes=lambda value: False):
+    class Its:
+        version = 1
+        mutable = False
+
+        def types(self):
+            return types
+
+        def takes(self, value):
+            return takes(value)
+
+        def encode(self, value, encoder):
+            return None
+
+        def decode(self, node, version, decoder):
+            return None
+
+        def describe(self, node):
+            return Description("its")
+
+    Its.name = name
+    return Its()
+
+
+def test_importing_the_registry_imports_no_library():
+    code = (
+        "import sys, sqla_datastore.codecs as c; c.find_codec(1); c.find_codec([1]);"
+        "print({'numpy', 'pandas', 'pyarrow', 'polars'} & {*sys.modules})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def test_a_value_loads_only_its_own_library():
+    code = (
+        "import sys, numpy, sqla_datastore.codecs as c; assert c.find_codec(numpy.zeros(1)).name;"
+        "print({'pandas', 'pyarrow', 'polars'} & {*sys.modules})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (1, "plain.int"),
+        ([], "plain.list"),
+        (uuid.UUID(int=0), "plain.uuid"),
+        (np.zeros(1), "numpy.array"),
+        (np.float64(1), "numpy.scalar"),
+        (np.dtype("f8"), "numpy.dtype"),
+        (np.rec.array([(1,)], dtype=[("a", int)]), "numpy.recarray"),
+    ],
+)
+def test_a_codec_is_found_by_exact_type_and_by_name(value, name):
+    assert find_codec(value).name == name
+    assert codec_named(name) is find_codec(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "what_to_do"),
+    [
+        (Celsius(1), "store float(value)"),
+        (collections.OrderedDict(), "store dict(value)"),
+        (collections.defaultdict(list), "store dict(value)"),
+        (collections.Counter(), "store dict(value)"),
+        (collections.deque(), "store list(value)"),
+        (collections.namedtuple("Point", "x y")(1, 2), "value._asdict()"),
+        (pathlib.Path(), "store str(value)"),
+        (np.zeros((1, 1)).view(np.matrix), "store numpy.asarray(value)"),
+        (np.array(["a"]).view(np.char.chararray), "store numpy.asarray(value)"),
+        (enum.Enum("Color", "RED").RED, "register_enum(Color)"),
+        (dataclasses.make_dataclass("Run", ["n"])(1), "dataclasses.asdict"),
+        (len, "code is never stored"),
+        (Temperature(), "register_codec"),
+        (memoryview(b""), "store bytes(value)"),
+    ],
+)
+def test_what_would_lose_its_type_is_refused_with_advice(value, what_to_do):
+    assert find_codec(value) is None
+    assert what_to_do in advice(value)
+
+
+@pytest.mark.parametrize("name", ["nothing", "plain.nothing", "numpy.nothing", "", ".", "__init__"])
+def test_an_unknown_name_is_a_key_error(name):
+    with pytest.raises(KeyError):
+        codec_named(name)
+
+
+@pytest.mark.parametrize("name", ["numpy.mine", "pandas", "plain.int"])
+def test_reserved_names_are_refused(name):
+    with pytest.raises(ValueError, match="reserved"):
+        register_codec(a_codec(name))
+
+
+def test_a_taken_name_and_a_taken_type_are_refused():
+    registry = _Registry()
+    registry.register(a_codec("shop.temperature", Temperature))
+    with pytest.raises(ValueError, match=r"'shop\.temperature' is taken"):
+        registry.register(a_codec("shop.temperature"))
+    with pytest.raises(ValueError, match=r"'Temperature' is taken by codec 'shop\.temperature'"):
+        registry.register(a_codec("shop.other", Temperature))
+    with pytest.raises(KeyError):
+        registry.named("shop.other")
+
+
+@pytest.mark.parametrize("loaded_before", [True, False])
+def test_a_registered_type_wins_over_ours_whatever_came_first(loaded_before):
+    registry = _Registry()
+    if loaded_before:
+        assert registry.find(np.zeros(1)).name == "numpy.array"
+    mine = a_codec("shop.array", np.ndarray)
+    registry.register(mine)
+    assert registry.find(np.zeros(1)) is mine
+    assert registry.named("numpy.array").name == "numpy.array"
+
+
+def test_the_codec_registered_last_is_asked_first():
+    registry = _Registry()
+    registry.register(a_codec("shop.first", takes=lambda value: isinstance(value, Temperature)))
+    registry.register(a_codec("shop.last", takes=lambda value: isinstance(value, Temperature)))
+    assert registry.find(Temperature()).name == "shop.last"
+    assert registry.find(object()) is None
+
+
+def test_threads_that_load_a_module_at_once_add_it_once():
+    registry, barrier, found = _Registry(), threading.Barrier(8), []
+
+    def look():
+        barrier.wait()
+        found.append(registry.find(np.zeros(1)))
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert {codec.name for codec in found} == {"numpy.array"}
+    names = [codec.name for codec in registry._built_in]
+    assert len(names) == len(set(names))
