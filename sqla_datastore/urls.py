@@ -130,6 +130,11 @@ class ObjectURL:
         stem = re.sub(r"(-[0-9]+)(\.[0-9]+)?\.zip$", r"\1", self.name)
         return ObjectURL(self.scheme, f"{self.folder}/{stem}.{index + 1}{SUFFIX}".lstrip("/"))
 
+    def root(self) -> ObjectURL:
+        """Return the URL that a row holds for this object: its own, or its family's first."""
+        name = re.sub(r"^([0-9a-f]{32}-[0-9]+)\.[0-9]+\.zip$", r"\1.zip", self.name)
+        return ObjectURL(self.scheme, f"{self.folder}/{name}".lstrip("/"))
+
     def family(self) -> list[ObjectURL]:
         """Return this URL and those of all its nested objects."""
         return [self, *(self.nested(index) for index in range(self.nested_count))]

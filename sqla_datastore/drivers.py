@@ -1,0 +1,126 @@
+"""What database drivers know of their transaction.
+
+Events and return values cannot tell how a transaction ended: PostgreSQL answers COMMIT of a failed
+transaction without an error, stock ``sqlite3`` commits when an outermost savepoint is released.
+So the driver is asked. Each function takes the driver's own connection, never a pool's proxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+__all__ = ["TransactionState", "autocommits", "transaction_state"]
+
+
+class TransactionState(Enum):
+    """What a driver says of its connection."""
+
+    IDLE = "no transaction is open"
+    ACTIVE = "a transaction is open"
+    FAILED = "the transaction can only be rolled back"
+    UNKNOWN = "the driver cannot say"
+
+
+def _sqlite(raw: Any) -> TransactionState:
+    return TransactionState.ACTIVE if raw.in_transaction else TransactionState.IDLE
+
+
+def _aiosqlite(raw: Any) -> TransactionState:
+    return _sqlite(raw._connection)
+
+
+# libpq's PQTRANS_IDLE, ACTIVE, INTRANS, INERROR; UNKNOWN (4) means that the connection is broken
+_LIBPQ = {
+    0: TransactionState.IDLE,
+    1: TransactionState.ACTIVE,
+    2: TransactionState.ACTIVE,
+    3: TransactionState.FAILED,
+}
+
+
+def _psycopg(raw: Any) -> TransactionState:
+    # SQLAlchemy's adapter of the async connection has an `info` of its own
+    connection = getattr(raw, "_connection", raw)
+    return _LIBPQ.get(int(connection.info.transaction_status), TransactionState.UNKNOWN)
+
+
+def _psycopg2(raw: Any) -> TransactionState:
+    if raw.closed:
+        return TransactionState.UNKNOWN
+    return _LIBPQ.get(raw.get_transaction_status(), TransactionState.UNKNOWN)
+
+
+def _asyncpg(raw: Any) -> TransactionState:
+    # it cannot say that the transaction failed: sqla_datastore.endings asks the server for that
+    active = raw._connection.is_in_transaction()
+    return TransactionState.ACTIVE if active else TransactionState.IDLE
+
+
+_READY_FOR_QUERY = {
+    b"I": TransactionState.IDLE,
+    b"T": TransactionState.ACTIVE,
+    b"E": TransactionState.FAILED,
+}
+
+
+def _pg8000(raw: Any) -> TransactionState:
+    return _READY_FOR_QUERY.get(raw._transaction_status, TransactionState.UNKNOWN)
+
+
+_SERVER_STATUS_IN_TRANS = 1
+
+
+def _pymysql(raw: Any) -> TransactionState:
+    if raw.server_status & _SERVER_STATUS_IN_TRANS:
+        return TransactionState.ACTIVE
+    return TransactionState.IDLE
+
+
+_STATES: dict[str, Callable[[Any], TransactionState]] = {
+    "pysqlite": _sqlite,
+    "aiosqlite": _aiosqlite,
+    "psycopg": _psycopg,
+    "psycopg_async": _psycopg,
+    "psycopg2": _psycopg2,
+    "asyncpg": _asyncpg,
+    "pg8000": _pg8000,
+    "pymysql": _pymysql,
+}
+
+
+def transaction_state(driver: str, raw: Any) -> TransactionState:
+    """Ask a driver for the state of its transaction; no round trip to the server.
+
+    Args:
+        driver: the dialect's driver, for example ``psycopg``.
+        raw: the driver's connection.
+
+    Returns:
+        UNKNOWN for a driver without a rule, and for a connection that is closed or broken.
+    """
+    ask = _STATES.get(driver)
+    if ask is None:
+        return TransactionState.UNKNOWN
+    try:
+        return ask(raw)
+    except Exception:
+        # a closed or lost connection; every driver raises another kind of error for it
+        return TransactionState.UNKNOWN
+
+
+def autocommits(driver: str, raw: Any) -> bool:
+    """Return whether each statement would be a transaction of its own, as far as one can see."""
+    try:
+        if driver in ("pysqlite", "aiosqlite"):
+            connection = raw._connection if driver == "aiosqlite" else raw
+            by_hand = connection.isolation_level is None
+            by_mode = getattr(connection, "autocommit", False) is True
+            return (by_hand or by_mode) and not connection.in_transaction
+        if driver == "pymysql":
+            return bool(raw.get_autocommit()) and _pymysql(raw) is TransactionState.IDLE
+        connection = getattr(raw, "_connection", raw) if driver == "psycopg_async" else raw
+        return bool(getattr(connection, "autocommit", False))
+    except Exception:
+        return False

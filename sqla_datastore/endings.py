@@ -1,0 +1,499 @@
+"""How a database transaction ends: the observer of dialects.
+
+Events cannot tell. The engine's ``commit`` event fires before the DBAPI's commit and nothing
+follows it; after a failed COMMIT no rollback event fires; a Session's ``after_commit`` also fires
+where only a savepoint was released. So the dialect's own methods are observed, as instance
+attributes, and the driver is asked what it did.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import String, inspect, select, type_coerce
+
+from sqla_datastore.columns import declared
+from sqla_datastore.drivers import TransactionState, autocommits, transaction_state
+from sqla_datastore.exceptions import StorageError
+from sqla_datastore.ledger import Ledger, Name
+from sqla_datastore.options import storage_for
+from sqla_datastore.urls import ObjectURL
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Dialect
+    from sqlalchemy.schema import MetaData
+
+    from sqla_datastore.statements import Effects
+
+__all__ = ["Transaction", "observe", "open_transaction", "transaction_of", "unwrap"]
+
+logger = logging.getLogger("sqla_datastore")
+
+# SQLSTATEs that leave open whether a COMMIT succeeded: transaction resolution unknown, and
+# statement completion unknown (ISO/IEC 9075-2, PostgreSQL appendix A)
+_UNKNOWN_OUTCOME = {"08007", "40003"}
+
+_open: dict[int, Transaction] = {}
+
+
+class Transaction:
+    """A database transaction that has something to do with storages.
+
+    Belongs to the DBAPI connection, which it holds strongly while it is open: some drivers'
+    connections can be neither weakly referenced nor given attributes.
+
+    Attributes:
+        ledger: its objects.
+        connection: the `Connection` that last ran a statement in it.
+        pending: what statements of a running flush did, not yet carried out.
+        metadatas: the MetaData collections whose tables it touched.
+        failed: what statements that failed would have done; some rows may have it all the same.
+    """
+
+    def __init__(self, connection: Connection, raw: Any) -> None:
+        self.ledger = Ledger()
+        self.connection = connection
+        self.raw = raw
+        self.dialect: Dialect = connection.dialect
+        self.pending: list[Effects] = []
+        self.metadatas: dict[MetaData, None] = {}
+        self.failed: list[Effects] = []
+        self.root_savepoint: str | None = None
+        self.began = time.time()
+        self.doubt: str | None = None
+        self.statement_failed = False
+        self.commit_failed = False
+        self.rolled_back = False
+        self.prepared = False
+        self.busy = False
+        self._process = os.getpid()
+
+    @property
+    def is_inert(self) -> bool:
+        """Whether this is a forked child's copy: the parent's transaction is not ours to end."""
+        return self._process != os.getpid()
+
+    @property
+    def state(self) -> TransactionState:
+        """What the driver says of its transaction."""
+        return transaction_state(self.dialect.driver, self.raw)
+
+    def close(self) -> None:
+        """Take it off the list of open transactions."""
+        if _open.get(id(self.raw)) is self:
+            del _open[id(self.raw)]
+
+    # -- before COMMIT ---------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make objects durable and decide what goes; may fail, nothing is committed then."""
+        for check in commit_checks:
+            check(self.raw)
+        if self.pending or self.ledger.incomplete():
+            raise StorageError(
+                "an object of this transaction could not be written, so it cannot be committed; "
+                "roll it back and try again"
+            )
+        for effects in self.failed:
+            if effects.held(self.connection) & {str(r.url) for r in effects.reserved}:
+                raise StorageError(
+                    f"a statement on {effects.store.table.name!r} failed half-way, and rows that "
+                    "it left have no objects; roll the transaction back and try again"
+                )
+        self.ledger.prepare(self._referenced)
+
+    def _referenced(self, candidates: set[Name]) -> set[Name]:
+        """Return those of the listed names that a row refers to, asked in this transaction."""
+        if self.connection.closed or unwrap(self.connection.connection) is not self.raw:
+            return candidates
+        roots: dict[tuple[int, str], list[Name]] = {}
+        for name in candidates:
+            url = ObjectURL(name.storage.scheme, name.path)  # type: ignore[attr-defined]
+            roots.setdefault((id(name.storage), str(url.root())), []).append(name)
+        found: set[Name] = set()
+        for metadata in self.metadatas:
+            for key in self._asked(metadata, list(roots)):
+                found.update(roots[key])
+        return found
+
+    def _asked(
+        self, metadata: MetaData, roots: list[tuple[int, str]]
+    ) -> Iterable[tuple[int, str]]:
+        inspector = inspect(self.connection)
+        for store in declared(metadata):
+            if not inspector.has_table(store.table.name, schema=store.table.schema):
+                continue
+            for column in store.columns:
+                storage = id(storage_for(column.type.url, self.dialect))
+                urls = [url for at, url in roots if at == storage]
+                text = type_coerce(column.column, String())
+                for start in range(0, len(urls), 500):
+                    query = select(text).where(text.in_(urls[start : start + 500]))
+                    if self.dialect.name in ("mysql", "mariadb"):
+                        # a locking read sees what others committed since this one's snapshot
+                        query = query.with_for_update(read=True)
+                    for url in self.connection.scalars(query):
+                        yield storage, url
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def commit(self, commit: Callable[[], Any], rollback: Callable[[], Any]) -> Any:
+        """Run the driver's COMMIT with the ledger's phases around it.
+
+        Args:
+            commit: the dialect's own method.
+            rollback: rolls the driver back, if the objects could not be made durable.
+        """
+        outcome = self._outcome_before_commit()
+        if outcome is not None:
+            try:
+                return commit()
+            finally:
+                self.end(outcome)
+        try:
+            self.prepare()
+        except BaseException:
+            self._roll_back_now(rollback)
+            raise
+        try:
+            result = commit()
+        except BaseException as err:
+            self._commit_raised(err)
+            raise
+        self.end("commit")
+        return result
+
+    def _outcome_before_commit(self) -> str | None:
+        """Return how the transaction is known to end, whatever COMMIT answers; None if by it."""
+        if self.ledger.is_empty and not (self.pending or self.failed):
+            return None
+        state = self.state
+        if state is TransactionState.FAILED or self._server_says_failed():
+            return "rollback"
+        if self.rolled_back:
+            return "rollback"
+        if state is TransactionState.IDLE:
+            return "it ended out of sight before COMMIT"
+        return self.doubt
+
+    def _server_says_failed(self) -> bool:
+        """Ask the server, where a statement failed and the driver cannot tell what that did."""
+        if self.dialect.driver != "asyncpg" or not self.statement_failed:
+            return False
+        cursor = self.raw.cursor()
+        try:
+            cursor.execute("SELECT 1")
+        except Exception:
+            return True
+        finally:
+            cursor.close()
+        return False
+
+    def _roll_back_now(self, rollback: Callable[[], Any]) -> None:
+        try:
+            rollback()
+        except Exception:
+            # without a COMMIT the server drops the transaction with the connection
+            logger.warning("ROLLBACK failed after a refused COMMIT", exc_info=True)
+        self.end("rollback")
+
+    def _commit_raised(self, err: BaseException) -> None:
+        if self._is_definite(err):
+            self.commit_failed = True
+            if self.state is TransactionState.IDLE:
+                self.end("rollback")
+        else:
+            self.end(f"COMMIT was sent and raised {type(err).__name__}")
+
+    def _is_definite(self, err: BaseException) -> bool:
+        """Whether the database itself refused the COMMIT."""
+        dbapi: Any = self.dialect.loaded_dbapi
+        if not isinstance(err, dbapi.Error):
+            return False
+        original = getattr(err, "orig", err)
+        sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+        if sqlstate in _UNKNOWN_OUTCOME:
+            return False
+        return not self.dialect.is_disconnect(err, self.raw, None)
+
+    def rollback(self, rollback: Callable[[], Any]) -> Any:
+        """Run the driver's ROLLBACK and undo what was written."""
+        idle = self.state is TransactionState.IDLE
+        known = self.commit_failed or self.rolled_back or self.ledger.is_empty
+        outcome = "it ended out of sight before ROLLBACK" if idle and not known else "rollback"
+        try:
+            return rollback()
+        finally:
+            self.end(self.doubt or outcome)
+
+    def end(self, outcome: str) -> None:
+        """Close the ledger: ``commit``, ``rollback``, or the reason why nobody can tell."""
+        self.close()
+        self.pending.clear()
+        self.failed.clear()
+        if outcome == "commit":
+            self.ledger.finish()
+        elif outcome == "rollback":
+            self.ledger.abort()
+        else:
+            self.ledger.forget(outcome)
+
+
+def unwrap(connection: Any) -> Any:
+    """Return the driver's connection behind a pool's proxy."""
+    return getattr(connection, "dbapi_connection", connection)
+
+
+def transaction_of(connection: Connection) -> Transaction:
+    """Return the transaction of a connection, opened now if it is the first time."""
+    found = open_transaction(unwrap(connection.connection))
+    if found is None:
+        observe(connection)
+        raw = unwrap(connection.connection)
+        found = _open[id(raw)] = Transaction(connection, raw)
+    found.connection = connection
+    return found
+
+
+def open_transaction(raw: Any) -> Transaction | None:
+    """Return the open transaction of a driver's connection, if any; a forked child has none."""
+    found = _open.get(id(raw))
+    if found is not None and found.is_inert:
+        found.close()
+        return None
+    return found
+
+
+def begun(connection: Connection) -> None:
+    """Note that a new transaction begins: one that is still open is dead, or goes on.
+
+    After an error in a listener of ``commit`` SQLAlchemy sends neither COMMIT nor ROLLBACK, so the
+    next transaction of the connection is the same one to the database.
+    """
+    found = open_transaction(unwrap(connection.connection))
+    if found is None or found.busy or found.state is TransactionState.ACTIVE:
+        return
+    found.end("rollback" if found.commit_failed else "its connection began another one")
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Return whether each statement of a connection is a transaction of its own."""
+    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        return True
+    return autocommits(connection.dialect.driver, unwrap(connection.connection))
+
+
+# -- observing a dialect -------------------------------------------------------------------------
+
+_MARK = "_sqla_datastore_observed"
+
+
+def observe(connection: Connection) -> None:
+    """Observe the dialect of a connection's engine, and its pool's; once each."""
+    engine = connection.engine
+    for dialect in (engine.dialect, getattr(engine.pool, "_dialect", None)):
+        if dialect is not None and _MARK not in vars(dialect):
+            vars(dialect)[_MARK] = True
+            _observe(dialect)
+
+
+def _observe(dialect: Any) -> None:
+    for name, around in _OBSERVED.items():
+        original = getattr(dialect, name)
+        setattr(dialect, name, _wrapped(dialect, original, around))
+
+
+def _wrapped(dialect: Any, original: Callable[..., Any], around: Callable[..., Any]) -> Any:
+    @wraps(original)
+    def call(connection: Any, *args: Any, **kwargs: Any) -> Any:
+        raw = _raw_of(connection)
+        transaction = open_transaction(raw)
+
+        def proceed() -> Any:
+            return original(connection, *args, **kwargs)
+
+        if transaction is None:
+            if around is _around_savepoint:
+                return _first_savepoint(connection, raw, args[0], proceed)
+            if around is _around_commit:
+                return _commit_without_ledger(dialect, connection, raw, proceed)
+            return proceed()
+        if transaction.busy:
+            # the dialect's own nested calls, such as asyncpg's ROLLBACK after COMMIT PREPARED
+            return proceed()
+        transaction.busy = True
+        try:
+            return around(transaction, dialect, connection, proceed, *args)
+        finally:
+            transaction.busy = False
+
+    return call
+
+
+def _raw_of(connection: Any) -> Any:
+    """Return the driver's connection of a `Connection`, a pool's proxy or itself."""
+    if hasattr(connection, "get_execution_options"):
+        connection = connection.connection
+    return unwrap(connection)
+
+
+commit_checks: list[Callable[[Any], None]] = []
+"""Called with the driver's connection before each COMMIT; may refuse it by raising."""
+
+
+def _commit_without_ledger(
+    dialect: Any, connection: Any, raw: Any, proceed: Callable[[], Any]
+) -> Any:
+    try:
+        for check in commit_checks:
+            check(raw)
+    except BaseException:
+        dialect.do_rollback(connection)
+        raise
+    return proceed()
+
+
+def _around_commit(
+    transaction: Transaction, dialect: Any, connection: Any, proceed: Callable[[], Any]
+) -> Any:
+    if transaction.prepared:
+        return proceed()
+    return transaction.commit(proceed, lambda: dialect.do_rollback(connection))
+
+
+def _around_rollback(
+    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any]
+) -> Any:
+    return proceed() if transaction.prepared else transaction.rollback(proceed)
+
+
+def _around_close(
+    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any]
+) -> Any:
+    try:
+        return proceed()
+    finally:
+        # whoever sent neither COMMIT nor PREPARE has lost the transaction with the connection
+        reason = "its connection was closed after PREPARE" if transaction.prepared else "rollback"
+        transaction.end(transaction.doubt or reason)
+
+
+def _first_savepoint(connection: Any, raw: Any, name: str, proceed: Callable[[], Any]) -> Any:
+    """Watch a savepoint that starts the transaction: releasing it will commit (SQLite)."""
+    starts = (
+        connection.dialect.name == "sqlite"
+        and transaction_state(connection.dialect.driver, raw) is TransactionState.IDLE
+    )
+    result = proceed()
+    if starts:
+        transaction_of(connection).root_savepoint = name
+    return result
+
+
+def _around_savepoint(
+    transaction: Transaction,
+    _dialect: Any,
+    _connection: Any,
+    proceed: Callable[[], Any],
+    name: str,
+) -> Any:
+    starts = (
+        transaction.dialect.name == "sqlite"
+        and transaction.ledger.is_empty
+        and transaction.state is TransactionState.IDLE
+    )
+    result = proceed()
+    transaction.ledger.begin_savepoint(name)
+    if starts:
+        transaction.root_savepoint = name
+    return result
+
+
+def _around_release(
+    transaction: Transaction, dialect: Any, connection: Any, proceed: Callable[[], Any], name: str
+) -> Any:
+    if transaction.root_savepoint == name:
+        return transaction.commit(proceed, lambda: dialect.do_rollback(connection.connection))
+    result = proceed()
+    transaction.ledger.release(name)
+    return result
+
+
+def _around_rollback_to(
+    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any], name: str
+) -> Any:
+    result = proceed()
+    transaction.pending.clear()
+    transaction.failed.clear()
+    transaction.statement_failed = False
+    transaction.ledger.rollback_to(name)
+    return result
+
+
+def _around_prepare(
+    transaction: Transaction, dialect: Any, connection: Any, proceed: Callable[[], Any], xid: Any
+) -> Any:
+    try:
+        transaction.prepare()
+    except BaseException:
+        transaction._roll_back_now(
+            lambda: dialect.do_rollback_twophase(connection, xid, is_prepared=False)
+        )
+        raise
+    transaction.prepared = True
+    return proceed()
+
+
+def _around_commit_twophase(
+    transaction: Transaction,
+    dialect: Any,
+    connection: Any,
+    proceed: Callable[[], Any],
+    xid: Any,
+    *_: Any,
+) -> Any:
+    if not transaction.prepared:
+        return transaction.commit(
+            proceed, lambda: dialect.do_rollback_twophase(connection, xid, is_prepared=False)
+        )
+    try:
+        result = proceed()
+    except BaseException as err:
+        transaction.end(f"COMMIT PREPARED was sent and raised {type(err).__name__}")
+        raise
+    transaction.end("commit")
+    return result
+
+
+def _around_rollback_twophase(
+    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any], *_: Any
+) -> Any:
+    try:
+        result = proceed()
+    except BaseException as err:
+        if transaction.prepared:
+            transaction.end(f"ROLLBACK PREPARED was sent and raised {type(err).__name__}")
+        else:
+            transaction.end("rollback")
+        raise
+    transaction.end("rollback")
+    return result
+
+
+_OBSERVED: dict[str, Callable[..., Any]] = {
+    "do_commit": _around_commit,
+    "do_rollback": _around_rollback,
+    "do_close": _around_close,
+    "do_terminate": _around_close,
+    "do_savepoint": _around_savepoint,
+    "do_release_savepoint": _around_release,
+    "do_rollback_to_savepoint": _around_rollback_to,
+    "do_prepare_twophase": _around_prepare,
+    "do_commit_twophase": _around_commit_twophase,
+    "do_rollback_twophase": _around_rollback_twophase,
+}

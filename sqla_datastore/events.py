@@ -1,0 +1,477 @@
+"""The observers of mappers, sessions and engines: they tell the ledger what happens to rows.
+
+==============================  ===================================================================
+``before_cursor_execute``       values in the parameters get their URLs; the URLs that affected rows
+                                hold are selected
+``after_execute``               the statement ran: its objects are written and its folders listed,
+                                or, inside a flush, at its end
+``before_insert``, ``_update``  a value that belongs to another row is replaced by a copy
+``before_flush``, ``_commit``   entries that were handed out are looked at again
+``after_flush``                 the objects of the flush are written, in parallel
+==============================  ===================================================================
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine, ExecutionContext
+from sqlalchemy.orm import (
+    InstanceState,
+    Mapper,
+    ORMExecuteState,
+    Session,
+    attributes,
+    object_session,
+)
+
+from sqla_datastore import columns, endings
+from sqla_datastore.datastore import DataStore
+from sqla_datastore.drivers import TransactionState
+from sqla_datastore.endings import Transaction, transaction_of
+from sqla_datastore.exceptions import StaleValueError
+from sqla_datastore.ledger import Name
+from sqla_datastore.statements import Effects, Folder, Reservation, effects_of
+
+__all__ = ["install"]
+
+WRITERS = 8
+"""Objects of one flush written at the same time."""
+
+# text that starts or ends a transaction or a savepoint behind SQLAlchemy's back
+_CONTROL = re.compile(
+    r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|ROLLBACK|ABORT|END|SAVEPOINT|RELEASE|PREPARE\s+TRANSACTION"
+    r"|XA|SET\s+(SESSION\s+)?AUTOCOMMIT)\b",
+    re.IGNORECASE,
+)
+_IMPLICIT_COMMIT = re.compile(
+    r"\s*(CREATE|ALTER|DROP|TRUNCATE|RENAME|GRANT|REVOKE|LOCK|UNLOCK|ANALYZE|OPTIMIZE)\b",
+    re.IGNORECASE,
+)
+
+_flushing: weakref.WeakSet[Session] = weakref.WeakSet()
+_armed: weakref.WeakKeyDictionary[Session, dict[int, tuple[Any, DataStore]]] = (
+    weakref.WeakKeyDictionary()
+)
+_attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+# -- statements ----------------------------------------------------------------------------------
+
+
+def _before_cursor_execute(
+    connection: Connection,
+    _cursor: Any,
+    statement: str,
+    parameters: Any,
+    context: ExecutionContext | None,
+    _executemany: bool,
+) -> tuple[str, Any]:
+    compiled: Any = getattr(context, "compiled", None)
+    if compiled is None or context.isddl or context.is_text:  # type: ignore[union-attr]
+        _note_text(connection, statement)
+        return statement, parameters
+    if context.is_crud or compiled.bind_names:  # type: ignore[union-attr]
+        _look_at(connection, context)
+        if _binds_reservations(parameters):
+            parameters = _with_urls(parameters)
+    return statement, parameters
+
+
+def _look_at(connection: Connection, context: Any) -> None:
+    """Find out what a statement will do, once for all its batches."""
+    if hasattr(context, "_sqla_datastore"):
+        return
+    context._sqla_datastore = None
+    effects = effects_of(connection, context, flushing=_in_flush(connection))
+    if effects is None:
+        return
+    context._sqla_datastore = effects
+    transaction = transaction_of(connection)
+    transaction.metadatas[effects.store.table.metadata] = None
+    if endings.is_autocommit(connection):
+        # there is no moment between the statement and its COMMIT, so the write comes first
+        _write(transaction, effects.reserved)
+        transaction.ledger.make_durable()
+
+
+def _binds_reservations(parameters: Any) -> bool:
+    first = parameters[0] if isinstance(parameters, list) and parameters else parameters
+    rows = parameters if isinstance(first, (tuple, list, dict)) and first is not parameters else [parameters]
+    return any(
+        isinstance(item, Reservation)
+        for row in rows
+        for item in (row.values() if isinstance(row, dict) else row or ())
+    )
+
+
+def _with_urls(parameters: Any) -> Any:
+    if isinstance(parameters, Reservation):
+        return str(parameters.url)
+    if isinstance(parameters, dict):
+        return {key: _with_urls(value) for key, value in parameters.items()}
+    if isinstance(parameters, (list, tuple)):
+        return type(parameters)([_with_urls(item) for item in parameters])
+    return parameters
+
+
+def _after_execute(
+    connection: Connection, _clause: Any, _multi: Any, _params: Any, _options: Any, result: Any
+) -> None:
+    context = getattr(result, "context", None)
+    effects: Effects | None = getattr(context, "_sqla_datastore", None)
+    if effects is None:
+        return
+    context._sqla_datastore = None
+    transaction = transaction_of(connection)
+    effects.settle(connection, result.rowcount if not context.isinsert else -1)
+    if endings.is_autocommit(connection) or transaction.state is TransactionState.IDLE:
+        _carry_out(transaction, [effects])
+        transaction.busy = True
+        try:
+            transaction.prepare()
+        finally:
+            transaction.busy = False
+        transaction.end("commit")
+    elif _in_flush(connection):
+        transaction.pending.append(effects)
+    else:
+        _carry_out(transaction, [effects])
+
+
+def _note_text(connection: Connection, statement: str) -> None:
+    """Note transaction control that SQLAlchemy does not see; nobody can tell its effect."""
+    transaction = endings.open_transaction(endings.unwrap(connection.connection))
+    if transaction is None or transaction.ledger.is_empty:
+        return
+    implicit = connection.dialect.name in ("mysql", "mariadb", "oracle")
+    if _CONTROL.match(statement) or (implicit and _IMPLICIT_COMMIT.match(statement)):
+        transaction.doubt = f"{statement.strip()[:60]!r} was executed as text"
+
+
+def _handle_error(context: Any) -> None:
+    connection = context.connection
+    if connection is None or connection.closed or connection.invalidated:
+        return
+    transaction = endings.open_transaction(endings.unwrap(connection.connection))
+    if transaction is None or transaction.busy:
+        return
+    transaction.statement_failed = True
+    effects: Effects | None = getattr(context.execution_context, "_sqla_datastore", None)
+    if endings.is_autocommit(connection):
+        transaction.end("rollback")
+    elif effects is not None and effects.reserved:
+        transaction.failed.append(effects)
+    if transaction.state is TransactionState.IDLE and not transaction.ledger.is_empty:
+        # no database commits because of an error, so this one has rolled back (SQLITE_FULL,
+        # INSERT OR ROLLBACK)
+        transaction.rolled_back = True
+
+
+# -- writing and listing -------------------------------------------------------------------------
+
+
+def _carry_out(transaction: Transaction, effects: list[Effects]) -> None:
+    """Write and list what statements asked for; they ran, and their rows are locked.
+
+    Raises:
+        StorageError: the storage failed; the transaction has to be rolled back.
+        UnsupportedTypeError: a value was refused while it was written.
+    """
+    ledger = transaction.ledger
+    for effect in effects:
+        ledger.drop(effect.dropped)
+        ledger.adopt(name for reserved in effect.reserved for name in reserved.names())
+    _write(transaction, [reserved for effect in effects for reserved in effect.reserved])
+    folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
+    for folder in folders:
+        ledger.listed(_listed(transaction, folder))
+
+
+def _listed(transaction: Transaction, folder: Folder) -> Iterator[Name]:
+    for found in folder.storage.list(folder.path):
+        # an object younger than the transaction may belong to a row that its snapshot cannot see
+        if found.modified <= transaction.began:
+            yield Name(folder.storage, found.path)
+
+
+def _write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
+    """Write the objects of values, in parallel, and switch the values to their stored form."""
+    todo = [reservation for reservation in reserved if reservation.plan is not None]
+    jobs = [
+        (name.storage, name.path, content)
+        for reservation in todo
+        for name, content in zip(reservation.names(), reservation.plan.objects, strict=True)  # type: ignore[union-attr]
+    ]
+    names = [Name(storage, path) for storage, path, _ in jobs]
+    transaction.ledger.write(names)
+    if len(jobs) == 1:
+        _write_object(*jobs[0])
+    elif jobs:
+        with ThreadPoolExecutor(min(WRITERS, len(jobs)), "sqla_datastore") as pool:
+            for _ in pool.map(lambda job: _write_object(*job), jobs):
+                pass
+    transaction.ledger.wrote(names)
+    for reservation in todo:
+        plan, reservation.plan = reservation.plan, None
+        undo = reservation.value._stored(reservation.storage, str(reservation.url), plan)
+        transaction.ledger.on_rollback(undo)
+
+
+def _write_object(storage: Any, path: str, content: Any) -> None:
+    with storage.create(path) as writer:
+        content.write(writer)
+
+
+# -- sessions and mappers ------------------------------------------------------------------------
+
+
+class RowLink:
+    """Ties a value to the row that it was stored for or loaded from.
+
+    Args:
+        state: the row's state.
+        key: the attribute.
+    """
+
+    __slots__ = ("_key", "_row", "_session")
+
+    def __init__(self, state: InstanceState[Any], key: str) -> None:
+        self._key = key
+        self._row = weakref.ref(state)
+        session = state.session
+        self._session = None if session is None else weakref.ref(session)
+
+    def is_for(self, state: InstanceState[Any], key: str) -> bool:
+        """Whether this is the attribute of that row."""
+        return self._row() is state and self._key == key
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the row's instance is gone."""
+        state = self._row()
+        return state is None or state.obj() is None
+
+    def arm(self, value: DataStore) -> None:
+        """Have an entry looked at again before COMMIT: it was handed out and can be edited."""
+        rows = [state.obj() for state in list(value._parents)]
+        alive = [row for row in rows if row is not None]
+        for row in alive:
+            session = object_session(row)
+            if session is not None:
+                attributes.flag_dirty(row)
+                _armed.setdefault(session, {})[id(value)] = (row, value)
+        session = self._session() if self._session else None
+        if not alive and session is not None and session.in_transaction():
+            _armed.setdefault(session, {})[id(value)] = (None, value)
+
+    def check_edit(self, value: DataStore) -> None:
+        """Refuse an edit that no row could save.
+
+        Raises:
+            StaleValueError: the row's instance was garbage collected while its session goes on.
+        """
+        session = self._session() if self._session else None
+        if self.is_dead and session is not None and session.in_transaction() and not _has_row(value):
+            raise StaleValueError(_GONE.format(url=value.url))
+
+
+_GONE = (
+    "the row that holds {url!r} is not referenced any more, so an edit of its value would be lost; "
+    "keep the row in a variable while you edit its value, or edit a value.copy()"
+)
+
+
+def _has_row(value: DataStore) -> bool:
+    return any(state.obj() is not None for state in list(value._parents))
+
+
+def _store_attributes(mapper: Mapper[Any]) -> tuple[str, ...]:
+    known = _attributes.get(mapper)
+    if known is None:
+        known = _attributes[mapper] = tuple(
+            prop.key
+            for prop in mapper.column_attrs
+            if isinstance(prop.columns[0], columns.Column) and columns.is_store(prop.columns[0])
+        )
+    return known
+
+
+def _values(state: InstanceState[Any]) -> Iterator[tuple[str, DataStore]]:
+    """Yield a row's loaded values, by attribute."""
+    row = state.dict
+    for key in _store_attributes(state.mapper):
+        value = row.get(key)
+        if isinstance(value, DataStore):
+            yield key, value
+
+
+def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
+    if _store_attributes(mapper):
+        event.listen(class_, "load", _loaded, raw=True)
+        event.listen(class_, "refresh", _loaded, raw=True)
+
+
+def _loaded(state: InstanceState[Any], _context: Any, *_: Any) -> None:
+    for key, value in _values(state):
+        if value._row is None:
+            value._row = RowLink(state, key)
+
+
+def _before_row(mapper: Mapper[Any], _connection: Connection, target: Any) -> None:
+    """Make each value the row's own. Called before the INSERT or UPDATE of a flush."""
+    if not _store_attributes(mapper):
+        return
+    session = object_session(target)
+    if session is not None:
+        _flushing.add(session)
+    state: InstanceState[Any] = attributes.instance_state(target)
+    for key, value in list(_values(state)):
+        if value._row is None or (value._row.is_dead and not value._row.is_for(state, key)):
+            value._row = RowLink(state, key)
+        elif not value._row.is_for(state, key) and _is_assigned(state, key):
+            _replace(state, key, value)
+
+
+def _before_delete(mapper: Mapper[Any], _connection: Connection, target: Any) -> None:
+    session = object_session(target)
+    if session is not None:
+        _flushing.add(session)
+
+
+def _is_assigned(state: InstanceState[Any], key: str) -> bool:
+    history = state.get_history(key, attributes.PASSIVE_NO_INITIALIZE)
+    return bool(history.added) or not state.has_identity
+
+
+def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
+    """Put a copy in a value's place: one value is one row's."""
+    copy = value.copy()
+    copy._row = RowLink(state, key)
+    value._parents.pop(state, None)
+    copy._parents[state] = key
+    state.dict[key] = copy
+
+
+def _in_flush(connection: Connection) -> bool:
+    raw = endings.unwrap(connection.connection)
+    return any(
+        raw is endings.unwrap(held.connection) for session in list(_flushing) for held in _connections(session)
+    )
+
+
+def _connections(session: Session) -> list[Connection]:
+    return [c for c in _begun.get(session, ()) if not c.closed and not c.invalidated]
+
+
+_begun: weakref.WeakKeyDictionary[Session, weakref.WeakSet[Connection]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _after_begin(session: Session, _transaction: Any, connection: Connection) -> None:
+    _begun.setdefault(session, weakref.WeakSet()).add(connection)
+
+
+def _after_flush(session: Session, _context: Any) -> None:
+    if session not in _flushing:
+        return
+    try:
+        for connection in _connections(session):
+            transaction = endings.open_transaction(endings.unwrap(connection.connection))
+            if transaction is not None and transaction.pending:
+                pending, transaction.pending = transaction.pending, []
+                _carry_out(transaction, pending)
+    finally:
+        _flushing.discard(session)
+
+
+def _after_soft_rollback(session: Session, _transaction: Any) -> None:
+    _flushing.discard(session)
+
+
+def _scan(session: Session) -> None:
+    """Look again at what was handed out; edits make their rows dirty."""
+    for row, value in list(_armed.get(session, {}).values()):
+        if value._scan() and row is None and not _has_row(value):
+            raise StaleValueError(_GONE.format(url=value.url))
+
+
+def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
+    _scan(session)
+
+
+def _before_commit(session: Session) -> None:
+    _scan(session)
+
+
+def _check_edits(raw: Any) -> None:
+    """Refuse a COMMIT that would leave edits behind: one that no Session's commit came before.
+
+    Raises:
+        StaleValueError: an entry was changed in place after the last flush.
+    """
+    for session, armed in list(_armed.items()):
+        if any(raw is endings.unwrap(c.connection) for c in _connections(session)):
+            for _, value in list(armed.values()):
+                if value._scan():
+                    raise StaleValueError(
+                        f"an entry of {value.url!r} was changed in place after its row was "
+                        "flushed; commit the Session, or flush it after the change, before the "
+                        "connection is committed"
+                    )
+
+
+def _after_transaction_end(session: Session, transaction: Any) -> None:
+    if transaction.parent is None:
+        _armed.pop(session, None)
+        _begun.pop(session, None)
+        _flushing.discard(session)
+
+
+def _do_orm_execute(state: ORMExecuteState) -> Any:
+    """Expire values after a bulk UPDATE: rows in the session must not share one by reference."""
+    if not (state.is_update or state.is_insert) or state.bind_mapper is None:
+        return None
+    keys = _store_attributes(state.bind_mapper)
+    if not keys or not state.is_update:
+        return None
+    result = state.invoke_statement()
+    for row in list(state.session.identity_map.values()):
+        if isinstance(row, state.bind_mapper.class_):
+            state.session.expire(row, keys)
+    return result
+
+
+def install(_type: type) -> None:
+    """Install the observers; called once, when the column type is imported."""
+    event.listen(Engine, "before_cursor_execute", _before_cursor_execute, retval=True)
+    event.listen(Engine, "after_execute", _after_execute)
+    event.listen(Engine, "handle_error", _handle_error)
+    event.listen(Engine, "begin", _begin)
+    event.listen(Engine, "begin_twophase", _begin)
+    event.listen(Mapper, "after_mapper_constructed", columns.note_mapper)
+    event.listen(Mapper, "mapper_configured", _mapper_configured)
+    event.listen(Mapper, "after_configured", columns.check_registries)
+    event.listen(Mapper, "before_insert", _before_row)
+    event.listen(Mapper, "before_update", _before_row)
+    event.listen(Mapper, "before_delete", _before_delete)
+    event.listen(Session, "after_begin", _after_begin)
+    event.listen(Session, "before_flush", _before_flush)
+    event.listen(Session, "after_flush", _after_flush)
+    event.listen(Session, "before_commit", _before_commit)
+    event.listen(Session, "after_soft_rollback", _after_soft_rollback)
+    event.listen(Session, "after_transaction_end", _after_transaction_end)
+    event.listen(Session, "do_orm_execute", _do_orm_execute)
+    DataStore.associate_with(_type)
+    endings.commit_checks.append(_check_edits)
+
+
+def _begin(connection: Connection, *_: Any) -> None:
+    endings.observe(connection)
+    endings.begun(connection)

