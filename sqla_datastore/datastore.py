@@ -17,6 +17,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
 
 from sqlalchemy.ext.mutable import Mutable
+from sqlalchemy.inspection import _inspects
 
 from sqla_datastore import saving
 from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
@@ -27,6 +28,7 @@ from sqla_datastore.source import UNLOADED, Entry, Source
 from sqla_datastore.urls import ObjectURL
 
 if TYPE_CHECKING:
+    from sqla_datastore.inspection import Inspection
     from sqla_datastore.saving import ValuePlan
     from sqla_datastore.storage.protocol import Storage
 
@@ -546,6 +548,14 @@ def _blank(cls: type[DataStore]) -> DataStore:
     return cls.__new__(cls)
 
 
+@_inspects(DataStore)
+def _inspected(value: DataStore) -> Inspection:
+    """Answer ``sqlalchemy.inspect``."""
+    from sqla_datastore.inspection import inspect
+
+    return inspect(value)
+
+
 class _DataStoreCodec:
     """Nested values: objects of their own, referred to by their number in the family."""
 
@@ -566,7 +576,7 @@ class _DataStoreCodec:
         return decoder.nested(node)
 
     def describe(self, node: Any) -> Description:  # noqa: ARG002
-        return Description("sqla_datastore.DataStore")
+        return Description("DataStore")
 
 
 register_codec(_DataStoreCodec())
