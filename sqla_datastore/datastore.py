@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
 from sqlalchemy.ext.mutable import Mutable
 from sqlalchemy.inspection import _inspects
 
-from sqla_datastore import saving
 from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.equality import equal
@@ -411,7 +410,11 @@ class DataStore(Mutable, MutableMapping[str, Any]):
         Returns:
             Whether there are edits in place that are not stored yet.
         """
-        return self._handed_out and saving.scan(self)
+        if not self._handed_out:
+            return False
+        from sqla_datastore import saving
+
+        return saving.scan(self)
 
     def _plan(self, column: str | None) -> ValuePlan:
         """Encode the value and all nested ones; nothing is written.
@@ -423,6 +426,8 @@ class DataStore(Mutable, MutableMapping[str, Any]):
             UnsupportedTypeError: an entry cannot be stored; names column and entry.
             MissingObjectError: entries are to be copied from an object that is gone.
         """
+        from sqla_datastore import saving
+
         return saving.plan(self, column)
 
     def _stored(self, storage: Storage, url: str, plan: ValuePlan) -> Callable[[], None]:
@@ -439,6 +444,8 @@ class DataStore(Mutable, MutableMapping[str, Any]):
             What to call when they were removed again: it puts the earlier state back, keeps what
             was edited since, and marks no row. Undo the later of two calls first.
         """
+        from sqla_datastore import saving
+
         return saving.switch(self, storage, ObjectURL.parse(url), plan)
 
     # -- entries ---------------------------------------------------------------------------------

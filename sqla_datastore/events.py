@@ -88,7 +88,12 @@ def _look_at(connection: Connection, context: Any) -> None:
     if hasattr(context, "_sqla_datastore"):
         return
     context._sqla_datastore = None
-    effects = effects_of(connection, context, flushing=_in_flush(connection))
+    effects = effects_of(
+        connection,
+        context,
+        flushing=_in_flush(connection),
+        superseded=lambda name: transaction_of(connection).ledger.is_superseded(name),
+    )
     if effects is None:
         return
     context._sqla_datastore = effects

@@ -149,6 +149,10 @@ class Ledger:
                 live.discard(name)
         return live
 
+    def is_superseded(self, name: Name) -> bool:
+        """Return whether a row held the object until this transaction, so that it may again."""
+        return (_Kind.DROP, name) in self._log and name not in self.live()
+
     def candidates(self) -> set[Name]:
         """Return the names that were listed and that nothing else in the ledger explains."""
         known = {name for kind, name in self._log if kind is not _Kind.LIST}

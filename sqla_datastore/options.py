@@ -9,11 +9,12 @@ import weakref
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sqla_datastore.exceptions import ConfigurationError
-from sqla_datastore.storage.protocol import Storage
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect, Engine
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from sqla_datastore.storage.protocol import Storage
 
 __all__ = ["bind_storage", "options", "storage_for"]
 

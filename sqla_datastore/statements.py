@@ -8,7 +8,7 @@ really did.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,11 @@ def _storage(column: StoreColumn, connection: Connection) -> Storage:
 
 
 def effects_of(
-    connection: Connection, context: ExecutionContext, *, flushing: bool
+    connection: Connection,
+    context: ExecutionContext,
+    *,
+    flushing: bool,
+    superseded: Callable[[Name], bool],
 ) -> Effects | None:
     """Return what a compiled statement will do to objects, or None if nothing.
 
@@ -163,6 +167,8 @@ def effects_of(
         connection: the connection that is about to run it.
         context: its execution context, parameters bound.
         flushing: whether an ORM flush runs it, so that every value is its row's own.
+        superseded: whether an object lost its row in this transaction, so that it may be its
+            row's again.
 
     Raises:
         RefusedStatementError: its effect cannot be followed.
@@ -181,7 +187,7 @@ def effects_of(
     if store is None:
         _refuse_reserved(context, ())
         return None
-    run = _Run(connection, context, compiled, dml, store, flushing)
+    run = _Run(connection, context, compiled, dml, store, flushing, superseded)
     effects = run.effects()
     _refuse_reserved(context, effects.reserved if effects else ())
     return effects
@@ -244,6 +250,7 @@ class _Run:
     dml: Any
     store: TableStore
     flushing: bool
+    superseded: Callable[[Name], bool]
 
     def effects(self) -> Effects | None:
         if isinstance(self.dml, Insert):
@@ -398,10 +405,8 @@ class _Run:
         for column in self.store.columns:
             if not column.folder.owns:
                 continue
-            names = family_names(column, self.connection, urls.get(column))
-            if names and "/" in names[0].path:
-                yield Folder(names[0].storage, names[0].path.rpartition("/")[0])  # type: ignore[arg-type]
-            elif (folder := column.folder.render(values)) is not None:
+            folder = self._folder_of(column, Row(values, urls))
+            if folder is not None:
                 yield Folder(_storage(column, self.connection), folder)
         owner = self.store.class_folder
         folder = owner.render(values) if owner else None
@@ -445,7 +450,7 @@ class _Run:
         for index, rows in self.affected(columns):
             given = self.context.compiled_parameters[index]
             bound = self.reservations(index)
-            matched += len(rows)
+            matched += len(rows) or 1
             for column in columns:
                 value = self._assigned(column, 0, given)
                 if value is not None and len(rows) > 1:
@@ -462,6 +467,7 @@ class _Run:
                         )
                     if reservation is not None:
                         self._replace(effects, column, reservation, row)
+        # a value whose row was not found counts as one, so that `settle` asks whether it has one
         effects.expected_rows = matched
         return effects
 
@@ -477,17 +483,39 @@ class _Run:
         self, effects: Effects, column: StoreColumn, reservation: Reservation, row: Row
     ) -> None:
         url = row.urls.get(column)
+        if self._revives(column, reservation, row):
+            effects.reserved.append(reservation)
+            return
         own = url is not None and reservation.value.url == url
-        names = family_names(column, self.connection, url)
-        if names and "/" in names[0].path:
-            folder = names[0].path.rpartition("/")[0]
-        else:
-            folder = column.folder.fresh(self._with_inherited(dict(row.values)))
+        folder = self._folder_of(column, row) or column.folder.fresh(
+            self._with_inherited(dict(row.values))
+        )
         flushing, self.flushing = self.flushing, self.flushing or own
         try:
             self.place(effects, column, reservation, folder)
         finally:
             self.flushing = flushing
+
+    def _folder_of(self, column: StoreColumn, row: Row) -> str | None:
+        """Return the folder that a row's URL remembers, else what its attributes say, if they do."""
+        names = family_names(column, self.connection, row.urls.get(column))
+        if names and "/" in names[0].path:
+            return names[0].path.rpartition("/")[0]
+        return column.folder.render(self._with_inherited(dict(row.values)))
+
+    def _revives(self, column: StoreColumn, reservation: Reservation, row: Row) -> bool:
+        """Whether an unchanged value comes back to the row that it left in this transaction."""
+        value = reservation.value
+        if value.url is None or value._changed:
+            return False
+        url = ObjectURL.parse(value.url)
+        storage = _storage(column, self.connection)
+        if url.folder != self._folder_of(column, row):
+            return False
+        if url.scheme != storage.scheme or not self.superseded(Name(storage, url.path)):
+            return False
+        reservation.url, reservation.storage = url, storage
+        return True
 
     # DELETE ---------------------------------------------------------------------------------
 

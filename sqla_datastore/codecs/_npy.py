@@ -162,8 +162,11 @@ def _array_over(
     order: Any,
     decoder: Decoder,
 ) -> Array:
+    # `ndarray` over a memoryview would take what is behind it as its base: then nothing would hold
+    # the map open, nor keep a caller from making the array writable
+    memory = np.frombuffer(data, np.uint8) if len(data) else b""
     try:
-        array: Array = np.ndarray(shape, dtype, data, start, order=order)
+        array: Array = np.ndarray(shape, dtype, memory, start, order=order)
     except (ValueError, TypeError, OverflowError) as err:
         raise decoder.damaged(f"NumPy refuses an array: {err}") from None
     array.flags.writeable = False

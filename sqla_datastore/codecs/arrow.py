@@ -221,8 +221,8 @@ def _repeated(scalar: Any) -> Any:
     """Return an array of a scalar; Arrow cannot repeat extension scalars."""
     if not isinstance(scalar.type, pa.BaseExtensionType):
         return pa.repeat(scalar, 1)
-    stored = scalar.type.storage_type
-    storage = pa.repeat(scalar.value, 1) if scalar.is_valid else pa.nulls(1, stored)
+    stored: Any = scalar.type.storage_type
+    storage: Any = pa.repeat(scalar.value, 1) if scalar.is_valid else pa.nulls(1, stored)
     return pa.ExtensionArray.from_storage(scalar.type, storage)
 
 

@@ -1,0 +1,214 @@
+"""The physical columns of one pandas object: blocks of numbers and Arrow streams.
+
+Arrays of one dtype and length go into one two-dimensional ``.npy`` blob, column after column, so
+that 10,000 columns are one blob and come back as one block. Arrow arrays of one length go into one
+stream, under the columns' names where these are unique.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from typing_extensions import Buffer
+
+from ._base import field
+from ._stream import add_stream, read_stream, refused_as_damage
+from .protocol import JSON, Decoder, Encoder
+
+__all__ = ["ColumnReader", "ColumnWriter"]
+
+AnyArray: TypeAlias = "np.ndarray[Any, Any]"
+
+_BLOCK_DTYPE = re.compile(r"[<>|]([biu][1248]|f[248]|c8|c16|[mM]8\[(s|ms|us|ns)\])")
+_PIECE_BYTES = 1 << 20
+_ALIGNMENT = 64
+
+
+class ColumnWriter:
+    """Collects the columns of one object; `close` turns them into blobs."""
+
+    def __init__(self, value: object, encoder: Encoder) -> None:
+        self.value = value
+        self.encoder = encoder
+        self._blocks: dict[tuple[str, int], list[AnyArray]] = {}
+        self._streams: dict[int, list[tuple[str, Any]]] = {}
+
+    def array(self, array: AnyArray) -> JSON:
+        """Add a one-dimensional array and return its reference."""
+        if not _BLOCK_DTYPE.fullmatch(array.dtype.str):
+            return self.encoder.encode(np.asarray(array))
+        block = self._blocks.setdefault((array.dtype.str, len(array)), [])
+        block.append(array)
+        return [list(self._blocks).index((array.dtype.str, len(array))), len(block) - 1]
+
+    def arrow(self, array: Any, label: str = "") -> JSON:
+        """Add an Arrow array, chunked or not, and return its reference."""
+        stream = self._streams.setdefault(len(array), [])
+        stream.append((label, array))
+        return [list(self._streams).index(len(array)), len(stream) - 1]
+
+    def close(self) -> JSON:
+        """Add the blobs and return the node that `ColumnReader` takes."""
+        blocks = [self._block(*key, arrays) for key, arrays in self._blocks.items()]
+        streams = [self._stream(labelled) for labelled in self._streams.values()]
+        return {"blocks": blocks, "streams": streams}
+
+    def unsupported(self, reason: str) -> Exception:
+        """Return the error that refuses the whole object."""
+        return self.encoder.unsupported(self.value, reason)
+
+    def _block(self, dtype: str, rows: int, arrays: list[AnyArray]) -> JSON:
+        payload = _BlockPayload(arrays)
+        return {
+            "blob": self.encoder.blob(payload),
+            "dtype": dtype,
+            "shape": [len(arrays), rows],
+            "by_row": payload.by_row,
+            "offset": payload.offset,
+        }
+
+    def _stream(self, labelled: list[tuple[str, Any]]) -> JSON:
+        labels = [label for label, _ in labelled]
+        if len({*labels}) < len(labels):
+            labels = [str(position) for position in range(len(labels))]
+        table = pa.Table.from_arrays([array for _, array in labelled], names=labels)
+        return add_stream(self.encoder, self.value, table.schema, table.to_batches())
+
+
+class ColumnReader:
+    """Gives columns back by reference; blobs are asked for when first needed."""
+
+    def __init__(self, node: Any, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._block_nodes = self._list(field(node, "blocks", decoder))
+        self._stream_nodes = self._list(field(node, "streams", decoder))
+        self._blocks: dict[int, AnyArray] = {}
+        self._tables: dict[int, Any] = {}
+
+    def array(self, reference: Any) -> AnyArray:
+        """Return a read-only one-dimensional array that refers to the blob."""
+        if not _is_reference(reference):
+            decoded = self.decoder.decode(reference)
+            if type(decoded) is np.ndarray and decoded.ndim == 1:
+                return decoded
+            raise self.decoder.damaged("a column is no array of one dimension")
+        block, row = reference
+        rows: AnyArray = self.block(block)[self._checked(row, len(self.block(block)))]
+        return rows
+
+    def block(self, number: Any) -> AnyArray:
+        """Return a block as stored columns x rows, read-only."""
+        number = self._checked(number, len(self._block_nodes))
+        if number not in self._blocks:
+            with refused_as_damage(self.decoder, "a block of columns"):
+                self._blocks[number] = self._read_block(self._block_nodes[number])
+        return self._blocks[number]
+
+    def arrow(self, reference: Any) -> Any:
+        """Return a chunked array that refers to the blob."""
+        if not _is_reference(reference):
+            raise self.decoder.damaged("a reference to an Arrow column is not one")
+        stream = self._checked(reference[0], len(self._stream_nodes))
+        if stream not in self._tables:
+            schema, batches = read_stream(self._stream_nodes[stream], self.decoder)
+            self._tables[stream] = pa.Table.from_batches(batches, schema)
+        table = self._tables[stream]
+        return table.column(self._checked(reference[1], table.num_columns))
+
+    def _read_block(self, node: Any) -> AnyArray:
+        columns, rows = (self._size(each) for each in node["shape"])
+        dtype, offset = self._dtype(node["dtype"]), self._size(node["offset"])
+        data = self.decoder.blob(node["blob"], mapped=True)
+        found = offset + math.prod((columns, rows, dtype.itemsize))
+        if data.nbytes != found or offset % _ALIGNMENT:
+            raise self.decoder.damaged(f"a block of {found} bytes has {data.nbytes}")
+        shape = (rows, columns) if node["by_row"] is True else (columns, rows)
+        block: AnyArray = np.ndarray(shape, dtype, data, offset)
+        block = block if block.flags.aligned else block.copy()
+        block.flags.writeable = False
+        return block.T if node["by_row"] is True else block
+
+    def _dtype(self, text: Any) -> np.dtype[Any]:
+        if not (isinstance(text, str) and _BLOCK_DTYPE.fullmatch(text)):
+            raise self.decoder.damaged("a block has an unknown dtype")
+        return np.dtype(text)
+
+    def _size(self, number: Any) -> int:
+        return self._checked(number, 1 << 62)
+
+    def _checked(self, number: Any, limit: int) -> int:
+        if type(number) is int and 0 <= number < limit:
+            return number
+        raise self.decoder.damaged(f"a number of columns or rows is {number!r}")
+
+    def _list(self, node: Any) -> list[Any]:
+        if isinstance(node, list):
+            return node
+        raise self.decoder.damaged("physical columns are not lists")
+
+
+def _is_reference(node: Any) -> bool:
+    return isinstance(node, list) and len(node) == 2 and all(type(each) is int for each in node)
+
+
+class _BlockPayload:
+    """Arrays of one dtype and length as a ``.npy`` of rows x columns."""
+
+    suffix = ".npy"
+
+    def __init__(self, arrays: list[AnyArray]) -> None:
+        whole = _by_row(arrays)
+        self.by_row = whole is not None
+        self._arrays = arrays if whole is None else [whole]
+        first = arrays[0]
+        self._header = _header(first.dtype, (len(first), len(arrays)), by_column=not self.by_row)
+        self.offset = len(self._header)
+        self._payload_bytes = first.nbytes * len(arrays)
+
+    @property
+    def nbytes(self) -> int:
+        return self.offset + self._payload_bytes
+
+    def write_to(self, write: Callable[[Buffer], object]) -> None:
+        write(self._header)
+        for array in self._arrays:
+            for piece in _pieces(array):
+                write(piece)
+
+
+def _by_row(arrays: list[AnyArray]) -> AnyArray | None:
+    """Return the array whose columns these are, where they lie in memory row by row."""
+    first, step = arrays[0], arrays[0].itemsize
+    if len(arrays) < 2 or len(first) < 2 or first.strides != (step * len(arrays),):
+        return None
+    start = first.__array_interface__["data"][0]
+    for position, array in enumerate(arrays):
+        place = array.__array_interface__["data"][0] - start
+        if array.strides != first.strides or place != position * step:
+            return None
+    shape, strides = (len(first), len(arrays)), (first.strides[0], step)
+    return np.lib.stride_tricks.as_strided(first, shape, strides, writeable=False)
+
+
+def _header(dtype: np.dtype[Any], shape: tuple[int, int], *, by_column: bool) -> bytes:
+    text = io.BytesIO()
+    about = {"descr": dtype.str, "fortran_order": by_column, "shape": shape}
+    np.lib.format.write_array_header_1_0(text, about)
+    return text.getvalue()
+
+
+def _pieces(array: AnyArray) -> Iterator[Buffer]:
+    """Yield an array's bytes in C order, copying at most a piece at a time."""
+    if array.flags.c_contiguous:
+        if array.nbytes:
+            yield array.reshape(-1).view(np.uint8).data
+        return
+    step = max(1, _PIECE_BYTES // array.itemsize)
+    for start in range(0, len(array), step):
+        yield np.ascontiguousarray(array[start : start + step]).view(np.uint8).data

@@ -1,0 +1,263 @@
+"""Time zones, frequencies and scalars of pandas."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import zoneinfo
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from ._base import field, int_node, read_int, text_in
+from ._stream import refused_as_damage
+from .protocol import JSON, Codec, Decoder, Description, Encoder
+
+__all__ = ["SCALARS", "decode_zone", "encode_zone", "freq_text", "offset_of", "period_text"]
+
+_ZONE = "its time zone has no name; use .tz_convert with an IANA name or a fixed offset"
+_FREQ = "its frequency has no text that gives it back; set .freq = None"
+_UNITS = ("s", "ms", "us", "ns")
+
+
+def encode_zone(zone: datetime.tzinfo | None) -> JSON:
+    """Return the node of a time zone.
+
+    Raises:
+        ValueError: the zone has no name that gives it back.
+    """
+    if zone is None:
+        return None
+    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key:
+        return {"zoneinfo": zone.key}
+    if type(zone) is datetime.timezone:
+        return _encode_fixed(zone)
+    if type(zone).__module__.partition(".")[0] == "pytz":
+        return _encode_pytz(zone)
+    raise ValueError(_ZONE)
+
+
+def _encode_fixed(zone: datetime.timezone) -> JSON:
+    if zone is datetime.UTC:
+        return {"utc": True}
+    offset = zone.utcoffset(None)
+    name = zone.tzname(None)
+    seconds = {"seconds": offset.days * 86400 + offset.seconds, "micros": offset.microseconds}
+    return {
+        "fixed": seconds
+        | ({} if name == datetime.timezone(offset).tzname(None) else {"name": name})
+    }
+
+
+def _encode_pytz(zone: Any) -> JSON:
+    if isinstance(getattr(zone, "zone", None), str):
+        return {"pytz": zone.zone}
+    offset = zone.utcoffset(None)
+    if offset is None:
+        raise ValueError(_ZONE)
+    return {"pytz_minutes": int(offset.total_seconds() // 60)}
+
+
+def decode_zone(node: Any, decoder: Decoder) -> datetime.tzinfo | None:
+    """Return the time zone of a node; zones of pytz become zoneinfo's where it is missing."""
+    if node is None:
+        return None
+    with refused_as_damage(decoder, "a time zone"):
+        ((kind, value),) = node.items()
+        if kind == "utc":
+            return datetime.UTC
+        if kind == "zoneinfo":
+            return zoneinfo.ZoneInfo(value)
+        return _decode_fixed(value) if kind == "fixed" else _decode_pytz(kind, value)
+
+
+def _decode_fixed(node: Any) -> datetime.timezone:
+    offset = datetime.timedelta(seconds=node["seconds"], microseconds=node["micros"])
+    return datetime.timezone(offset, node["name"]) if "name" in node else datetime.timezone(offset)
+
+
+def _decode_pytz(kind: str, value: Any) -> datetime.tzinfo:
+    try:
+        pytz: Any = importlib.import_module("pytz")
+    except ImportError:
+        if kind == "pytz":
+            return zoneinfo.ZoneInfo(value)
+        return datetime.timezone(datetime.timedelta(minutes=value))
+    zone: datetime.tzinfo = {"pytz": pytz.timezone, "pytz_minutes": pytz.FixedOffset}[kind](value)
+    return zone
+
+
+def freq_text(freq: Any) -> str | None:
+    """Return the text of a frequency.
+
+    Raises:
+        ValueError: no text gives it back, for example holidays of one's own.
+    """
+    if freq is None:
+        return None
+    try:
+        if pd.tseries.frequencies.to_offset(freq.freqstr) == freq:
+            return str(freq.freqstr)
+    except ValueError:
+        pass
+    raise ValueError(_FREQ)
+
+
+def offset_of(text: Any, decoder: Decoder) -> Any:
+    """Return the frequency of a text."""
+    if text is None:
+        return None
+    with refused_as_damage(decoder, "a frequency"):
+        return pd.tseries.frequencies.to_offset(text_in(text, decoder))
+
+
+def period_text(dtype: Any) -> str:
+    """Return the frequency of a period dtype, for example ``Q-DEC``.
+
+    Raises:
+        ValueError: no text gives it back.
+    """
+    text = str(dtype).removeprefix("period[").removesuffix("]")
+    if pd.PeriodDtype(text) != dtype:
+        raise ValueError(_FREQ)
+    return text
+
+
+class _Scalar:
+    """A codec of one scalar type."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    mutable: ClassVar[bool] = False
+    kind: ClassVar[type]
+
+    def types(self) -> tuple[type, ...]:
+        return (self.kind,)
+
+    def takes(self, value: object) -> bool:  # noqa: ARG002
+        return False
+
+    def encode(self, value: Any, encoder: Encoder) -> JSON:
+        try:
+            return self.node(value, encoder)
+        except ValueError as err:
+            raise encoder.unsupported(value, str(err)) from err
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        with refused_as_damage(decoder, f"a {self.name}"):
+            value = self.value(node, decoder)
+        if type(value) is not self.kind:
+            raise decoder.damaged(f"a {self.name} is {value!r}")
+        return value
+
+    def describe(self, node: Any) -> Description:  # noqa: ARG002
+        return Description(f"pandas.{self.kind.__name__.removesuffix('Type')}")
+
+    def node(self, value: Any, encoder: Encoder) -> JSON:
+        """Return the node; ValueError says why it cannot."""
+        raise NotImplementedError
+
+    def value(self, node: Any, decoder: Decoder) -> Any:
+        """Return the value; any exception means damage."""
+        raise NotImplementedError
+
+
+class _Timestamp(_Scalar):
+    name = "pandas.timestamp"
+    kind = pd.Timestamp
+
+    def node(self, value: Any, encoder: Encoder) -> JSON:  # noqa: ARG002
+        ticks = int_node(int(value.to_datetime64().view("i8")))
+        return {
+            "ticks": ticks,
+            "unit": value.unit,
+            "zone": encode_zone(value.tz),
+            "fold": value.fold,
+        }
+
+    def value(self, node: Any, decoder: Decoder) -> Any:
+        unit = _unit(node, decoder)
+        stamp: Any = pd.Timestamp(np.datetime64(_ticks(node, decoder), unit))
+        zone = decode_zone(field(node, "zone", decoder), decoder)
+        if zone is not None:
+            stamp = stamp.tz_localize("UTC").tz_convert(zone)
+        return stamp if stamp.fold == node["fold"] else stamp.replace(fold=node["fold"])
+
+
+class _Timedelta(_Scalar):
+    name = "pandas.timedelta"
+    kind = pd.Timedelta
+
+    def node(self, value: Any, encoder: Encoder) -> JSON:  # noqa: ARG002
+        return {"ticks": int_node(int(value.to_timedelta64().view("i8"))), "unit": value.unit}
+
+    def value(self, node: Any, decoder: Decoder) -> Any:
+        return pd.Timedelta(np.timedelta64(_ticks(node, decoder), _unit(node, decoder)))
+
+
+class _Period(_Scalar):
+    name = "pandas.period"
+    kind = pd.Period
+
+    def node(self, value: Any, encoder: Encoder) -> JSON:  # noqa: ARG002
+        freq = period_text(pd.PeriodDtype(value.freq))
+        return {"ordinal": int_node(value.ordinal), "freq": freq}
+
+    def value(self, node: Any, decoder: Decoder) -> Any:
+        ordinal = read_int(field(node, "ordinal", decoder), decoder)
+        freq: Any = text_in(field(node, "freq", decoder), decoder)
+        return pd.Period(ordinal=ordinal, freq=freq)
+
+
+class _Interval(_Scalar):
+    name = "pandas.interval"
+    kind = pd.Interval
+
+    def node(self, value: Any, encoder: Encoder) -> JSON:
+        left, right = encoder.encode(value.left, ".left"), encoder.encode(value.right, ".right")
+        return {"left": left, "right": right, "closed": value.closed}
+
+    def value(self, node: Any, decoder: Decoder) -> Any:
+        left, right = decoder.decode(node["left"]), decoder.decode(node["right"])
+        return pd.Interval(left, right, node["closed"])
+
+
+class _NaT(_Scalar):
+    name = "pandas.nat"
+    kind: ClassVar[type] = type(pd.NaT)
+
+    def node(self, value: Any, encoder: Encoder) -> JSON:  # noqa: ARG002
+        return None
+
+    def value(self, node: Any, decoder: Decoder) -> Any:  # noqa: ARG002
+        return pd.NaT
+
+
+class _NA(_NaT):
+    name = "pandas.na"
+    kind = type(pd.NA)
+
+    def value(self, node: Any, decoder: Decoder) -> Any:  # noqa: ARG002
+        return pd.NA
+
+
+def _unit(node: Any, decoder: Decoder) -> Any:
+    unit = field(node, "unit", decoder)
+    if unit in _UNITS:
+        return unit
+    raise decoder.damaged(f"a unit of time is {unit!r}")
+
+
+def _ticks(node: Any, decoder: Decoder) -> int:
+    return read_int(field(node, "ticks", decoder), decoder)
+
+
+SCALARS: tuple[Codec, ...] = (
+    _Timestamp(),
+    _Timedelta(),
+    _Period(),
+    _Interval(),
+    _NaT(),
+    _NA(),
+)

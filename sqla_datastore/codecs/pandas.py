@@ -1,0 +1,288 @@
+"""pandas: what becomes what.
+
+===========================  ========================================================
+``DataFrame``                index, columns, one array per column, attrs, flags
+``Series``                   index, name, one array, attrs, flags
+every ``Index``              a range, levels and codes, or an array; names, frequency
+``Categorical`` and others   an array by itself
+``Timestamp``, ``Period``    and ``Timedelta``, ``Interval``, ``NaT``, ``NA``: the manifest
+===========================  ========================================================
+
+Everything is exact: dtypes, index classes, names of any stored type, duplicate column names, unused
+levels and categories, the kinds of missing values in object columns. How columns are grouped
+in memory is not. Numbers come back as read-only views of the object's memory. On pandas 3 edits
+copy on write; on pandas 2.2 an edit in place of numbers raises ``ValueError`` (read-only) unless
+``pandas.options.mode.copy_on_write`` is set: ``frame.copy()`` is editable.
+
+Subclasses, arrays of other libraries, and frequencies and time zones without a name are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from ._base import field
+from ._pandas_arrays import decode_array, encode_array
+from ._pandas_columns import AnyArray, ColumnReader, ColumnWriter
+from ._pandas_index import INDEX_TYPES, decode_index, encode_index
+from ._pandas_time import SCALARS
+from ._stream import refused_as_damage
+from .protocol import JSON, Codec, Decoder, Description, Encoder
+
+__all__ = ["CODECS"]
+
+
+class _PandasCodec:
+    """A kind of pandas value that is made of physical columns."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    mutable: ClassVar[bool] = True
+    exact: ClassVar[tuple[type, ...]]
+    base: ClassVar[type]
+
+    def types(self) -> tuple[type, ...]:
+        return self.exact
+
+    def takes(self, value: object) -> bool:
+        """Take subclasses, to say why they are refused."""
+        return isinstance(value, self.base)
+
+    def encode(self, value: Any, encoder: Encoder) -> JSON:
+        if type(value) not in self.exact and self.exact:
+            raise encoder.unsupported(value, _subclass(self.base))
+        columns = ColumnWriter(value, encoder)
+        node = self.parts(value, columns)
+        return node | {"physical": columns.close()}
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        columns = ColumnReader(field(node, "physical", decoder), decoder)
+        with refused_as_damage(decoder, f"a {self.name}"):
+            return self.whole(node, columns)
+
+    def describe(self, node: Any) -> Description:
+        about = node if isinstance(node, dict) else {}
+        kind, dtype, shape = (about.get(key) for key in ("type", "dtype", "shape"))
+        return Description(
+            f"pandas.{kind if isinstance(kind, str) else self.base.__name__}",
+            dtype if isinstance(dtype, str) else None,
+            tuple(shape) if isinstance(shape, list) else None,
+        )
+
+    def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
+        """Return the node of a value, its columns added to `columns`."""
+        raise NotImplementedError
+
+    def whole(self, node: Any, columns: ColumnReader) -> Any:
+        """Return the value of a node; any exception means damage."""
+        raise NotImplementedError
+
+
+class _Frame(_PandasCodec):
+    name = "pandas.frame"
+    exact = (pd.DataFrame,)
+    base = pd.DataFrame
+
+    def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
+        labels = _labels(value.columns)
+        arrays = (column.array for _, column in value.items())
+        nodes = [
+            encode_array(each, columns, label) for each, label in zip(arrays, labels, strict=True)
+        ]
+        node: dict[str, JSON] = {
+            "dtype": ", ".join(dict.fromkeys(map(str, value.dtypes))) or None,
+            "shape": [*value.shape],
+            "index": encode_index(value.index, columns),
+            "columns": encode_index(value.columns, columns, "columns"),
+            "data": _joined(nodes),
+        }
+        return node | _attached(value, columns)
+
+    def whole(self, node: Any, columns: ColumnReader) -> Any:
+        index = decode_index(node["index"], columns)
+        names = decode_index(node["columns"], columns)
+        blocks = _blocks(node["data"], columns)
+        if any(block.shape[-1] != len(index) for block, _ in blocks):
+            raise columns.decoder.damaged("columns are not as long as their index")
+        if sum(len(places) for _, places in blocks) != len(names):
+            raise columns.decoder.damaged("a frame has not as many columns as names")
+        return _attach(_frame(blocks, index, names), node, columns)
+
+
+class _Series(_PandasCodec):
+    name = "pandas.series"
+    exact = (pd.Series,)
+    base = pd.Series
+
+    def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
+        label = value.name if isinstance(value.name, str) else "values"
+        node: dict[str, JSON] = {
+            "dtype": str(value.dtype),
+            "shape": [len(value)],
+            "array": encode_array(value.array, columns, label),
+            "index": encode_index(value.index, columns),
+            "name": columns.encoder.encode(value.name, ".name"),
+        }
+        return node | _attached(value, columns)
+
+    def whole(self, node: Any, columns: ColumnReader) -> Any:
+        array = decode_array(node["array"], columns)
+        index = decode_index(node["index"], columns)
+        name = columns.decoder.decode(node["name"])
+        series: Any = pd.Series(array, index=index, dtype=array.dtype, name=name, copy=False)
+        return _attach(series, node, columns)
+
+
+class _Index(_PandasCodec):
+    name = "pandas.index"
+    exact = INDEX_TYPES
+    base = pd.Index
+
+    def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
+        return {
+            "type": type(value).__name__,
+            "dtype": str(value.dtype),
+            "shape": [len(value)],
+            "index": encode_index(value, columns),
+        }
+
+    def whole(self, node: Any, columns: ColumnReader) -> Any:
+        return decode_index(node["index"], columns)
+
+
+class _Array(_PandasCodec):
+    """Extension arrays by themselves; their dtype decides, so no class is exact."""
+
+    name = "pandas.array"
+    exact = ()
+    base = pd.api.extensions.ExtensionArray
+
+    def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
+        return {
+            "type": f"arrays.{type(value).__name__}",
+            "dtype": str(value.dtype),
+            "shape": [len(value)],
+            "array": encode_array(value, columns),
+        }
+
+    def whole(self, node: Any, columns: ColumnReader) -> Any:
+        array = decode_array(node["array"], columns)
+        if isinstance(array, np.ndarray):
+            return pd.arrays.NumpyExtensionArray(array)
+        return array
+
+
+def _subclass(base: type) -> str:
+    plain = f"pandas.{base.__name__}"
+    return f"it is a subclass of {plain}; store {plain}(value), or register a codec for it"
+
+
+def _labels(names: Any) -> list[str]:
+    """Return the columns' names where other tools can use them, else their positions."""
+    if names.nlevels == 1 and names.is_unique and all(type(name) is str for name in names):
+        return list(names)
+    return [str(position) for position in range(len(names))]
+
+
+def _joined(nodes: list[Any]) -> list[JSON]:
+    """Return nodes with runs of neighbours in one block as ``{"kind": "run"}``."""
+    joined: list[Any] = []
+    for node in nodes:
+        last = joined[-1] if joined else {}
+        reference = node["values"] if node["kind"] == "numpy" else None
+        if not (isinstance(reference, list) and all(type(each) is int for each in reference)):
+            joined.append(node)
+        elif last.get("kind") == "run" and reference == [
+            last["block"],
+            last["row"] + last["count"],
+        ]:
+            last["count"] += 1
+        else:
+            joined.append({"kind": "run", "block": reference[0], "row": reference[1], "count": 1})
+    return joined
+
+
+def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, AnyArray]]:
+    """Return arrays and the positions of their columns; numbers as columns x rows."""
+    blocks: list[tuple[Any, AnyArray]] = []
+    runs: list[_Run] = []
+    position = 0
+    for node in nodes:
+        if node["kind"] == "run":
+            position = _add_run(runs, node, position, columns)
+        else:
+            array = decode_array(node, columns)
+            array = array.reshape(1, -1) if isinstance(array, np.ndarray) else array
+            blocks.append((array, np.array([position])))
+            position += 1
+    return [*blocks, *((columns.block(run.block)[run.rows], run.positions) for run in runs)]
+
+
+@dataclass
+class _Run:
+    """Neighbours in a block, which other columns may separate in the frame."""
+
+    block: int
+    first: int
+    places: list[int]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + len(self.places))
+
+    @property
+    def positions(self) -> AnyArray:
+        return np.array(self.places)
+
+
+def _add_run(runs: list[_Run], node: Any, position: int, columns: ColumnReader) -> int:
+    """Add a run to one that it continues, or by itself; return the next position."""
+    block, first, count = node["block"], node["row"], node["count"]
+    if not 0 <= first < first + count <= len(columns.block(block)):
+        raise columns.decoder.damaged("a run of columns is not inside its block")
+    places = range(position, position + count)
+    for run in runs:
+        if run.block == block and run.rows.stop == first:
+            run.places.extend(places)
+            return places.stop
+    runs.append(_Run(block, first, list(places)))
+    return places.stop
+
+
+def _frame(blocks: list[tuple[Any, AnyArray]], index: Any, names: Any) -> Any:
+    """Return a frame on the very memory of its arrays."""
+    if hasattr(pd.api, "internals"):
+        return pd.api.internals.create_dataframe_from_blocks(blocks, index=index, columns=names)
+    if len(blocks) == 1 and isinstance(blocks[0][0], np.ndarray) and blocks[0][0].dtype != object:
+        return pd.DataFrame(blocks[0][0].T, index=index, columns=names, copy=False)
+    rows = (
+        row for block, _ in blocks for row in (block if isinstance(block, np.ndarray) else [block])
+    )
+    series = (pd.Series(each, dtype=each.dtype, copy=False) for each in rows)
+    frame = pd.DataFrame(dict(enumerate(series)), index=range(len(index)), copy=False)
+    frame.index, frame.columns = index, names
+    return frame
+
+
+def _attached(value: Any, columns: ColumnWriter) -> dict[str, JSON]:
+    node: dict[str, JSON] = {}
+    if value.attrs:
+        node["attrs"] = columns.encoder.encode(dict(value.attrs), ".attrs")
+    if not value.flags.allows_duplicate_labels:
+        node["unique_labels"] = True
+    return node
+
+
+def _attach(value: Any, node: Any, columns: ColumnReader) -> Any:
+    if "attrs" in node:
+        value.attrs = columns.decoder.decode(node["attrs"])
+    if node.get("unique_labels") is True:
+        value.flags.allows_duplicate_labels = False
+    return value
+
+
+CODECS: tuple[Codec, ...] = (_Frame(), _Series(), _Index(), _Array(), *SCALARS)

@@ -1,0 +1,264 @@
+"""The demonstration that ``sqla-datastore demo`` runs.
+
+The functions that it prints are the ones that it runs; what it claims is checked.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sqla_datastore import DataStore, DataStoreIO, DataStoreType, bind_storage
+from sqla_datastore.exceptions import StorageError
+
+__all__ = ["BrokenPromise", "run"]
+
+Tree = dict[str, int]
+"""Sizes in bytes by path; a path that ends with a slash is a folder."""
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Run(Base):
+    __tablename__ = "runs"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    inputs: Mapped[DataStore] = mapped_column(DataStoreType())
+    results: Mapped[DataStore] = mapped_column(DataStoreType())
+    url_a: Mapped[str | None]
+    url_b: Mapped[str | None]
+
+
+class BrokenPromise(Exception):  # noqa: N818 - what it says is no error of the library's users
+    """What the demonstration claims did not hold."""
+
+
+# -- what a user would write; printed, then run ----------------------------------------------------
+
+
+def new_run(name: str) -> Run:
+    return Run(
+        name=name,
+        inputs=DataStore(pixels=np.eye(3, dtype="uint8"), seed=42),
+        results=DataStore(
+            history=pd.DataFrame({"loss": [0.9, 0.4], "score": [0.7, 0.9]}),
+            labels=pd.Series(["cat", "dog", "cat"], dtype="category"),
+            notes=["fast", ("stable", 3)],
+        ),
+    )
+
+
+def store(session: Session) -> None:
+    session.add_all([new_run("adam-1"), new_run("adam-2")])
+    session.commit()
+
+
+def write_without_commit(session: Session) -> None:
+    session.add(new_run("sgd-1"))
+    session.get_one(Run, "adam-1").inputs.seed = 43
+    session.flush()
+
+
+def roll_back(session: Session) -> None:
+    session.rollback()
+
+
+def delete(session: Session) -> None:
+    session.delete(session.get_one(Run, "adam-1"))
+    session.commit()
+
+
+def write_pair(session: Session, storage: Path) -> None:
+    run = session.get_one(Run, "adam-2")
+    weights = {"layer": np.arange(4.0), "bias": 0.5}
+    a = DataStoreIO.serialize_write(weights, "weights/adam-2", storage)
+    b = DataStoreIO.write(b"a plain report", "reports", storage)
+    run.url_a, run.url_b = a.url, b.url
+    session.commit()
+
+
+# -- the demonstration -----------------------------------------------------------------------------
+
+
+def run(folder: Path | None = None, *, keep: bool = False) -> None:
+    """Run the demonstration and print what it does.
+
+    Args:
+        folder: where the database and the storage go; new or empty. By default a temporary folder.
+        keep: whether to leave them there.
+
+    Raises:
+        BrokenPromise: something that it claims did not hold.
+        StorageError: the folder holds something already.
+    """
+    with _workplace(folder, keep=keep) as place:
+        storage = place / "storage"
+        engine = create_engine(f"sqlite:///{place / 'demo.db'}")
+        bind_storage(engine, storage)
+        Base.metadata.create_all(engine)
+        print(f"A run has two columns of type DataStoreType.\n\n{_source(Run)}")
+        try:
+            with closing(Session(engine)) as session:
+                _two_values(session, storage)
+                _a_rollback(session, storage)
+                _a_delete(session, storage)
+                _a_pair(session, storage)
+        finally:
+            engine.dispose()
+        if keep:
+            print(f"\nKept, to look at (unzip -l and numpy.load read the objects):\n  {place}")
+
+
+def _two_values(session: Session, storage: Path) -> None:
+    _step(1, "two values on one row", new_run, store)
+    store(session)
+    with Session(session.get_bind()) as another:
+        run = another.get_one(Run, "adam-1")
+        print("Reloaded in another session:\n")
+        for name, ds in (("inputs", run.inputs), ("results", run.results)):
+            print(f"  {name} is at {ds.url}")
+            for entry, value in ds.items():
+                _print_value(entry, value)
+        expected = new_run("adam-1")
+        _promise(run.inputs == expected.inputs, "the reloaded inputs equal what was stored")
+        _promise(run.results == expected.results, "so do the results")
+        _promise(
+            [type(value) for value in run.results.values()] == [pd.DataFrame, pd.Series, list],
+            "the types are those that were stored",
+        )
+    print("\nThe storage: one folder for each row, one object for each value.\n")
+    _print_tree(storage)
+
+
+def _a_rollback(session: Session, storage: Path) -> None:
+    _step(2, "a rollback leaves nothing behind", write_without_commit)
+    before = _tree(storage)
+    write_without_commit(session)
+    print("Flushed, not committed:\n")
+    _print_tree(storage)
+    _promise(len(_tree(storage)) > len(before), "the flush has written objects")
+    print(f"\n{_source(roll_back)}")
+    roll_back(session)
+    _print_tree(storage)
+    _promise(_tree(storage) == before, "the storage is as it was before")
+    _promise(session.get_one(Run, "adam-1").inputs.seed == 42, "and so are the rows")
+
+
+def _a_delete(session: Session, storage: Path) -> None:
+    _step(3, "a delete removes the row's folder", delete)
+    before = _tree(storage)
+    delete(session)
+    _print_tree(storage)
+    after = _tree(storage)
+    _promise(not (storage / "runs/adam-1").exists(), "the folder of adam-1 is gone")
+    _promise(
+        after == {path: size for path, size in before.items() if "/adam-1/" not in path},
+        "everything else is still there",
+    )
+
+
+def _a_pair(session: Session, storage: Path) -> None:
+    _step(4, "objects that you manage yourself", write_pair)
+    write_pair(session, storage)
+    run = session.get_one(Run, "adam-2")
+    assert run.url_a is not None
+    assert run.url_b is not None
+    print(f"  url_a = {run.url_a}\n  url_b = {run.url_b}\n\nRead back:\n")
+    weights = DataStoreIO(run.url_a, storage=storage).read_deserialize(dict)
+    report = DataStoreIO(run.url_b, storage=storage).read()
+    _print_value("url_a", weights)
+    _print_value("url_b", report)
+    _promise(
+        np.array_equal(weights["layer"], np.arange(4.0)) and weights["bias"] == 0.5,
+        "the weights are those that were written",
+    )
+    _promise(report == b"a plain report", "and so is the report")
+    print()
+    _print_tree(storage)
+
+
+# -- printing and checking -------------------------------------------------------------------------
+
+
+def _step(number: int, title: str, *functions: Callable[..., object]) -> None:
+    print(f"\n{f'-- {number}. {title} ':-<78}\n")
+    for function in functions:
+        print(_source(function))
+
+
+def _source(thing: Callable[..., object]) -> str:
+    return textwrap.indent(inspect.getsource(thing), "    ")
+
+
+def _promise(kept: bool, claim: str) -> None:  # noqa: FBT001 - reads as a sentence
+    if not kept:
+        raise BrokenPromise(claim)
+    print(f"  [ok] {claim}")
+
+
+def _print_value(name: str, value: object) -> None:
+    described = f"{type(value).__module__.partition('.')[0]}.{type(value).__qualname__}"
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    details = [str(detail) for detail in (dtype, shape) if detail is not None]
+    print(f"    {name:<8} {' '.join([described.removeprefix('builtins.'), *details])}")
+    print(textwrap.indent(str(value), " " * 13))
+
+
+def _tree(base: Path) -> Tree:
+    return {
+        f"{path.relative_to(base)}{'/' if path.is_dir() else ''}": path.stat().st_size
+        for path in sorted(base.rglob("*"))
+    }
+
+
+def _print_tree(base: Path) -> None:
+    print(f"  {base.name}/")
+    for line in _branches(base, "  "):
+        print(line)
+
+
+def _branches(folder: Path, margin: str) -> Iterator[str]:
+    children = sorted(folder.iterdir())
+    for child in children:
+        corner, below = ("`-- ", "    ") if child is children[-1] else ("|-- ", "|   ")
+        if child.is_dir():
+            yield f"{margin}{corner}{child.name}/"
+            yield from _branches(child, margin + below)
+        else:
+            yield f"{margin}{corner}{child.name}  {child.stat().st_size:,} bytes"
+
+
+@contextmanager
+def _workplace(folder: Path | None, *, keep: bool) -> Iterator[Path]:
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError(f"{str(folder)!r} is not an empty folder; give a new or an empty one")
+    if folder is None:
+        place = Path(tempfile.mkdtemp(prefix="sqla-datastore-demo-"))
+        created = True
+    else:
+        place, created = folder.resolve(), not folder.exists()
+        place.mkdir(parents=True, exist_ok=True)
+    try:
+        yield place
+    finally:
+        if not keep:
+            _remove(place, itself=created)
+
+
+def _remove(place: Path, *, itself: bool) -> None:
+    shutil.rmtree(place / "storage", ignore_errors=True)
+    (place / "demo.db").unlink(missing_ok=True)
+    if itself:
+        place.rmdir()

@@ -1,0 +1,61 @@
+"""The mapped classes of the transaction tests."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import ForeignKey, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from sqla_datastore import DataStore, DataStoreType
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Experiment(Base):
+    """Its key is made in Python, so its folder bears it."""
+
+    __tablename__ = "experiments"
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    name: Mapped[str | None] = mapped_column(String(50))
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+    more: Mapped[DataStore | None] = mapped_column(DataStoreType())
+
+
+class Counter(Base):
+    """Its key is made by the database, so its folder is a fresh UUID."""
+
+    __tablename__ = "counters"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(50), unique=True)
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+
+
+class Keyed(Base):
+    """Its key is chosen by the test."""
+
+    __tablename__ = "keyed"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str | None] = mapped_column(String(50))
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+
+
+class Project(Base):
+    """Owns a folder without a column."""
+
+    __tablename__ = "projects"
+    __datastore_folder__ = "projects/{id}"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    runs: Mapped[list[Run]] = relationship(back_populates="project", passive_deletes=True)
+
+
+class Run(Base):
+    """Writes into its project's folder; the database cascades its deletion."""
+
+    __tablename__ = "runs"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    id_project: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType(folder="projects/{id_project}"))
+    project: Mapped[Project] = relationship(back_populates="runs")
