@@ -3,13 +3,6 @@
 From Alembic 1.18 on this module is a plugin that Alembic loads by itself (entry point
 ``alembic.plugins``): a stock ``env.py`` renders `DataStoreType` with its import and its arguments.
 For older versions `render_item` goes into ``context.configure(render_item=...)``.
-
-Importing it, which the plugin does too, adds two operations to ``op``::
-
-    op.convert_to_datastore("runs", "results", loads=pickle.loads, type_=DataStoreType())
-    op.convert_from_datastore(
-        "runs", "results", dumps=pickle.dumps, type_=sa.PickleType(), existing_type=DataStoreType()
-    )
 """
 
 from __future__ import annotations
