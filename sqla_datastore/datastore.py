@@ -162,10 +162,12 @@ class DataStore(Mutable, MutableMapping[str, Any]):
         if not isinstance(name, str):
             raise TypeError(f"the name of an entry is a str, not {type(name).__name__!r}")
         old = self._index().get(name)
-        if old is not None and old.value is value and isinstance(value, DataStore):
-            return  # what `ds.nested |= …` assigns in the end
-        self._begin_edit()
-        self._put(str.__str__(name), Entry(value))
+        if old is None or old.value is not value:
+            self._begin_edit()
+            self._put(str.__str__(name), Entry(value))
+        elif not isinstance(value, DataStore):  # one has noticed itself what `|=` did to it
+            self._begin_edit()
+            old.edited = old.source is not None
 
     def __delitem__(self, name: str) -> None:
         if name not in self._index():
@@ -476,14 +478,15 @@ class DataStore(Mutable, MutableMapping[str, Any]):
     def _adopted(self, child: DataStore) -> DataStore:
         if any(child is value for value in self._lineage()):
             return child  # a cycle, refused when it is saved
-        if child._has_home():
+        if child._is_held():
             child = child.copy()
         child._owner = self
         return child
 
-    def _has_home(self) -> bool:
-        homes = (self._owner, self._source, self._row)
-        return any(home is not None for home in homes) or bool(self.__dict__.get("_parents"))
+    def _is_held(self) -> bool:
+        """Return whether another value or a row has it."""
+        held = self._owner is not None or self._row is not None
+        return held or bool(self.__dict__.get("_parents"))
 
     def _release(self, entry: Entry) -> None:
         for child in entry.children:

@@ -160,10 +160,26 @@ def _is_plain(value: object) -> bool:
         return False
     buffers: list[pickle.PickleBuffer] = []
     try:
-        pickle.dumps(value, 5, buffer_callback=buffers.append)
+        _Probe(buffers).dump(value)
     except Exception:  # foreign reducers may raise anything
         return False
     return not buffers
+
+
+class _Probe(pickle.Pickler):
+    """Pickles to nowhere, to see which memory is handed over; passes over nested values."""
+
+    def __init__(self, buffers: list[pickle.PickleBuffer]) -> None:
+        super().__init__(self, 5, buffer_callback=buffers.append)
+
+    def write(self, data: Any, /) -> None:
+        """Take what the pickler writes."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Stand for a nested value, which looks after its own memory."""
+        from sqla_datastore.datastore import DataStore
+
+        return (tuple, ()) if isinstance(obj, DataStore) else NotImplemented
 
 
 # -- switching to the stored form, and back --------------------------------------------------------
@@ -252,12 +268,12 @@ def _stays(item: _Taken) -> bool:
         return True
     if isinstance(value, (str, bytes)):
         return len(value) <= _SHORT
-    return item.entry.children == (value,)
+    return any(child is value for child in item.entry.children)
 
 
 def _can_live_in(owner: DataStore, children: tuple[DataStore, ...]) -> bool:
     """Return whether nested values are this one's, or nobody's; each may occur once."""
-    free = (child._owner is owner or not child._has_home() for child in children)
+    free = (child._owner is owner or not child._is_held() for child in children)
     return all(free) and len({*map(id, children)}) == len(children)
 
 
