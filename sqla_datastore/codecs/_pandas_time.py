@@ -182,7 +182,8 @@ class _Timestamp(_Scalar):
         zone = decode_zone(field(node, "zone", decoder), decoder)
         if zone is not None:
             stamp = stamp.tz_localize("UTC").tz_convert(zone)
-        return stamp if stamp.fold == node["fold"] else stamp.replace(fold=node["fold"])
+        fold = int(field(node, "fold", decoder) == 1)
+        return stamp if stamp.fold == fold else stamp.replace(fold=fold)
 
 
 class _Timedelta(_Scalar):

@@ -120,7 +120,7 @@ def refused_as_damage(decoder: Decoder, what: str) -> Iterator[None]:
     """Turn whatever a library raises about hostile values into `DamagedObjectError`."""
     try:
         yield
-    except DataStoreError:
+    except (DataStoreError, Warning):  # warnings may be errors, they are no damage
         raise
     except Exception as err:
         text = " ".join(str(err).split())[:200]
