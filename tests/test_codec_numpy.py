@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sqla_datastore.codecs import codec_named
+from sqla_datastore.codecs import codec_named, find_codec
 from sqla_datastore.codecs._dtypes import dtype_node
-from sqla_datastore.codecs._memory import MemoryEncoder, decode_value, encode_value
+from sqla_datastore.codecs._memory import MemoryEncoder
 from sqla_datastore.codecs.numpy import CODECS
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
+from sqla_datastore.testing import CodecSuite, decode_value, encode_value
 
 NUMPY_2 = hasattr(np.dtypes, "StringDType")
 needs_numpy_2 = pytest.mark.skipif(not NUMPY_2, reason="StringDType came with NumPy 2")
@@ -592,3 +593,16 @@ def test_the_grammar_of_dtypes_is_stable():
         "itemsize": 16,
         "align": True,
     }
+
+
+class TestConformance(CodecSuite):
+    @pytest.fixture(params=range(len(SEEDS)))
+    def values(self, request):
+        return [SEEDS[request.param]]
+
+    @pytest.fixture
+    def codec(self, values):
+        return find_codec(values[0])
+
+    def assert_same(self, back, value):
+        assert_exact(np.ma.getdata(value), np.ma.getdata(back))

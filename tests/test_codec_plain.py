@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqla_datastore.codecs import codec_named, register_enum
-from sqla_datastore.codecs._memory import decode_value, encode_value
+from sqla_datastore.codecs import codec_named, find_codec, register_enum
 from sqla_datastore.codecs.plain import CODECS
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
+from sqla_datastore.testing import CodecSuite, decode_value, encode_value
 
 
 @register_enum
@@ -363,3 +363,16 @@ def test_any_node_is_a_value_or_damage(name, node):
 def test_a_uuid_is_described_without_its_bytes():
     assert codec_named("plain.uuid").describe(uuid.UUID(int=0).hex).type == "UUID"
     assert codec_named("plain.enum").describe({"enum": "shop.Access"}).type == "shop.Access"
+
+
+class TestConformance(CodecSuite):
+    @pytest.fixture(params=SPECIAL, ids=str)
+    def values(self, request):
+        return [SPECIAL[request.param]]
+
+    @pytest.fixture
+    def codec(self, values):
+        return find_codec(values[0])
+
+    def assert_same(self, back, value):
+        assert told_apart(back) == told_apart(value)
