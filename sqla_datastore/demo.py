@@ -66,8 +66,9 @@ def store(session: Session) -> None:
 
 
 def write_without_commit(session: Session) -> None:
+    run = session.get_one(Run, "adam-1")
+    run.inputs.seed = 43
     session.add(new_run("sgd-1"))
-    session.get_one(Run, "adam-1").inputs.seed = 43
     session.flush()
 
 
@@ -108,7 +109,7 @@ def run(folder: Path | None = None, *, keep: bool = False) -> None:
         engine = create_engine(f"sqlite:///{place / 'demo.db'}")
         bind_storage(engine, storage)
         Base.metadata.create_all(engine)
-        print(f"A run has two columns of type DataStoreType.\n\n{_source(Run)}")
+        print(f"Database and storage are in {place}\n\n{_source(Run)}")
         try:
             with closing(Session(engine)) as session:
                 _two_values(session, storage)
@@ -202,7 +203,7 @@ def _source(thing: Callable[..., object]) -> str:
     return textwrap.indent(inspect.getsource(thing), "    ")
 
 
-def _promise(kept: bool, claim: str) -> None:  # noqa: FBT001 - reads as a sentence
+def _promise(kept: bool, claim: str) -> None:
     if not kept:
         raise BrokenPromise(claim)
     print(f"  [ok] {claim}")
