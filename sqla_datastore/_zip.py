@@ -343,14 +343,19 @@ def read_directory(reader: ObjectReader) -> Iterator[Member | str]:
     records = read_exactly(reader, directory.offset, directory.end - directory.offset)
     at = count = 0
     while at < len(records):
+        start = at
         member, at = _central_member(records, at)
+        anchor = records[-_ANCHOR.size :] if at == len(records) else b""
+        if records[start:at] != _central_record(member, anchor):
+            yield f"member {member.name!r}: its central record is not what was written"
         data_offset, problem = _check_local(reader, member)
         if problem:
             yield f"member {member.name!r}: {problem}"
         yield member._replace(data_offset=data_offset)
         count += 1
-    if count != directory.members:
-        yield f"the central directory has {count} records, its end tells of {directory.members}"
+    ends = read_exactly(reader, directory.end, total - directory.end)
+    if ends != _end_records(count, directory.offset, directory.end):
+        yield "the records behind its central directory are not what was written"
 
 
 def _central_member(records: bytes, at: int) -> tuple[Member, int]:
@@ -362,7 +367,9 @@ def _central_member(records: bytes, at: int) -> tuple[Member, int]:
         raise MalformedError(f"record {at} of its central directory is damaged")
     name_at = at + _CENTRAL.size
     extra = records[name_at + name_size : name_at + name_size + extra_size]
-    name = records[name_at : name_at + name_size].decode("ascii", "backslashreplace")
+    name = records[name_at : name_at + name_size]
+    if not name.isascii():
+        raise MalformedError(f"a member's name {name[:100]!r} is not ASCII")
     offset = rest[-1]
     large = _zip64_numbers(extra)
     if size == 0xFFFFFFFF:
@@ -370,7 +377,7 @@ def _central_member(records: bytes, at: int) -> tuple[Member, int]:
         next(large, None)
     if offset == 0xFFFFFFFF:
         offset = next(large, offset)
-    return Member(name, offset, 0, size, crc), name_at + name_size + extra_size
+    return Member(name.decode(), offset, 0, size, crc), name_at + name_size + extra_size
 
 
 def _zip64_numbers(extra: bytes) -> Iterator[int]:
