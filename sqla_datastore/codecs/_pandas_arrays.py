@@ -308,7 +308,8 @@ def _decode_sparse(node: Any, columns: ColumnReader) -> Any:
     if len(values) != len(positions):
         raise columns.decoder.damaged("a sparse array has positions without values")
     dtype = pd.SparseDtype(values.dtype, fill)
-    return pd.arrays.SparseArray._simple_new(values, index, dtype)
+    sparse: Any = pd.arrays.SparseArray
+    return sparse._simple_new(values, index, dtype)
 
 
 def _check_positions(positions: AnyArray, length: int, columns: ColumnReader) -> None:

@@ -257,13 +257,20 @@ def _frame(blocks: list[tuple[Any, AnyArray]], index: Any, names: Any) -> Any:
     """Return a frame on the very memory of its arrays."""
     if hasattr(pd.api, "internals"):
         return pd.api.internals.create_dataframe_from_blocks(blocks, index=index, columns=names)
+    return _frame_of_columns(blocks, index, names)
+
+
+def _frame_of_columns(blocks: list[tuple[Any, AnyArray]], index: Any, names: Any) -> Any:
+    """Do the same with pandas 2.2, whose public way keeps only one block together."""
     if len(blocks) == 1 and isinstance(blocks[0][0], np.ndarray) and blocks[0][0].dtype != object:
         return pd.DataFrame(blocks[0][0].T, index=index, columns=names, copy=False)
-    rows = (
-        row for block, _ in blocks for row in (block if isinstance(block, np.ndarray) else [block])
-    )
-    series = (pd.Series(each, dtype=each.dtype, copy=False) for each in rows)
-    frame = pd.DataFrame(dict(enumerate(series)), index=range(len(index)), copy=False)
+    columns = {}
+    for block, positions in blocks:
+        rows = block if isinstance(block, np.ndarray) else [block]
+        for row, position in zip(rows, positions, strict=True):
+            columns[position] = pd.Series(row, dtype=row.dtype, copy=False)
+    in_order = {position: columns[position] for position in sorted(columns)}
+    frame = pd.DataFrame(in_order, index=range(len(index)), copy=False)
     frame.index, frame.columns = index, names
     return frame
 
