@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 
 from typing_extensions import Buffer
 
+from ..exceptions import UnsupportedFormatError
 from .protocol import Decoder, Description, Encoder
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "bytes_node",
     "field",
     "int_node",
+    "lacks",
     "read_bytes",
     "read_int",
     "text_in",
@@ -95,6 +97,13 @@ def read_int(node: Any, decoder: Decoder) -> int:
     if hex(value) != node:
         raise decoder.damaged("an integer is not written as hexadecimal text is")
     return value
+
+
+def lacks(what: str, decoder: Decoder) -> UnsupportedFormatError:
+    """Return the error of a sound node that this program or platform cannot read."""
+    place = decoder.damaged(what)  # knows URL and entry
+    url, entry = getattr(place, "url", None), getattr(place, "entry", None)
+    return UnsupportedFormatError(f"entry {entry!r} of {url!r} needs {what}", url=url, entry=entry)
 
 
 def text_in(node: Any, decoder: Decoder) -> str:

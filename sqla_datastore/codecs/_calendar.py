@@ -7,7 +7,7 @@ import zoneinfo
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Any
 
-from ._base import ExactCodec, field, text_in
+from ._base import ExactCodec, field, lacks, text_in
 from .protocol import JSON, Codec, Decoder, Encoder
 
 __all__ = ["CALENDAR_CODECS"]
@@ -120,12 +120,12 @@ def _read_offset(node: Any, decoder: Decoder) -> timezone:
 
 
 def _read_key(key: str, decoder: Decoder) -> zoneinfo.ZoneInfo:
+    if not _ZONE.fullmatch(key):
+        raise decoder.damaged(f"{key!r} is no time zone")
     try:
-        if _ZONE.fullmatch(key):
-            return zoneinfo.ZoneInfo(key)
-    except (ValueError, OSError, KeyError):
-        pass  # also: a folder or a file of the database that is no zone
-    raise decoder.damaged(f"time zone {key!r} is not known here; is tzdata installed?")
+        return zoneinfo.ZoneInfo(key)
+    except (ValueError, OSError, KeyError):  # also: a folder or file of the database, but no zone
+        raise lacks(f"time zone {key!r}; install or update tzdata", decoder) from None
 
 
 def _duration_node(value: timedelta) -> JSON:

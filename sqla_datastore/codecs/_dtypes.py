@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ._base import field, text_in
+from ..exceptions import UnsupportedFormatError
+from ._base import field, lacks, text_in
 from ._collections import is_json
 from .protocol import JSON, Decoder
 
@@ -140,7 +141,7 @@ def _read_longdouble(node: dict[str, Any], decoder: Decoder) -> np.dtype[Any]:
     swapped = [dtype.newbyteorder("S") for dtype in ours]
     dtype = next((dtype for dtype in ours + swapped if dtype.str == text), None)
     if dtype is None or field(node, "mantissa_bits", decoder) != _mantissa_bits():
-        raise decoder.damaged(f"the long double {text[:40]!r} of another platform, unreadable here")
+        raise lacks(f"the long double {text[:40]!r} of the platform that wrote it", decoder)
     return dtype
 
 
@@ -198,7 +199,7 @@ def dtype_text(node: Any) -> str | None:
     """Return a dtype's usual name from any node, shortened, or None."""
     try:
         text = str(read_dtype(node, _Unchecked()))
-    except _NotReadableError:
+    except (_NotReadableError, UnsupportedFormatError):
         return None
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
 

@@ -6,7 +6,7 @@ import threading
 from enum import Enum, Flag
 from typing import Any, ClassVar, TypeVar
 
-from ._base import field, int_node, read_int, text_in
+from ._base import field, int_node, lacks, read_int, text_in
 from .protocol import JSON, Decoder, Description, Encoder
 
 __all__ = ["EnumCodec", "register_enum"]
@@ -58,19 +58,19 @@ class EnumCodec:
         member = text_in(field(node, "member", decoder), decoder)
         if member in cls.__members__:
             return cls.__members__[member]
-        raise decoder.damaged(f"Enum {cls.__qualname__!r} has no member {member!r}")
+        raise lacks(f"member {member!r} of Enum {cls.__qualname__!r}", decoder)
 
     def _class(self, node: Any, decoder: Decoder) -> type[Enum]:
         name = text_in(field(node, "enum", decoder), decoder)
         if name in _classes:
             return _classes[name]
-        raise decoder.damaged(f"no Enum is registered as {name!r}; call register_enum first")
+        raise lacks(f"an Enum registered as {name!r}; call register_enum first", decoder)
 
     def _flags(self, cls: type[Flag], flags: int, decoder: Decoder) -> Flag:
         try:
             return cls(flags)
         except ValueError:
-            raise decoder.damaged(f"Enum {cls.__qualname__!r} has no flags {flags}") from None
+            raise lacks(f"flags {flags} of Enum {cls.__qualname__!r}", decoder) from None
 
     def describe(self, node: Any) -> Description:
         name = node.get("enum") if isinstance(node, dict) else None

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ._base import BytesPayload, field, text_in
+from ._base import BytesPayload, field, lacks, text_in
 from ._dtypes import read_shape
 from ._npy import Array
 from .protocol import JSON, Decoder, Encoder
@@ -79,7 +79,7 @@ def _read_missing(node: Any, decoder: Decoder) -> Any:
 def read_string_array(node: Any, decoder: Decoder) -> Array:
     """Return the array of strings of a node, read-only."""
     if not hasattr(np.dtypes, "StringDType"):
-        raise decoder.damaged("it holds numpy.dtypes.StringDType, which needs NumPy 2")
+        raise lacks("numpy.dtypes.StringDType; upgrade to NumPy 2", decoder)
     missing = _read_missing(field(node, "strings", decoder), decoder)
     named = {} if missing is _NO_OBJECT else {"na_object": missing}
     coerce = field(node, "coerce", decoder) is True
