@@ -8,6 +8,7 @@ folder. `__datastore_folder__` on a mapped class declares an owner without a col
 from __future__ import annotations
 
 import re
+import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,12 +32,10 @@ _ATTRIBUTE = re.compile(r"[^\W\d]\w*")
 # quote_segment never leaves these as they are, so they keep two fields of one segment apart
 _SEPARATORS = ",;=+@:!"
 
+_lock = threading.Lock()
 _registries: weakref.WeakSet[registry] = weakref.WeakSet()
 _stores: weakref.WeakKeyDictionary[Table, TableStore] = weakref.WeakKeyDictionary()
 _checked: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-Part = str | None
-"""A literal text, or None for a field."""
 
 
 @lru_cache(maxsize=1024)
@@ -191,8 +190,9 @@ class TableStore:
 
 def note_mapper(mapper: Mapper[Any], *_: Any) -> None:
     """Remember where mappers are found. Called when one is constructed."""
-    _registries.add(mapper.registry)
-    _stores.clear()
+    with _lock:
+        _registries.add(mapper.registry)
+        _stores.clear()
 
 
 def check_registries() -> None:
@@ -201,12 +201,17 @@ def check_registries() -> None:
     Raises:
         ConfigurationError: as `table_store`.
     """
-    for each in list(_registries):
+    for each in _seen():
         check_metadata(each.metadata)
 
 
+def _seen() -> list[registry]:
+    with _lock:
+        return list(_registries)
+
+
 def _mappers(table: Table) -> list[Mapper[Any]]:
-    return [m for each in list(_registries) for m in each.mappers if table in m.tables]
+    return [m for each in _seen() for m in each.mappers if table in m.tables]
 
 
 def table_store(table: Any) -> TableStore | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -30,13 +31,25 @@ if TYPE_CHECKING:
 
     from sqla_datastore.statements import Effects
 
-__all__ = ["Transaction", "observe", "open_transaction", "transaction_of", "unwrap"]
+__all__ = [
+    "Transaction",
+    "begun",
+    "commit_checks",
+    "flushed_by",
+    "is_autocommit",
+    "observe",
+    "open_transaction",
+    "transaction_of",
+    "unwrap",
+]
 
 logger = logging.getLogger("sqla_datastore")
 
 # SQLSTATEs that leave open whether a COMMIT succeeded: transaction resolution unknown, and
 # statement completion unknown (ISO/IEC 9075-2, PostgreSQL appendix A)
 _UNKNOWN_OUTCOME = {"08007", "40003"}
+
+_BEGAN = "sqla_datastore_began"
 
 _open: dict[int, Transaction] = {}
 
@@ -49,7 +62,7 @@ class Transaction:
 
     Attributes:
         ledger: its objects.
-        connection: the `Connection` that last ran a statement in it.
+        flushing: the Session whose flush runs in it now, if any.
         pending: what statements of a running flush did, not yet carried out.
         metadatas: the MetaData collections whose tables it touched.
         failed: what statements that failed would have done; some rows may have it all the same.
@@ -57,14 +70,16 @@ class Transaction:
 
     def __init__(self, connection: Connection, raw: Any) -> None:
         self.ledger = Ledger()
-        self.connection = connection
+        # weakly: a Session that is forgotten with its Connection must reach the pool's reset
+        self._connection = weakref.ref(connection)
         self.raw = raw
+        self.flushing: Any = None
         self.dialect: Dialect = connection.dialect
         self.pending: list[Effects] = []
         self.metadatas: dict[MetaData, None] = {}
         self.failed: list[Effects] = []
         self.root_savepoint: str | None = None
-        self.began = time.time()
+        self.began: float = connection.info.get(_BEGAN, time.time())
         self.doubt: str | None = None
         self.statement_failed = False
         self.commit_failed = False
@@ -83,6 +98,18 @@ class Transaction:
         """What the driver says of its transaction."""
         return transaction_state(self.dialect.driver, self.raw)
 
+    @property
+    def connection(self) -> Connection | None:
+        """The `Connection` that last ran a statement in it, while it is open."""
+        connection = self._connection()
+        if connection is None or connection.closed or connection.invalidated:
+            return None
+        return connection if unwrap(connection.connection) is self.raw else None
+
+    def used_by(self, connection: Connection) -> None:
+        """Note which `Connection` runs its statements."""
+        self._connection = weakref.ref(connection)
+
     def close(self) -> None:
         """Take it off the list of open transactions."""
         if _open.get(id(self.raw)) is self:
@@ -99,8 +126,9 @@ class Transaction:
                 "an object of this transaction could not be written, so it cannot be committed; "
                 "roll it back and try again"
             )
+        connection = self.connection
         for effects in self.failed:
-            if effects.held(self.connection) & {str(r.url) for r in effects.reserved}:
+            if connection is None or effects.held(connection) & {str(r.url) for r in effects.reserved}:
                 raise StorageError(
                     f"a statement on {effects.store.table.name!r} failed half-way, and rows that "
                     "it left have no objects; roll the transaction back and try again"
@@ -109,7 +137,8 @@ class Transaction:
 
     def _referenced(self, candidates: set[Name]) -> set[Name]:
         """Return those of the listed names that a row refers to, asked in this transaction."""
-        if self.connection.closed or unwrap(self.connection.connection) is not self.raw:
+        connection = self.connection
+        if connection is None:
             return candidates
         roots: dict[tuple[int, str], list[Name]] = {}
         for name in candidates:
@@ -117,14 +146,14 @@ class Transaction:
             roots.setdefault((id(name.storage), str(url.root())), []).append(name)
         found: set[Name] = set()
         for metadata in self.metadatas:
-            for key in self._asked(metadata, list(roots)):
+            for key in self._asked(connection, metadata, list(roots)):
                 found.update(roots[key])
         return found
 
     def _asked(
-        self, metadata: MetaData, roots: list[tuple[int, str]]
+        self, connection: Connection, metadata: MetaData, roots: list[tuple[int, str]]
     ) -> Iterable[tuple[int, str]]:
-        inspector = inspect(self.connection)
+        inspector = inspect(connection)
         for store in declared(metadata):
             if not inspector.has_table(store.table.name, schema=store.table.schema):
                 continue
@@ -137,7 +166,7 @@ class Transaction:
                     if self.dialect.name in ("mysql", "mariadb"):
                         # a locking read sees what others committed since this one's snapshot
                         query = query.with_for_update(read=True)
-                    for url in self.connection.scalars(query):
+                    for url in connection.scalars(query):
                         yield storage, url
 
     # -- the end ---------------------------------------------------------------------------------
@@ -234,6 +263,7 @@ class Transaction:
     def end(self, outcome: str) -> None:
         """Close the ledger: ``commit``, ``rollback``, or the reason why nobody can tell."""
         self.close()
+        self.flushing = None
         self.pending.clear()
         self.failed.clear()
         if outcome == "commit":
@@ -256,7 +286,7 @@ def transaction_of(connection: Connection) -> Transaction:
         observe(connection)
         raw = unwrap(connection.connection)
         found = _open[id(raw)] = Transaction(connection, raw)
-    found.connection = connection
+    found.used_by(connection)
     return found
 
 
@@ -269,12 +299,18 @@ def open_transaction(raw: Any) -> Transaction | None:
     return found
 
 
+def flushed_by(session: Any) -> list[Transaction]:
+    """Return the transactions that a Session's running flush has used."""
+    return [found for found in list(_open.values()) if found.flushing is session]
+
+
 def begun(connection: Connection) -> None:
     """Note that a new transaction begins: one that is still open is dead, or goes on.
 
     After an error in a listener of ``commit`` SQLAlchemy sends neither COMMIT nor ROLLBACK, so the
     next transaction of the connection is the same one to the database.
     """
+    connection.info[_BEGAN] = time.time()
     found = open_transaction(unwrap(connection.connection))
     if found is None or found.busy or found.state is TransactionState.ACTIVE:
         return
@@ -283,9 +319,11 @@ def begun(connection: Connection) -> None:
 
 def is_autocommit(connection: Connection) -> bool:
     """Return whether each statement of a connection is a transaction of its own."""
+    driver, raw = connection.dialect.driver, unwrap(connection.connection)
     if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-        return True
-    return autocommits(connection.dialect.driver, unwrap(connection.connection))
+        # a BEGIN that a listener sends, as recommended for SQLite, is a transaction all the same
+        return transaction_state(driver, raw) is not TransactionState.ACTIVE
+    return autocommits(driver, raw)
 
 
 # -- observing a dialect -------------------------------------------------------------------------

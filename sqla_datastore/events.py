@@ -36,7 +36,7 @@ from sqla_datastore.drivers import TransactionState
 from sqla_datastore.endings import Transaction, transaction_of
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.ledger import Name
-from sqla_datastore.statements import Effects, Folder, Reservation, effects_of
+from sqla_datastore.statements import Effects, Folder, Reservation, binds_values, effects_of
 
 __all__ = ["install"]
 
@@ -54,10 +54,13 @@ _IMPLICIT_COMMIT = re.compile(
     re.IGNORECASE,
 )
 
-_flushing: weakref.WeakSet[Session] = weakref.WeakSet()
 _armed: weakref.WeakKeyDictionary[Session, dict[int, tuple[Any, DataStore]]] = (
     weakref.WeakKeyDictionary()
 )
+# which Sessions' transactions use a driver's connection, by its id, and the reverse; each is only
+# looked up by key, since other threads change it meanwhile
+_sessions: dict[int, weakref.WeakSet[Session]] = {}
+_raws: weakref.WeakKeyDictionary[Session, set[int]] = weakref.WeakKeyDictionary()
 _attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
@@ -78,7 +81,7 @@ def _before_cursor_execute(
         return statement, parameters
     if context.is_crud or compiled.bind_names:  # type: ignore[union-attr]
         _look_at(connection, context)
-        if _binds_reservations(parameters):
+        if binds_values(compiled):
             parameters = _with_urls(parameters)
     return statement, parameters
 
@@ -103,16 +106,6 @@ def _look_at(connection: Connection, context: Any) -> None:
         # there is no moment between the statement and its COMMIT, so the write comes first
         _write(transaction, effects.reserved)
         transaction.ledger.make_durable()
-
-
-def _binds_reservations(parameters: Any) -> bool:
-    first = parameters[0] if isinstance(parameters, list) and parameters else parameters
-    rows = parameters if isinstance(first, (tuple, list, dict)) and first is not parameters else [parameters]
-    return any(
-        isinstance(item, Reservation)
-        for row in rows
-        for item in (row.values() if isinstance(row, dict) else row or ())
-    )
 
 
 def _with_urls(parameters: Any) -> Any:
@@ -328,13 +321,11 @@ def _loaded(state: InstanceState[Any], _context: Any, *_: Any) -> None:
             value._row = RowLink(state, key)
 
 
-def _before_row(mapper: Mapper[Any], _connection: Connection, target: Any) -> None:
+def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
     """Make each value the row's own. Called before the INSERT or UPDATE of a flush."""
     if not _store_attributes(mapper):
         return
-    session = object_session(target)
-    if session is not None:
-        _flushing.add(session)
+    transaction_of(connection).flushing = object_session(target)
     state: InstanceState[Any] = attributes.instance_state(target)
     for key, value in list(_values(state)):
         if value._row is None or (value._row.is_dead and not value._row.is_for(state, key)):
@@ -343,10 +334,9 @@ def _before_row(mapper: Mapper[Any], _connection: Connection, target: Any) -> No
             _replace(state, key, value)
 
 
-def _before_delete(mapper: Mapper[Any], _connection: Connection, target: Any) -> None:
-    session = object_session(target)
-    if session is not None:
-        _flushing.add(session)
+def _before_delete(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
+    if _store_attributes(mapper):
+        transaction_of(connection).flushing = object_session(target)
 
 
 def _is_assigned(state: InstanceState[Any], key: str) -> bool:
@@ -364,40 +354,26 @@ def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
 
 
 def _in_flush(connection: Connection) -> bool:
-    raw = endings.unwrap(connection.connection)
-    return any(
-        raw is endings.unwrap(held.connection) for session in list(_flushing) for held in _connections(session)
-    )
-
-
-def _connections(session: Session) -> list[Connection]:
-    return [c for c in _begun.get(session, ()) if not c.closed and not c.invalidated]
-
-
-_begun: weakref.WeakKeyDictionary[Session, weakref.WeakSet[Connection]] = (
-    weakref.WeakKeyDictionary()
-)
+    transaction = endings.open_transaction(endings.unwrap(connection.connection))
+    return transaction is not None and transaction.flushing is not None
 
 
 def _after_begin(session: Session, _transaction: Any, connection: Connection) -> None:
-    _begun.setdefault(session, weakref.WeakSet()).add(connection)
+    raw = id(endings.unwrap(connection.connection))
+    _sessions.setdefault(raw, weakref.WeakSet()).add(session)
+    _raws.setdefault(session, set()).add(raw)
 
 
 def _after_flush(session: Session, _context: Any) -> None:
-    if session not in _flushing:
-        return
-    try:
-        for connection in _connections(session):
-            transaction = endings.open_transaction(endings.unwrap(connection.connection))
-            if transaction is not None and transaction.pending:
-                pending, transaction.pending = transaction.pending, []
-                _carry_out(transaction, pending)
-    finally:
-        _flushing.discard(session)
+    for transaction in endings.flushed_by(session):
+        transaction.flushing = None
+        pending, transaction.pending = transaction.pending, []
+        _carry_out(transaction, pending)
 
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
-    _flushing.discard(session)
+    for transaction in endings.flushed_by(session):
+        transaction.flushing = None
 
 
 def _scan(session: Session) -> None:
@@ -421,22 +397,25 @@ def _check_edits(raw: Any) -> None:
     Raises:
         StaleValueError: an entry was changed in place after the last flush.
     """
-    for session, armed in list(_armed.items()):
-        if any(raw is endings.unwrap(c.connection) for c in _connections(session)):
-            for _, value in list(armed.values()):
-                if value._scan():
-                    raise StaleValueError(
-                        f"an entry of {value.url!r} was changed in place after its row was "
-                        "flushed; commit the Session, or flush it after the change, before the "
-                        "connection is committed"
-                    )
+    for session in list(_sessions.get(id(raw), ())):
+        for _, value in list(_armed.get(session, {}).values()):
+            if value._scan():
+                raise StaleValueError(
+                    f"an entry of {value.url!r} was changed in place after its row was flushed; "
+                    "commit the Session, or flush it after the change, before the connection is "
+                    "committed"
+                )
 
 
 def _after_transaction_end(session: Session, transaction: Any) -> None:
     if transaction.parent is None:
         _armed.pop(session, None)
-        _begun.pop(session, None)
-        _flushing.discard(session)
+        for raw in _raws.pop(session, ()):
+            sessions = _sessions.get(raw)
+            if sessions is not None:
+                sessions.discard(session)
+                if not sessions:
+                    _sessions.pop(raw, None)
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:

@@ -205,7 +205,7 @@ def _refuse_inner_dml(compiled: SQLCompiler) -> None:
 
 def _refuse_reserved(context: ExecutionContext, placed: Sequence[Reservation]) -> None:
     """Refuse values anywhere but in VALUES and SET; a stored one stands for its URL."""
-    if not _binds_values(context.compiled):
+    if not binds_values(context.compiled):
         return
     known = {id(reservation) for reservation in placed}
     for parameters in context.parameters:  # type: ignore[attr-defined]
@@ -223,7 +223,8 @@ def _comparable(value: DataStore) -> ObjectURL:
     return ObjectURL.parse(value.url)
 
 
-def _binds_values(compiled: Any) -> bool:
+def binds_values(compiled: Any) -> bool:
+    """Return whether a compiled statement has parameters of the column type; kept with it."""
     known = compiled.__dict__.get("_sqla_datastore_binds")
     if known is None:
         from sqla_datastore.types import DataStoreType

@@ -1,0 +1,599 @@
+"""P2 and P4 at the driver: what events do not tell, and what each driver does instead."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+
+import numpy as np
+import pytest
+from sqlalchemy import (
+    Column,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    delete,
+    event,
+    insert,
+    make_url,
+    select,
+    text,
+    type_coerce,
+    update,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
+
+from conftest import explicit_begin, private_database
+from sqla_datastore import DataStore, DataStoreType, StorageError, bind_storage
+from sqla_datastore import endings
+
+metadata = MetaData()
+keyed = Table(
+    "keyed",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("data", DataStoreType()),
+)
+
+SYNC = {
+    "pysqlite": "sqlite",
+    "pysqlite-legacy": "sqlite",
+    "psycopg": "postgresql",
+    "psycopg2": "postgresql",
+    "pg8000": "postgresql",
+    "pymysql": "mariadb",
+}
+ASYNC = {
+    "aiosqlite": "sqlite",
+    "aiosqlite-legacy": "sqlite",
+    "psycopg_async": "postgresql",
+    "asyncpg": "postgresql",
+}
+POSTGRESQL = [d for d, kind in {**SYNC, **ASYNC}.items() if kind == "postgresql"]
+SQLITE = [d for d, kind in {**SYNC, **ASYNC}.items() if kind == "sqlite"]
+ALL = [*SYNC, *ASYNC]
+
+
+@pytest.fixture(scope="module")
+def server(request, tmp_path_factory):
+    """The URL of a private database for each kind, made on first need."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        urls = {}
+
+        def url_for(kind):
+            if kind == "sqlite":
+                return f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'test.db'}"
+            if kind not in urls:
+                given = make_url(request.getfixturevalue(f"{kind}_url"))
+                name = "postgresql+psycopg" if kind == "postgresql" else "mysql+pymysql"
+                url = given.set(drivername=name).render_as_string(hide_password=False)
+                urls[kind] = stack.enter_context(private_database(url))
+            return urls[kind]
+
+        yield url_for
+
+
+@pytest.fixture
+def run(server, stored):
+    """Run a function with an engine of a driver, with one committed row of key 1."""
+    engines = []
+
+    def go(driver, scenario, **kwargs):
+        name, _, mode = driver.partition("-")
+        kind = {**SYNC, **ASYNC}[driver]
+        dialect = {"sqlite": "sqlite", "postgresql": "postgresql", "mariadb": "mysql"}[kind]
+        url = make_url(server(kind)).set(drivername=f"{dialect}+{name}")
+        if name == "pg8000" and "host" in url.query:
+            kwargs.setdefault("connect_args", {})["unix_sock"] = (
+                f"{url.query['host']}/.s.PGSQL.5432"
+            )
+            url = url.set(query={}, host=None)
+        if driver in ASYNC:
+            engine = create_async_engine(url, **kwargs).sync_engine
+        else:
+            engine = create_engine(url, **kwargs)
+        if kind == "sqlite" and mode != "legacy":
+            explicit_begin(engine)
+        bind_storage(engine, stored.base)
+
+        def body():
+            try:
+                prepare(engine)
+                result = scenario(engine)
+                check(engine)
+                return result
+            finally:
+                engine.dispose()
+
+        if driver in ASYNC:
+            return asyncio.run(greenlet_spawn(body))
+        return body()
+
+    def prepare(engine):
+        metadata.drop_all(engine)
+        metadata.create_all(engine)
+        with engine.begin() as connection:
+            connection.execute(insert(keyed).values(id=1, data=DataStore(a=np.arange(3))))
+
+    def check(engine):
+        """No committed row may be dangling, whatever happened."""
+        with engine.connect() as connection:
+            urls = set(connection.scalars(select(type_coerce(keyed.c.data, String()))))
+            urls.discard(None)
+        go.rows = urls
+        go.files = {f"file:///{path}" for path in stored.files()}
+        assert urls <= go.files, "a committed row is dangling"
+        assert not endings._open, "a ledger was left open"
+
+    def exact(count):
+        assert go.rows == go.files
+        assert len(go.rows) == count
+
+    go.exact = exact
+    yield go
+    del engines
+
+
+def put(connection, key, **kwargs):
+    connection.execute(insert(keyed).values(id=key, data=DataStore(n=key, **kwargs)))
+
+
+@pytest.mark.parametrize("driver", ALL)
+def test_commit_and_rollback(run, driver):
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(update(keyed).where(keyed.c.id == 1).values(data=DataStore(n=9)))
+            connection.commit()
+            put(connection, 3)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            connection.rollback()
+
+    run(driver, scenario)
+    run.exact(2)
+
+
+@pytest.mark.parametrize("driver", ALL)
+def test_savepoints(run, driver):
+    def scenario(engine):
+        with engine.connect() as connection:
+            with connection.begin():
+                with connection.begin_nested():
+                    put(connection, 2)
+                inner = connection.begin_nested()
+                connection.execute(delete(keyed).where(keyed.c.id == 1))
+                put(connection, 3)
+                inner.rollback()
+
+    run(driver, scenario)
+    run.exact(2)
+
+
+@pytest.mark.parametrize("driver", ALL)
+def test_a_savepoint_first_then_outer_rollback(run, driver):
+    """Stock SQLite: releasing the outermost savepoint commits, the rollback undoes nothing."""
+
+    def scenario(engine):
+        with engine.connect() as connection:
+            outer = connection.begin()
+            with connection.begin_nested():
+                put(connection, 2)
+                connection.execute(delete(keyed).where(keyed.c.id == 1))
+            outer.rollback()
+
+    run(driver, scenario)
+    run.exact(1)
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+def test_commit_of_a_failed_transaction_is_a_rollback(run, driver):
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            with pytest.raises(DBAPIError):
+                connection.execute(text("SELECT nothing FROM nowhere"))
+            try:
+                connection.commit()
+            except DBAPIError:
+                connection.rollback()
+
+    run(driver, scenario)
+    run.exact(1)
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+def test_a_failed_savepoint_then_commit(run, driver):
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            nested = connection.begin_nested()
+            with pytest.raises(DBAPIError):
+                connection.execute(text("SELECT nothing FROM nowhere"))
+            nested.rollback()
+            connection.commit()
+
+    run(driver, scenario)
+    run.exact(2)
+
+
+@pytest.mark.parametrize("driver", SQLITE)
+def test_insert_or_rollback(run, driver):
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            put(connection, 1)
+            with pytest.raises(DBAPIError):
+                connection.execute(text("INSERT OR ROLLBACK INTO keyed (id) VALUES (2)"))
+            connection.commit()
+
+    run(driver, scenario)
+    run.exact(1)
+
+
+@pytest.mark.parametrize("driver", ALL)
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+@pytest.mark.parametrize("by_text", ["COMMIT", "ROLLBACK"])
+def test_transaction_control_by_text_keeps_both_sides(run, driver, ending, by_text):
+    """Nobody can tell, so at worst too much is kept; nothing may dangle."""
+
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            try:
+                connection.execute(text(by_text))
+                getattr(connection, ending)()
+            except DBAPIError:
+                connection.rollback()
+
+    run(driver, scenario)
+
+
+@pytest.mark.parametrize("driver", [*SYNC, "aiosqlite", "psycopg_async"])
+def test_commit_by_hand_then_rollback(run, driver):
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            connection.connection.commit()
+            connection.rollback()
+
+    run(driver, scenario)
+
+
+@pytest.mark.parametrize("driver", ALL)
+def test_autocommit_isolation_level(run, driver):
+    def scenario(engine):
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            put(connection, 2)
+            connection.execute(update(keyed).where(keyed.c.id == 1).values(data=DataStore(n=5)))
+            with pytest.raises(DBAPIError):
+                put(connection, 2)
+            connection.execute(update(keyed).where(keyed.c.id == 99).values(data=DataStore(n=5)))
+            put(connection, 3)
+            connection.execute(delete(keyed).where(keyed.c.id == 3))
+            connection.rollback()
+
+    run(driver, scenario)
+    # a BEGIN that a listener sends is a transaction all the same
+    run.exact(1 if driver in ("pysqlite", "aiosqlite") else 2)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pysqlite-legacy", "pymysql", "psycopg2", "pg8000"])
+def test_autocommit_set_on_the_driver(run, driver):
+    arguments = {"pysqlite-legacy": {"isolation_level": None}, "psycopg": {"autocommit": True}}
+
+    def scenario(engine):
+        with engine.connect() as connection:
+            raw = connection.connection.dbapi_connection
+            if driver == "pymysql":
+                raw.autocommit(True)
+            elif driver in ("psycopg2", "pg8000"):
+                raw.autocommit = True
+            put(connection, 2)
+            connection.execute(update(keyed).where(keyed.c.id == 1).values(data=DataStore(n=5)))
+            connection.execute(delete(keyed).where(keyed.c.id == 2))
+            connection.rollback()
+            connection.invalidate()
+
+    run(driver, scenario, connect_args=dict(arguments.get(driver, {})))
+    run.exact(1)
+
+
+@pytest.mark.parametrize("driver", ALL)
+def test_closing_the_connection_is_a_rollback(run, driver):
+    def scenario(engine):
+        connection = engine.connect()
+        put(connection, 2)
+        connection.execute(delete(keyed).where(keyed.c.id == 1))
+        connection.close()
+
+    run(driver, scenario)
+    run.exact(1)
+
+
+@pytest.mark.parametrize("driver", list(SYNC))
+def test_a_forgotten_session_is_a_rollback(run, driver):
+    def scenario(engine):
+        session = Session(engine)
+        put(session.connection(), 2)
+        session.execute(delete(keyed).where(keyed.c.id == 1))
+        del session
+        gc.collect()
+
+    run(driver, scenario)
+    run.exact(1)
+
+
+@pytest.mark.parametrize("driver", ALL)
+def test_invalidating_the_connection_is_a_rollback(run, driver):
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            connection.invalidate()
+            connection.rollback()
+
+    run(driver, scenario)
+    run.exact(1)
+
+
+@pytest.mark.parametrize("driver", ALL)
+def test_pool_reset_on_return_commits(run, driver):
+    def scenario(engine):
+        proxied = engine.raw_connection()
+        proxied.close()
+        connection = engine.connect()
+        put(connection, 2)
+        # what a Connection does not end, the pool's reset does
+        connection._transaction.is_active = False
+        connection._transaction = None
+        connection.close()
+
+    run(driver, scenario, pool_reset_on_return="commit")
+    run.exact(2)
+
+
+@pytest.mark.parametrize("driver", ["pysqlite", "psycopg", "pymysql"])
+def test_another_listener_of_commit_fails(run, driver):
+    """Neither COMMIT nor ROLLBACK is sent; the next commit of the connection commits the row."""
+
+    def scenario(engine):
+        fail = []
+
+        @event.listens_for(engine, "commit")
+        def commit(_connection):
+            if fail:
+                raise RuntimeError(fail.pop())
+
+        with engine.connect() as connection:
+            put(connection, 2)
+            fail.append("listener")
+            with pytest.raises(RuntimeError, match="listener"):
+                connection.commit()
+            connection.rollback()
+            connection.execute(select(1))
+            connection.commit()
+
+    # explicit BEGIN inside the transaction that goes on is an error of its own on SQLite
+    run("pysqlite-legacy" if driver == "pysqlite" else driver, scenario)
+    run.exact(len(run.rows))
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+def test_a_deferred_constraint_fails_the_commit(run, driver):
+    def scenario(engine):
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS later"))
+            connection.execute(
+                text(
+                    "CREATE TABLE later (id integer REFERENCES keyed (id) "
+                    "DEFERRABLE INITIALLY DEFERRED)"
+                )
+            )
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(text("INSERT INTO later VALUES (77)"))
+            with pytest.raises(DBAPIError):
+                connection.commit()
+            connection.rollback()
+            put(connection, 3)
+            connection.commit()
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE later"))
+
+    run(driver, scenario)
+    run.exact(2)
+
+
+@pytest.mark.parametrize("driver", SQLITE)
+def test_a_deferred_constraint_on_sqlite_leaves_the_transaction_open(run, driver):
+    def scenario(engine):
+        with engine.begin() as connection:
+            connection.execute(
+                text(
+                    "CREATE TABLE later (id integer REFERENCES keyed (id) "
+                    "DEFERRABLE INITIALLY DEFERRED)"
+                )
+            )
+        with engine.connect() as connection:
+            connection.connection.cursor().execute("PRAGMA foreign_keys=ON")
+            connection.commit()
+            put(connection, 2)
+            connection.execute(text("INSERT INTO later VALUES (77)"))
+            with pytest.raises(DBAPIError):
+                connection.commit()
+            connection.rollback()
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE later"))
+
+    run(driver, scenario)
+    run.exact(1)
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+def test_the_backend_is_killed_before_commit(run, driver, caplog):
+    """Nobody can tell, so neither side is removed."""
+
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(update(keyed).where(keyed.c.id == 1).values(data=DataStore(n=5)))
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+            with engine.connect() as other:
+                other.execute(text(f"SELECT pg_terminate_backend({pid})"))
+                other.commit()
+            with pytest.raises(DBAPIError):
+                connection.commit()
+
+    with caplog.at_level(logging.WARNING, "sqla_datastore"):
+        run(driver, scenario)
+    assert run.rows < run.files
+
+
+@pytest.mark.parametrize("driver", ALL)
+def test_a_write_that_fails_cannot_be_committed(run, driver, stored, monkeypatch):
+    from sqla_datastore import events
+
+    def scenario(engine):
+        with engine.connect() as connection:
+            connection.execute(select(1))
+            original = events._write_object
+            monkeypatch.setattr(events, "_write_object", _fail)
+            with pytest.raises(StorageError):
+                put(connection, 2)
+            monkeypatch.setattr(events, "_write_object", original)
+            with pytest.raises(StorageError):
+                connection.commit()
+            connection.rollback()
+            put(connection, 3)
+            connection.commit()
+
+    run(driver, scenario)
+    run.exact(2)
+
+
+def _fail(*_):
+    raise StorageError("full")
+
+
+@pytest.mark.parametrize("driver", ALL)
+def test_a_barrier_that_fails_rolls_back(run, driver, monkeypatch):
+    from sqla_datastore.storage.local import LocalStorage
+
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            with monkeypatch.context() as patch:
+                patch.setattr(LocalStorage, "make_durable", _fail)
+                with pytest.raises(StorageError):
+                    connection.commit()
+            connection.rollback()
+            put(connection, 3)
+            connection.commit()
+
+    run(driver, scenario)
+    run.exact(2)
+
+
+@pytest.mark.parametrize("driver", ["pysqlite", "psycopg", "pymysql"])
+def test_a_removal_that_fails_after_commit_is_logged(run, driver, monkeypatch, caplog):
+    from sqla_datastore.storage.local import LocalStorage
+
+    def scenario(engine):
+        with monkeypatch.context() as patch, engine.connect() as connection:
+            patch.setattr(LocalStorage, "remove", _fail)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            connection.commit()
+
+    with caplog.at_level(logging.ERROR, "sqla_datastore"):
+        run(driver, scenario)
+    assert "could not remove" in caplog.text
+    assert not run.rows
+    assert len(run.files) == 1
+
+
+@pytest.mark.parametrize("driver", ["pysqlite", "pymysql"])
+def test_an_executemany_that_fails_half_way_and_is_caught(run, driver):
+    """These databases keep the rows before the failing one."""
+
+    def scenario(engine):
+        with engine.connect() as connection:
+            with pytest.raises(DBAPIError):
+                connection.execute(
+                    insert(keyed), [{"id": n, "data": DataStore(n=n)} for n in (5, 6, 1, 7)]
+                )
+            try:
+                connection.commit()
+            except StorageError:
+                connection.rollback()
+
+    run(driver, scenario)
+    run.exact(len(run.rows))
+
+
+@pytest.mark.parametrize("driver", ["pymysql"])
+def test_ddl_that_commits_implicitly(run, driver):
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            connection.execute(text("CREATE TABLE IF NOT EXISTS another (id integer)"))
+            connection.rollback()
+            connection.execute(text("DROP TABLE another"))
+
+    run(driver, scenario)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
+@pytest.mark.parametrize("outcome", ["commit", "rollback", "rollback unprepared"])
+def test_two_phase(run, driver, outcome):
+    def scenario(engine):
+        with engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                allowed = int(connection.scalar(text("SHOW max_prepared_transactions")))
+                if not allowed:
+                    pytest.skip("this server has max_prepared_transactions = 0")
+            connection.rollback()
+            transaction = connection.begin_twophase()
+            put(connection, 2)
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            if outcome != "rollback unprepared":
+                transaction.prepare()
+            getattr(transaction, outcome.split()[0])()
+
+    run(driver, scenario)
+    run.exact(1)
+
+
+def test_a_forked_child_does_not_end_its_parents_transaction(run, stored):
+    def scenario(engine):
+        with engine.connect() as connection:
+            put(connection, 2)
+            child = os.fork()
+            if child == 0:
+                try:
+                    engine.dispose(close=False)
+                    connection.connection.dbapi_connection.rollback = lambda: None
+                    connection.dialect.do_close(connection.connection.dbapi_connection)
+                finally:
+                    os._exit(0 if len(stored.files()) == 2 else 1)
+            _, status = os.waitpid(child, 0)
+            assert status == 0, "the child removed what its parent wrote"
+            assert len(stored.files()) == 2
+            connection.commit()
+
+    run("pysqlite", scenario)
+    run.exact(2)
