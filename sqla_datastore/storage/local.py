@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from operator import itemgetter
 from urllib.parse import quote
 
 from typing_extensions import Buffer
@@ -91,12 +92,14 @@ class LocalStorage:
             try:
                 with _posix.folder_opened(self.base, folder, create=True) as parent:
                     return _Draft(os.dup(parent), name, url, self.base)
-            except FileNotFoundError as err:
-                # a remover took the emptied folder between its creation and our first file in it
-                if attempt == _ATTEMPTS - 1:
-                    raise StorageError(f"{self._path(folder)!r} keeps vanishing", url=url) from err
-            except OSError:
+            except OSError as err:
+                # a remover may take the emptied folder between its creation and our first file
+                if isinstance(err, FileNotFoundError) and attempt < _ATTEMPTS - 1:
+                    continue
                 _posix.prune(self.base, folder)
+                if isinstance(err, FileNotFoundError):
+                    where = self._path(folder)
+                    raise StorageError(f"the folder {where!r} cannot be made", url=url) from err
                 raise
         raise AssertionError  # the last attempt returned or raised
 
@@ -126,15 +129,11 @@ class LocalStorage:
 
     def _below(self, folder: str, url: str) -> Iterator[StoredObject]:
         with _posix.storage_errors(url, self.base):
-            children = _children(self._path(folder))
-        for key, child in children:
-            path = f"{folder}/{child.name}" if folder else child.name
-            if key.endswith("/"):
-                yield from self._below(path, url)
-                continue
-            with _posix.storage_errors(url, self.base):
-                found = _stored(path, child)
-            if found is not None:
+            children = _children(self.base, folder)
+        for path, found in children:
+            if found is None:
+                yield from self._below(path.removesuffix("/"), url)
+            else:
                 yield found
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -306,32 +305,31 @@ def _folders_above(path: str) -> Iterator[str]:
         yield path
 
 
-def _stored(path: str, child: os.DirEntry[str]) -> StoredObject | None:
-    """Return what a directory entry is, or None where it is no object or has just gone."""
+def _children(base: str, folder: str) -> list[tuple[str, StoredObject | None]]:
+    """Return the objects and (with None) the folders in a folder, in the order of full paths.
+
+    A folder's path ends with ``/``, since that is how the paths below it go on.
+    """
+    try:
+        with _posix.folder_opened(base, folder) as descriptor, os.scandir(descriptor) as children:
+            named = [(child, f"{folder}/{child.name}".lstrip("/")) for child in children]
+            found = [_child(*each) for each in named if _is_segment(each[0].name)]
+    except FileNotFoundError:
+        return []
+    return sorted((child for child in found if child), key=itemgetter(0))
+
+
+def _child(child: os.DirEntry[str], path: str) -> tuple[str, StoredObject | None] | None:
+    """Return what a directory entry is, or None where it is neither or has just gone."""
+    if child.is_dir(follow_symlinks=False):
+        return path + "/", None
     try:
         found = child.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(found.st_mode):
         return None
-    return StoredObject(path, found.st_size, found.st_mtime)
-
-
-def _children(folder: str) -> list[tuple[str, os.DirEntry[str]]]:
-    """Return what can be objects or their folders, in the order of full paths.
-
-    A folder sorts as its name and ``/``, since that is how the paths below it go on.
-    """
-    found = []
-    try:
-        with os.scandir(folder) as children:
-            for child in children:
-                if _is_segment(child.name) and not child.is_symlink():
-                    is_folder = child.is_dir(follow_symlinks=False)
-                    found.append((child.name + "/" if is_folder else child.name, child))
-    except FileNotFoundError:
-        return []
-    return sorted(found, key=lambda pair: pair[0])
+    return path, StoredObject(path, found.st_size, found.st_mtime)
 
 
 def _is_segment(name: str) -> bool:
