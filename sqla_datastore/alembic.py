@@ -3,12 +3,19 @@
 From Alembic 1.18 on this module is a plugin that Alembic loads by itself (entry point
 ``alembic.plugins``): a stock ``env.py`` renders `DataStoreType` with its import and its arguments.
 For older versions `render_item` goes into ``context.configure(render_item=...)``.
+
+Importing it, which the plugin does too, adds two operations to ``op``::
+
+    op.convert_to_datastore("runs", "results", loads=pickle.loads)
+    op.convert_from_datastore("runs", "results", dumps=pickle.dumps, type_=sa.PickleType())
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -19,6 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["render_item", "setup"]
 
 
+class _PluginModule(ModuleType):
+    """A module that Alembic takes as a plugin: 1.18.0 to 1.20.0 iterate over what they loaded."""
+
+    def __iter__(self) -> Iterator[ModuleType]:
+        yield self
+
+
+sys.modules[__name__].__class__ = _PluginModule
+
+
 def setup(plugin: Plugin) -> None:  # noqa: ARG001 - the protocol's argument
     """Have the dialects' implementations render `DataStoreType`. Alembic calls this.
 
@@ -27,18 +44,26 @@ def setup(plugin: Plugin) -> None:  # noqa: ARG001 - the protocol's argument
     """
     from alembic.ddl.impl import DefaultImpl
 
-    for impl in {DefaultImpl, *_subclasses(DefaultImpl)}:
-        if "render_type" in vars(impl):
-            _extend(impl)
+    def init_subclass(cls: type[DefaultImpl], /, **kwargs: Any) -> None:
+        super(DefaultImpl, cls).__init_subclass__(**kwargs)
+        _extend(cls)
+
+    # Alembic calls in the middle of its own import: most implementations do not exist yet
+    DefaultImpl.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment]
+    for impl in _with_subclasses(DefaultImpl):
+        _extend(impl)
 
 
-def _subclasses(impl: type[DefaultImpl]) -> Iterator[type[DefaultImpl]]:
+def _with_subclasses(impl: type[DefaultImpl]) -> Iterator[type[DefaultImpl]]:
+    yield impl
     for subclass in impl.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
+        yield from _with_subclasses(subclass)
 
 
 def _extend(impl: type[DefaultImpl]) -> None:
+    """Have an implementation that renders types by itself render `DataStoreType` first."""
+    if "render_type" not in vars(impl):
+        return
     stock = impl.render_type
 
     @functools.wraps(stock)
@@ -73,3 +98,7 @@ def render_item(type_: str, obj: Any, autogen_context: AutogenContext) -> str | 
     module = "sqla_datastore" if cls is DataStoreType else cls.__module__
     autogen_context.imports.add(f"import {module}")
     return f"{module}.{obj!r}"
+
+
+# importing Alembic, which the operations do, calls setup()
+import sqla_datastore.operations  # noqa: E402, F401
