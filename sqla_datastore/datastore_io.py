@@ -324,8 +324,8 @@ def _folder(prefix: str) -> str:
     if not isinstance(prefix, str):
         raise RefusedURLError(repr(prefix), "a prefix is a str")
     segments = prefix.removesuffix("/").split("/")
-    if any(segment in ("", ".", "..") for segment in segments):
-        raise RefusedURLError(prefix, "a prefix has plain segments, for example 'models/run 1'")
+    if not prefix.isprintable() or any(segment in ("", ".", "..") for segment in segments):
+        raise RefusedURLError(prefix, "a prefix is plain text like 'models/run 1'")
     path = check_path("/".join(map(quote_segment, segments)), url=prefix)
     refuse_owned(path)
     return path

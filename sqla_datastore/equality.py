@@ -61,7 +61,8 @@ def _numpy_equal(a: Any, b: Any) -> bool:
     np = sys.modules["numpy"]
     kinds = (np.ndarray, np.generic)
     if not (isinstance(a, kinds) and isinstance(b, kinds)):
-        return _plain_equal(a, b)
+        neither_is_an_array = not (isinstance(a, np.ndarray) or isinstance(b, np.ndarray))
+        return neither_is_an_array and _plain_equal(a, b)
     if type(a) is not type(b) or a.dtype != b.dtype or a.shape != b.shape:
         return False
     if isinstance(a, np.ma.MaskedArray):
