@@ -7,6 +7,7 @@ anybody sees it: damaged offsets would crash the process, not raise.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from .protocol import Decoder, Encoder
 __all__ = ["StreamPayload", "add_stream", "compact", "read_stream", "refusal", "refused_as_damage"]
 
 _FOREIGN = "its extension type is not one of pyarrow's own; store .storage, or register a codec"
+_DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 _WIDE_OF_VIEW = {
     "string_view": pa.large_string(),
     "binary_view": pa.large_binary(),
@@ -105,6 +107,8 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
     """
     data = decoder.blob(number)
     with refused_as_damage(decoder, "an Arrow stream"):
+        if any(_is_compressed(message.metadata) for message in _messages(data)):
+            raise decoder.damaged("an Arrow stream is compressed, which this library never writes")
         reader = pa.ipc.open_stream(pa.py_buffer(data))
         schema, batches = reader.schema, list(reader)
         for batch in batches:
@@ -113,6 +117,46 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
         if foreign:
             raise decoder.damaged(f"an Arrow stream has foreign extension types in {foreign}")
     return schema, batches
+
+
+def _messages(data: Buffer) -> Iterator[Any]:
+    reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(data))
+    while True:
+        try:
+            yield reader.read_next_message()
+        except StopIteration:
+            return
+
+
+def _is_compressed(metadata: Buffer) -> bool:
+    """Return whether a message's body would grow when it is read: small bytes, large memory.
+
+    pyarrow does not tell; the fields are those of Arrow's ``Message.fbs``.
+    """
+    root = struct.unpack_from("<I", metadata)[0]
+    kind = _field(metadata, root, 1)
+    header = _field(metadata, root, 2)
+    if not kind or not header:
+        return False
+    table = _target(metadata, header)
+    number = struct.unpack_from("<B", metadata, kind)[0]
+    if number == _DICTIONARY_BATCH and (data := _field(metadata, table, 1)):
+        table, number = _target(metadata, data), _RECORD_BATCH
+    return number == _RECORD_BATCH and _field(metadata, table, 3) > 0
+
+
+def _field(metadata: Buffer, table: int, number: int) -> int:
+    """Return where a flatbuffer table has a field, 0 where it has none."""
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", metadata, vtable)[0]:
+        return 0
+    offset: int = struct.unpack_from("<H", metadata, vtable + 4 + 2 * number)[0]
+    return table + offset if offset else 0
+
+
+def _target(metadata: Buffer, position: int) -> int:
+    target: int = struct.unpack_from("<I", metadata, position)[0]
+    return position + target
 
 
 @contextmanager

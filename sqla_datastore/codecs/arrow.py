@@ -88,7 +88,7 @@ class _Table(_ArrowCodec):
     def split(self, value: Any) -> tuple[Any, list[Any]]:
         if not value.num_columns and value.num_rows:
             return value.schema, [_no_columns(value.num_rows)]
-        return value.schema, value.to_batches()
+        return value.schema, _batches(value)
 
     def join(self, schema: Any, batches: list[Any]) -> Any:
         return pa.Table.from_batches(batches, schema)
@@ -209,6 +209,14 @@ class _DataType(_Field):
 
 def _nameless(arrow_type: Any) -> Any:
     return pa.schema([pa.field("", arrow_type)])
+
+
+def _batches(table: Any) -> list[Any]:
+    """Return a batch for each chunk, empty ones too, where the columns' chunks agree."""
+    if len({tuple(map(len, column.chunks)) for column in table.columns}) != 1:
+        return list(table.to_batches())
+    chunks = zip(*(column.chunks for column in table.columns), strict=True)
+    return [pa.RecordBatch.from_arrays([*each], schema=table.schema) for each in chunks]
 
 
 def _no_columns(rows: int) -> Any:

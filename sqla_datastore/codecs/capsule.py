@@ -1,0 +1,259 @@
+"""Libraries that hand their frames over through the Arrow PyCapsule interface.
+
+=======================  ==================================================================
+``polars.DataFrame``     a stream of plain Arrow types; the node holds the polars types
+``polars.Series``        the same with one column
+=======================  ==================================================================
+
+Enums with unused members, named categories, decimals, durations, time zones and nested types are
+exact. Refused: ``LazyFrame`` (collect it first), ``Object`` columns, and types that Arrow lacks
+(128-bit integers). Other libraries' frames are refused: only a codec of their own can give them
+back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from ._base import field
+from ._stream import add_stream, read_stream, refused_as_damage
+from .protocol import JSON, Codec, Decoder, Description, Encoder
+
+__all__ = ["CODECS"]
+
+_PLAIN_NAMES = (
+    *("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
+    *("Float16", "Float32", "Float64", "Boolean", "String", "Binary", "Date", "Time", "Null"),
+)
+
+
+class _Frame:
+    """A polars frame; polars is imported when a frame is at hand or asked for."""
+
+    name: ClassVar[str] = "capsule.polars_frame"
+    version: ClassVar[int] = 1
+    mutable: ClassVar[bool] = True
+    described: ClassVar[str] = "polars.DataFrame"
+
+    def types(self) -> tuple[type, ...]:
+        return ()
+
+    def takes(self, value: object) -> bool:
+        return _qualified(value) == self.described
+
+    def encode(self, value: Any, encoder: Encoder) -> JSON:
+        frame = self.frame_of(value)
+        try:
+            types = [_type_node(dtype) for dtype in frame.dtypes]
+            table = _bare(frame.to_arrow(compat_level=_polars().CompatLevel.oldest()))
+        except (ValueError, pa.ArrowException) as err:
+            raise encoder.unsupported(value, f"{err}; cast it") from err
+        return {
+            "stream": add_stream(encoder, value, table.schema, table.to_batches()),
+            "names": frame.columns,
+            "types": types,
+            "shape": [*value.shape],
+            "dtype": ", ".join(dict.fromkeys(map(str, frame.dtypes))) or None,
+        }
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        schema, batches = read_stream(field(node, "stream", decoder), decoder)
+        try:
+            with refused_as_damage(decoder, f"a {self.described}"):
+                frame = _frame_of(pa.Table.from_batches(batches, schema), node)
+                return self.value_of(frame, node, decoder)
+        except Exception:
+            raise
+        except BaseException as err:  # what polars raises where its own code panics
+            if type(err).__name__ != "PanicException":
+                raise
+            raise decoder.damaged(f"polars cannot take a {self.described}") from err
+
+    def describe(self, node: Any) -> Description:
+        dtype, shape = (node.get("dtype"), node.get("shape")) if isinstance(node, dict) else (0, 0)
+        return Description(
+            self.described,
+            dtype if isinstance(dtype, str) else None,
+            tuple(shape) if isinstance(shape, list) else None,
+        )
+
+    def frame_of(self, value: Any) -> Any:
+        """Return the frame that is stored for a value."""
+        return value
+
+    def value_of(self, frame: Any, node: Any, decoder: Decoder) -> Any:
+        """Return the value of a stored frame."""
+        if [*frame.shape] != node["shape"]:
+            raise decoder.damaged("a polars frame has another shape")
+        return frame
+
+
+class _Series(_Frame):
+    name = "capsule.polars_series"
+    described = "polars.Series"
+
+    def frame_of(self, value: Any) -> Any:
+        return value.to_frame()
+
+    def value_of(self, frame: Any, node: Any, decoder: Decoder) -> Any:
+        (series,) = frame.get_columns()
+        if [*series.shape] != node["shape"]:
+            raise decoder.damaged("a polars series has another length")
+        return series
+
+
+class _Refused:
+    """Takes what cannot come back, to say what to do instead."""
+
+    name: ClassVar[str] = "capsule.refused"
+    version: ClassVar[int] = 1
+    mutable: ClassVar[bool] = False
+
+    def types(self) -> tuple[type, ...]:
+        return ()
+
+    def takes(self, value: object) -> bool:
+        return _qualified(value) == "polars.LazyFrame" or _is_foreign(type(value))
+
+    def encode(self, value: Any, encoder: Encoder) -> JSON:
+        if _qualified(value) == "polars.LazyFrame":
+            raise encoder.unsupported(value, "it is a query; store value.collect()")
+        raise encoder.unsupported(
+            value, "no codec gives this type back; store pyarrow.table(value), or register a codec"
+        )
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        raise decoder.damaged("nothing is ever stored with this codec")
+
+    def describe(self, node: Any) -> Description:  # noqa: ARG002
+        return Description("unknown")
+
+
+def _polars() -> Any:
+    import polars as pl
+
+    return pl
+
+
+def _qualified(value: object) -> str:
+    """Return ``library.Class`` of a value's exact type."""
+    return f"{type(value).__module__.partition('.')[0]}.{type(value).__qualname__}"
+
+
+def _is_foreign(cls: type) -> bool:
+    """Return whether a class speaks the interface and no other codec knows its library."""
+    if f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}" in _TAKEN:
+        return False
+    libraries = {base.__module__.partition(".")[0] for base in cls.__mro__}
+    return hasattr(cls, "__arrow_c_stream__") and libraries.isdisjoint({"pandas", "pyarrow"})
+
+
+def _frame_of(table: Any, node: Any) -> Any:
+    """Return the frame of a table; the node alone decides names and types."""
+    pl = _polars()
+    types = [_type_of(each) for each in node["types"]]
+    columns = [column.rename(str(at)) for at, column in enumerate(_columns(table))]
+    casts = [column.cast(dtype) for column, dtype in zip(columns, types, strict=True)]
+    frame = pl.DataFrame(casts)
+    frame.columns = [str(name) for name in node["names"]]
+    return frame
+
+
+def _columns(table: Any) -> list[Any]:
+    return [_polars().from_arrow(column) for column in _bare(table).columns]
+
+
+def _type_node(dtype: Any) -> JSON:
+    """Return the node of a polars type.
+
+    Raises:
+        ValueError: it has none.
+    """
+    name = type(dtype).__name__
+    if name in _PLAIN_NAMES:
+        return name
+    if name in _PARTS:
+        return {name: _PARTS[name](dtype)}
+    raise ValueError(f"columns of the polars type {dtype} cannot be stored")
+
+
+_PARTS: dict[str, Any] = {
+    "Datetime": lambda dtype: [dtype.time_unit, dtype.time_zone],
+    "Duration": lambda dtype: dtype.time_unit,
+    "Decimal": lambda dtype: [dtype.precision, dtype.scale],
+    "List": lambda dtype: _type_node(dtype.inner),
+    "Array": lambda dtype: [_type_node(dtype.inner), dtype.shape[0]],
+    "Struct": lambda dtype: [[each.name, _type_node(each.dtype)] for each in dtype.fields],
+    "Enum": lambda dtype: dtype.categories.to_list(),
+    "Categorical": lambda dtype: _categories_node(dtype),
+}
+
+
+def _categories_node(dtype: Any) -> JSON:
+    categories = getattr(dtype, "categories", None)
+    if categories is None or categories.is_global():
+        return None
+    physical = type(categories.physical()) if callable(categories.physical) else None
+    width = str(categories.physical()) if physical else "UInt32"
+    return [categories.name(), categories.namespace(), width]
+
+
+def _type_of(node: Any) -> Any:
+    """Return the polars type of a node; any exception means damage."""
+    pl = _polars()
+    if isinstance(node, str):
+        return getattr(pl, _PLAIN_NAMES[_PLAIN_NAMES.index(node)])()
+    ((name, parts),) = node.items()
+    match name:
+        case "List":
+            return pl.List(_type_of(parts))
+        case "Array":
+            return pl.Array(_type_of(parts[0]), int(parts[1]))
+        case "Struct":
+            return pl.Struct([pl.Field(str(each), _type_of(inner)) for each, inner in parts])
+        case "Categorical":
+            return _categorical_of(parts)
+        case "Duration" | "Enum":
+            return getattr(pl, name)(parts)
+        case "Datetime" | "Decimal":
+            return getattr(pl, name)(*parts)
+    raise ValueError(f"unknown polars type {name!r}")
+
+
+def _categorical_of(parts: Any) -> Any:
+    pl = _polars()
+    if parts is None:
+        return pl.Categorical()
+    name, namespace, width = parts
+    return pl.Categorical(pl.Categories(name, namespace, physical=_type_of(width)))
+
+
+def _bare(table: Any) -> Any:
+    """Return a table without metadata, which polars would parse and obey."""
+    fields = [_bare_field(each) for each in table.schema]
+    columns = [
+        column if column.type.equals(each.type, check_metadata=True) else column.cast(each.type)
+        for column, each in zip(table.columns, fields, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _bare_field(each: Any) -> Any:
+    return pa.field(each.name, _bare_type(each.type), nullable=each.nullable)
+
+
+def _bare_type(arrow_type: Any) -> Any:
+    if pa.types.is_struct(arrow_type):
+        return pa.struct([_bare_field(arrow_type.field(at)) for at in range(arrow_type.num_fields)])
+    if pa.types.is_large_list(arrow_type):
+        return pa.large_list(_bare_field(arrow_type.value_field))
+    if pa.types.is_fixed_size_list(arrow_type):
+        return pa.list_(_bare_field(arrow_type.value_field), arrow_type.list_size)
+    return arrow_type
+
+
+_TAKEN = {"polars.DataFrame", "polars.Series"}
+
+CODECS: tuple[Codec, ...] = (_Frame(), _Series(), _Refused())

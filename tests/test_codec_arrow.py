@@ -1,0 +1,326 @@
+"""pyarrow values come back exactly, and damaged streams are damage, never a crash."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import subprocess
+import sys
+import textwrap
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sqla_datastore.codecs import codec_named
+from sqla_datastore.codecs._memory import decode_value, encode_value
+from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
+
+DAY = datetime.datetime(2024, 1, 1)
+
+
+def extension(arrow_type, storage):
+    return pa.ExtensionArray.from_storage(arrow_type, pa.array(storage, arrow_type.storage_type))
+
+
+ARRAYS = {
+    **{
+        str(arrow_type): pa.array(values, arrow_type)
+        for arrow_type, values in [
+            (pa.null(), [None, None]),
+            (pa.bool_(), [True, None, False]),
+            (pa.int8(), [1, None]),
+            (pa.uint64(), [2**64 - 1, None]),
+            (pa.float32(), [1.5, None, float("nan")]),
+            (pa.string(), ["a", None, "ß"]),
+            (pa.large_string(), ["a", None]),
+            (pa.binary(), [b"a", None]),
+            (pa.large_binary(), [b"a", None]),
+            (pa.binary(2), [b"ab", None]),
+            (pa.decimal128(10, 2), [decimal.Decimal("1.25"), None]),
+            (pa.decimal256(50, 2), [decimal.Decimal("1.25"), None]),
+            (pa.date32(), [DAY.date(), None]),
+            (pa.date64(), [DAY.date(), None]),
+            (pa.time32("s"), [DAY.time(), None]),
+            (pa.time64("ns"), [DAY.time(), None]),
+            (pa.timestamp("ns"), [DAY, None]),
+            (pa.timestamp("ms", "Europe/Berlin"), [DAY, None]),
+            (pa.duration("us"), [datetime.timedelta(1), None]),
+            (pa.month_day_nano_interval(), [pa.MonthDayNano([1, 2, 3]), None]),
+            (pa.list_(pa.int64()), [[1, None], None, []]),
+            (pa.large_list(pa.string()), [["a"], None]),
+            (pa.list_(pa.int8(), 2), [[1, 2], None]),
+            (pa.struct([("a", pa.int8()), ("b", pa.string())]), [{"a": 1, "b": "x"}, None]),
+            (pa.map_(pa.string(), pa.int8()), [[("a", 1)], None]),
+            (pa.list_(pa.struct([("a", pa.list_(pa.int8()))])), [[{"a": [1]}], None]),
+            (pa.dictionary(pa.int8(), pa.string()), ["x", "y", None, "x"]),
+            (pa.dictionary(pa.int32(), pa.int64(), ordered=True), [5, 6, 5]),
+            (pa.struct([]), [{}, None]),
+        ]
+    },
+    "empty": pa.array([], pa.int64()),
+    "run ends": pc.run_end_encode(pa.array(["a", "a", "b"])),
+    "sparse union": pa.UnionArray.from_sparse(
+        pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])]
+    ),
+    "dense union": pa.UnionArray.from_dense(
+        pa.array([0, 1], pa.int8()),
+        pa.array([0, 0], pa.int32()),
+        [pa.array([1]), pa.array(["a"])],
+    ),
+    "string view": pa.array(["a", None, "b" * 40], pa.string_view()),
+    "binary view": pa.array([b"a", None, b"b" * 40], pa.binary_view()),
+    "list of string view": pa.array([["b" * 40], None], pa.list_(pa.string_view())),
+    "struct of view": pa.array([{"a": "b" * 40}], pa.struct([("a", pa.string_view())])),
+    "list view": pa.ListViewArray.from_arrays(
+        pa.array([1, 0], pa.int32()), pa.array([1, 2], pa.int32()), pa.array([1, 2])
+    ),
+    "tensor": extension(pa.fixed_shape_tensor(pa.int32(), [2]), [[1, 2], None]),
+}
+for name, storage in (("uuid", b"0" * 16), ("json_", "{}"), ("bool8", 1)):
+    if hasattr(pa, name):
+        ARRAYS[name] = extension(getattr(pa, name)(), [storage, None])
+METADATA = {"k": "v", b"\xff": b"\x00"}
+
+
+def stored(value):
+    return decode_value(*encode_value(value))
+
+
+def assert_same(new, old):
+    assert type(new) is type(old)
+    if isinstance(old, pa.Table | pa.RecordBatch):
+        assert new.schema.equals(old.schema, check_metadata=True)
+        assert all(map(_same_column, new.columns, old.columns))
+    elif isinstance(old, pa.Schema | pa.Field | pa.DataType):
+        assert new.equals(old, check_metadata=True)
+    else:
+        assert new.type.equals(old.type, check_metadata=True)
+        assert _same_column(new, old)
+
+
+def _same_column(new, old):
+    new.validate(full=True)
+    return (
+        repr(new.to_pylist()) == repr(old.to_pylist()) if hasattr(new, "to_pylist") else new == old
+    )
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_arrays_are_exact(array):
+    assert_same(stored(array), array)
+    assert_same(stored(array[1:]), array[1:])
+    assert_same(stored(array[:0]), array[:0])
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_chunks_are_kept(array):
+    for chunks in ([], [array], [array, array[:0], array[1:]]):
+        chunked = pa.chunked_array(chunks, array.type)
+        assert_same(stored(chunked), chunked)
+        assert [*map(len, stored(chunked).chunks)] == [*map(len, chunks)]
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_tables_and_batches_are_exact(array):
+    fields = [pa.field("a", array.type, metadata=METADATA), pa.field("a", array.type)]
+    schema = pa.schema(fields, metadata=METADATA)
+    assert_same(stored(schema), schema)
+    batch = pa.RecordBatch.from_arrays([array, array], schema=schema)
+    assert_same(stored(batch), batch)
+    for table in (pa.Table.from_batches([batch, batch]), pa.Table.from_batches([], schema)):
+        assert_same(stored(table), table)
+    table = pa.Table.from_batches([batch, batch])
+    assert stored(table).column(0).num_chunks == 2
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_types_fields_and_scalars_are_exact(array):
+    field = pa.field("f", array.type, nullable=array.type == pa.null(), metadata=METADATA)
+    assert_same(stored(array.type), array.type)
+    assert_same(stored(field), field)
+    for scalar in list(array)[:3] if not pa.types.is_run_end_encoded(array.type) else []:
+        assert stored(scalar).type == scalar.type
+        assert repr(stored(scalar).as_py()) == repr(scalar.as_py())
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_tables_without_columns_keep_their_rows(rows):
+    table = pa.table({"a": range(rows)}).select([])
+    assert stored(table).shape == table.shape
+
+
+def test_dictionaries_of_chunks_may_differ():
+    chunks = [pa.array(each).dictionary_encode() for each in (["a", "b"], ["c"], ["b", "a", "d"])]
+    assert stored(pa.chunked_array(chunks)).to_pylist() == ["a", "b", "c", "b", "a", "d"]
+    nested = [
+        pa.ListArray.from_arrays(pa.array([0, len(each)], pa.int32()), each) for each in chunks
+    ]
+    assert stored(pa.chunked_array(nested)).to_pylist() == [["a", "b"], ["c"], ["b", "a", "d"]]
+
+
+@pytest.mark.parametrize("arrow_type", [pa.string(), pa.string_view(), pa.list_(pa.string_view())])
+def test_a_slice_stores_its_rows_only(arrow_type):
+    element = ["x" * 40] if pa.types.is_list(arrow_type) else "x" * 40
+    array = pa.array([element] * 10_000, arrow_type)
+    assert sum(map(len, encode_value(array[5:15])[1])) < 3_000
+    assert sum(map(len, encode_value(pa.table({"a": array})[5:15])[1])) < 3_000
+
+
+def test_numbers_are_views_of_the_blob():
+    text, (blob,) = encode_value(pa.table({"a": pa.array(range(1000))}))
+    start = pa.py_buffer(blob).address
+    where = decode_value(text, [blob]).column(0).chunk(0).buffers()[1].address
+    assert start < where < start + len(blob)
+
+
+class Foreign(pa.ExtensionType):
+    def __init__(self):
+        super().__init__(pa.int8(), "tests.foreign")
+
+    def __arrow_ext_serialize__(self):
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        return cls()
+
+
+def test_foreign_extension_types_are_refused():
+    array = extension(Foreign(), [1])
+    for value in (array, pa.table({"a": array}), Foreign(), pa.list_(Foreign())):
+        with pytest.raises(UnsupportedTypeError, match="storage"):
+            encode_value(value)
+
+
+def test_deep_types_are_refused():
+    arrow_type = pa.int8()
+    for _ in range(200):
+        arrow_type = pa.list_(arrow_type)
+    with pytest.raises(UnsupportedTypeError):
+        encode_value(pa.array([None], arrow_type))
+
+
+def test_description():
+    def about(value):
+        name, _, node = json.loads(encode_value(value)[0])
+        described = codec_named(name).describe(node)
+        return described.type, described.dtype, described.shape
+
+    assert about(pa.table({"a": [1, 2]})) == ("pyarrow.Table", None, (2, 1))
+    assert about(pa.array(["a"])) == ("pyarrow.Array", "string", (1,))
+    assert about(pa.int8()) == ("pyarrow.DataType", "int8", None)
+    assert codec_named("arrow.table").describe([]).type == "pyarrow.Table"
+
+
+values = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.one_of(st.none(), st.lists(values, max_size=3)), max_size=4), max_size=4)
+)
+def test_any_chunks_are_exact(chunks):
+    chunked = pa.chunked_array(chunks, pa.list_(pa.int64()))
+    assert_same(stored(chunked), chunked)
+
+
+HOSTILE = [
+    (pa.table({"a": [1]}), {"shape": [2, 1]}),
+    (pa.table({"a": [1]}), {"shape": None}),
+    (pa.table({"a": [1]}), {"stream": 1}),
+    (pa.table({"a": [1]}), {"stream": "0"}),
+    (pa.array([1]), {"type": "string"}),
+    (pa.array([1]), {"shape": [0]}),
+    (pa.array([1]), {"more": 1}),
+    (pa.int8(), {"type": "int16"}),
+]
+
+
+@pytest.mark.parametrize(("value", "change"), HOSTILE)
+def test_hostile_nodes_are_damage(value, change):
+    text, blobs = encode_value(value)
+    tagged = json.loads(text)
+    tagged[2] |= change
+    with pytest.raises(DamagedObjectError):
+        decode_value(json.dumps(tagged), blobs)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 8, b"ARROW1\0\0", b"\xff\xff\xff\xff\0\0\0\x7f"])
+def test_other_bytes_are_damage(data):
+    text, _ = encode_value(pa.table({"a": [1]}))
+    with pytest.raises(DamagedObjectError):
+        decode_value(text, [data])
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_compressed_streams_are_refused_before_they_are_unpacked(compression):
+    text, _ = encode_value(pa.table({"a": [1]}))
+    sink = pa.BufferOutputStream()
+    table = pa.table({"a": pa.array([1])})
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    with pytest.raises(DamagedObjectError, match="compressed"):
+        decode_value(text, [sink.getvalue()])
+
+
+FLIPS = """
+    import faulthandler, random, sys
+    faulthandler.enable()
+    import pyarrow as pa, pandas as pd
+    from sqla_datastore.codecs._memory import decode_value, encode_value
+    from sqla_datastore.exceptions import DamagedObjectError
+
+    texts = ["a", None, "bc" * 20] * 40
+    values = [
+        pa.table({"s": texts, "n": [[1, None], None, []] * 40, "d": pa.array(texts).dictionary_encode()}),
+        pa.chunked_array([pa.array(texts).dictionary_encode(), pa.array(["x"]).dictionary_encode()]),
+        pa.array([{"a": each, "b": [each]} for each in texts]),
+        pa.array(texts, pa.string_view()),
+        pd.DataFrame({"s": texts, "c": pd.Categorical(texts), "i": range(120)}),
+        pd.Series(texts, dtype="string[pyarrow]"),
+        pd.DataFrame({"a": range(120)}, index=pd.MultiIndex.from_product([range(60), ["x", "y"]])),
+    ]
+    try:
+        import polars as pl
+        values.append(pl.DataFrame({"s": texts, "c": pl.Series(texts, dtype=pl.Categorical)}))
+    except ImportError:
+        pass
+    rng = random.Random(int(sys.argv[1]))
+    outcomes = {"same type": 0, "damaged": 0}
+    for value in values:
+        text, blobs = encode_value(value)
+        for _ in range(60):
+            flipped = [bytearray(blob) for blob in blobs]
+            for _ in range(rng.choice([1, 1, 2, 8])):
+                blob = rng.choice(flipped)
+                near = len(blob) if rng.random() < 0.5 else min(len(blob), 1500)
+                blob[rng.randrange(near)] ^= 1 << rng.randrange(8)
+            try:
+                new = decode_value(text, [bytes(blob) for blob in flipped])
+            except DamagedObjectError:
+                outcomes["damaged"] += 1
+                continue
+            assert type(new) is type(value)
+            outcomes["same type"] += 1
+            try:
+                repr(new.to_pylist() if hasattr(new, "to_pylist") else new)
+                repr(new.to_pandas() if hasattr(new, "to_pandas") else new.copy())
+            except (ValueError, OverflowError, pa.ArrowException):
+                pass  # a date out of range, or text that is not UTF-8 any more
+    print(outcomes)
+    assert min(outcomes.values()) > 20
+"""
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_flipped_bits_never_crash(seed):
+    script = textwrap.dedent(FLIPS)
+    done = subprocess.run(
+        [sys.executable, "-c", script, seed], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
