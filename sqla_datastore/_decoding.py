@@ -250,14 +250,14 @@ class Container:
         if not size:
             return memoryview(b"")
         view = self._view(name, self._manifest.offsets[blob], size)
-        maps = self._reader.maps
-        may_wait = mapped and maps and size >= _ALWAYS_VERIFIED and not self._verify_always
-        if not may_wait and blob not in self._verified:
-            expected, found = self._manifest.crcs[blob], crc32(view)
-            if expected != found:
-                raise _crc_error(self.url, name, expected, found)
-            if maps:
-                self._verified.add(blob)
+        large_map = self._reader.maps and size >= _ALWAYS_VERIFIED
+        if large_map and (blob in self._verified or (mapped and not self._verify_always)):
+            return view
+        expected, found = self._manifest.crcs[blob], crc32(view)
+        if expected != found:
+            raise _crc_error(self.url, name, expected, found)
+        if large_map:
+            self._verified.add(blob)
         return view
 
     def _verify(self, name: str, blob: int) -> None:

@@ -1,71 +1,28 @@
-"""Encoding a value and its nested values, then writing each as one object."""
+"""Encoding a value and its nested values, without I/O."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from math import isfinite
+from typing import Any
 
 from typing_extensions import Buffer
 
-from sqla_datastore._decoding import MAX_DEPTH, StoredBlob, StoredEntry
-from sqla_datastore._manifest import (
-    FORMAT_VERSION,
-    MAX_ENTRIES,
-    MAX_NESTED,
-    SUFFIXES,
-    Manifest,
-    dump_json,
-)
-from sqla_datastore._zip import ALIGNMENT, MANIFEST, PACKED, WrongSizeError, ZipWriter, crc32
+from sqla_datastore._decoding import MAX_DEPTH, StoredEntry
+from sqla_datastore._manifest import MAX_ENTRIES, MAX_NESTED, dump_json
+from sqla_datastore._writing import CopiedBlob, EncodedEntry, ObjectPlan
+from sqla_datastore._zip import crc32
 from sqla_datastore.codecs import advice, find_codec
 from sqla_datastore.codecs.protocol import JSON, Codec, Payload
-from sqla_datastore.exceptions import DataStoreError, StaleValueError, UnsupportedTypeError
-from sqla_datastore.storage.protocol import ObjectWriter
+from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
 
-__all__ = ["ObjectPlan", "Plan", "matches", "plan"]
+__all__ = ["Plan", "matches", "plan"]
 
 MAX_NESTED_DEPTH = 50
-_MAX_BARE_INT = 2**53
-_PACK_ABOVE = 1000
-_SMALL = 64 * 1024
-_MAX_STEM = 64
-_UNSAFE = re.compile(r"[^a-z0-9_]")
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(10))}
+_BARE_INT = 2**53
+_BARE_TEXT = 4096
 
 NestedEntries = Callable[[object], Mapping[str, object]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Copy:
-    """The payload of a blob that is copied from another object."""
-
-    source: StoredBlob
-
-    @property
-    def nbytes(self) -> int:
-        return self.source.nbytes
-
-    @property
-    def suffix(self) -> str:
-        return self.source.suffix
-
-    def write_to(self, write: Callable[[Buffer], object]) -> None:
-        for piece in self.source.pieces():
-            write(piece)
-
-
-@dataclass(slots=True)
-class _Entry:
-    """An encoded entry: its node as JSON text and its payloads."""
-
-    name: str
-    node: str
-    payloads: list[Payload] = field(default_factory=list)
-    has_nested: bool = False
 
 
 class Plan:
@@ -79,141 +36,6 @@ class Plan:
     def __init__(self, objects: list[ObjectPlan], nested_values: list[object]) -> None:
         self.objects = objects
         self.nested_values = nested_values
-
-
-class ObjectPlan:
-    """One object to be written.
-
-    Attributes:
-        nbytes: the number of payload bytes, without index and padding.
-    """
-
-    def __init__(self, entries: list[_Entry], nested_values: list[object]) -> None:
-        self._entries = entries
-        self._nested_values = nested_values  # grows until the whole plan is made
-        self.nbytes = sum(payload.nbytes for entry in entries for payload in entry.payloads)
-
-    def write(self, writer: ObjectWriter) -> None:
-        """Write the object in one pass; at most once, since payloads hand over their bytes once.
-
-        Uses a buffer of 256 KiB whatever the payload's size.
-
-        Args:
-            writer: the new object, empty.
-
-        Raises:
-            StaleValueError: a value changed its size since it was planned.
-            DamagedObjectError: an entry to be copied is not what was written.
-            StorageError: the storage failed.
-        """
-        out = ZipWriter(writer)
-        manifest = _BlobWriter(out, self._entries).write(len(self._nested_values))
-        data = _dump(manifest)
-        out.begin(MANIFEST, len(data))
-        out.write(data)
-        out.end()
-        out.close(FORMAT_VERSION)
-
-
-def _dump(manifest: Manifest) -> bytes:
-    try:
-        return manifest.dump()
-    except OverflowError as err:
-        raise UnsupportedTypeError(
-            f"{err}; store large lists and dicts as arrays or frames"
-        ) from err
-
-
-class _BlobWriter:
-    """Writes the blobs of one object and notes where they lie."""
-
-    def __init__(self, out: ZipWriter, entries: list[_Entry]) -> None:
-        self._out = out
-        self._entries = entries
-        self._payloads = [(entry, payload) for entry in entries for payload in entry.payloads]
-        self._offsets = [0] * len(self._payloads)
-        self._crcs = [0] * len(self._payloads)
-
-    def write(self, nested: int) -> Manifest:
-        """Write all and return the manifest."""
-        sizes = [payload.nbytes for _, payload in self._payloads]
-        small = [index for index, size in enumerate(sizes) if size < _SMALL]
-        packed = small if len(small) > _PACK_ABOVE else []
-        self._write_members(set(packed), sizes)
-        if packed:
-            self._write_packed(packed, sizes)
-        return Manifest(
-            nested=nested,
-            names=[entry.name for entry in self._entries],
-            nodes=[entry.node for entry in self._entries],
-            counts=[len(entry.payloads) for entry in self._entries],
-            with_nested=[i for i, entry in enumerate(self._entries) if entry.has_nested],
-            offsets=self._offsets,
-            sizes=sizes,
-            crcs=self._crcs,
-            kinds=[_kind(payload) for _, payload in self._payloads],
-        )
-
-    def _write_members(self, packed: set[int], sizes: list[int]) -> None:
-        for index, name in enumerate(_member_names(self._entries)):
-            if index not in packed:
-                with _named_errors(self._payloads[index][0].name):
-                    self._offsets[index] = self._out.begin(name, sizes[index])
-                    self._payloads[index][1].write_to(self._out.write)
-                    self._take_crc(index, self._out.end())
-
-    def _write_packed(self, packed: list[int], sizes: list[int]) -> None:
-        rounded = [-(-sizes[index] // ALIGNMENT) * ALIGNMENT for index in packed]
-        rounded[-1] = sizes[packed[-1]]
-        self._out.begin(PACKED, sum(rounded))
-        for index in packed:
-            with _named_errors(self._payloads[index][0].name):
-                self._offsets[index] = self._out.part()
-                self._payloads[index][1].write_to(self._out.write)
-                if self._out.position != self._offsets[index] + sizes[index]:
-                    raise WrongSizeError(f"not the {sizes[index]} bytes that were announced")
-                self._take_crc(index, self._out.part_crc)
-        self._out.end()
-
-    def _take_crc(self, index: int, crc: int) -> None:
-        payload = self._payloads[index][1]
-        if isinstance(payload, _Copy) and crc != payload.source.crc:
-            payload.source.refuse(crc)
-        self._crcs[index] = crc
-
-
-@contextmanager
-def _named_errors(entry: str) -> Iterator[None]:
-    """Say which entry an error is about."""
-    try:
-        yield
-    except WrongSizeError as err:
-        raise StaleValueError(
-            f"entry {entry!r} changed its size while it was written ({err}); "
-            "do not edit a value from another thread during flush or commit"
-        ) from err
-    except Exception as err:
-        err.add_note(f"while writing entry {entry!r}")
-        raise
-
-
-def _member_names(entries: list[_Entry]) -> Iterator[str]:
-    """Yield a member's name for each blob: safe everywhere, unique whatever the case."""
-    taken: Counter[str] = Counter()
-    for entry in entries:
-        stem = _UNSAFE.sub("_", entry.name.lower()[:_MAX_STEM]) or "_"
-        if stem in _RESERVED:
-            stem += "_"
-        taken[stem] += 1
-        if taken[stem] > 1:
-            stem = f"{stem}-{taken[stem]}"
-        for number, payload in enumerate(entry.payloads):
-            suffix = SUFFIXES[_kind(payload)]
-            yield f"{stem}.{number}{suffix}" if len(entry.payloads) > 1 else stem + suffix
-
-
-def _kind(payload: Payload) -> int:
-    return SUFFIXES.index(payload.suffix) if payload.suffix in SUFFIXES else 0
 
 
 def plan(
@@ -277,7 +99,7 @@ class _Family:
         self.nested_values: list[object] = []
         self.column = column
         self._nested_entries = nested_entries
-        self._encoded: dict[int, list[_Entry]] = {}
+        self._encoded: dict[int, list[EncodedEntry]] = {}
         self._numbers: dict[int, int] = {}
         self._open: set[int] = set()
 
@@ -297,13 +119,13 @@ class _Family:
             )
         self._encoded[number] = [self.encode(name, value, place) for name, value in entries.items()]
 
-    def encode(self, name: str, value: object, place: str) -> _Entry:
+    def encode(self, name: str, value: object, place: str) -> EncodedEntry:
         """Encode one entry of the value at a place."""
         self._check_name(name)
         where = f"{place}[{name!r}]" if place else name
         if isinstance(value, StoredEntry):
             if not value.has_nested:
-                return _Entry(name, value.node, [_Copy(blob) for blob in value.blobs])
+                return EncodedEntry(name, value.node, [CopiedBlob(blob) for blob in value.blobs])
             value = value.load()
         encoder = _Encoder(self, where)
         try:
@@ -316,7 +138,7 @@ class _Family:
         except Exception as err:
             reason = f"its codec failed ({type(err).__name__}: {err}); convert it"
             raise encoder.unsupported(value, reason) from err
-        return _Entry(name, node, encoder.payloads, encoder.has_nested)
+        return EncodedEntry(name, node, encoder.payloads, encoder.has_nested)
 
     def _check_name(self, name: object) -> None:
         reason = "" if isinstance(name, str) else f"is of type {type(name).__name__}, not str"
@@ -367,12 +189,7 @@ class _Encoder:
     def encode(self, value: object, where: str = "") -> JSON:
         if value is None or value is True or value is False:
             return value
-        kind = type(value)
-        if kind is str and _is_text(value):  # type: ignore[arg-type]
-            return value  # type: ignore[return-value]
-        if kind is int and -_MAX_BARE_INT <= value <= _MAX_BARE_INT:  # type: ignore[operator]
-            return value  # type: ignore[return-value]
-        if kind is float and isfinite(value):  # type: ignore[arg-type]
+        if (bare := _BARE.get(type(value))) is not None and bare(value):
             return value  # type: ignore[return-value]
         return self._encode(value, where)
 
@@ -419,6 +236,14 @@ class _Encoder:
         )
 
 
+def _is_bare_int(value: Any) -> bool:
+    return bool(-_BARE_INT < value < _BARE_INT)
+
+
+def _is_bare_text(value: Any) -> bool:
+    return len(value) <= _BARE_TEXT and _is_text(value)
+
+
 def _is_text(text: str) -> bool:
     if text.isascii():
         return True
@@ -427,3 +252,11 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+# what is stored as JSON itself; all else, and longer text, is a codec's
+_BARE: dict[type, Callable[[Any], bool]] = {
+    int: _is_bare_int,
+    float: isfinite,
+    str: _is_bare_text,
+}

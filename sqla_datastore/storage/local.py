@@ -43,6 +43,9 @@ class LocalStorage:
     The folder is created by the first write. Objects are files whose paths are those of their URLs,
     percent-encoded as there. A symbolic link below the base is never followed.
 
+    Ranges of 128 KiB or more are memory maps. Whoever cuts off an object's file in place ends the
+    processes that read its map (SIGBUS), so replace files by renaming.
+
     Args:
         base: the folder; made absolute now, so that a later `os.chdir` does not move it.
     """
