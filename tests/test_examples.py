@@ -33,7 +33,7 @@ def digits(database_url, tmp_path_factory):
 
 
 def test_digits_compares_its_runs(digits):
-    out, storage = digits
+    out, _storage = digits
     header, *rows = out.split("\n\n")[0].splitlines()
     assert header.split()[:2] == ["model", "accuracy"]
     assert {row.split()[0] for row in rows} == {"logistic", "neighbours", "bayes", "tree"}

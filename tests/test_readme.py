@@ -1,0 +1,110 @@
+"""What the project says of itself is true: the README's code runs, the version bounds agree."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def code_blocks() -> str:
+    """Return the Python blocks as one script in which every line has the README's number."""
+    lines, inside = [], False
+    for line in README.splitlines():
+        if inside and line == "```":
+            inside = False
+        lines.append(line if inside else "")
+        if line == "```python":
+            inside = True
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """The folder in which the README's code was run, and what it printed."""
+    folder = tmp_path_factory.mktemp("readme")
+    script = folder / "README.md"
+    script.write_text(code_blocks())
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def urls(database: Path) -> set[str]:
+    with sqlite3.connect(database) as connection:
+        return {url for (url,) in connection.execute("SELECT data FROM experiments")}
+
+
+def files(storage: Path) -> set[str]:
+    return {f"file:///{path.relative_to(storage)}" for path in storage.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("database", "storage", "rows"),
+    [
+        ("lab.db", "lab.storage", 3),
+        ("north.db", "tenants/north", 1),
+        ("south.db", "tenants/south", 1),
+    ],
+)
+def test_the_code_leaves_rows_and_their_files_and_nothing_else(workplace, database, storage, rows):
+    folder, _ = workplace
+    assert len(urls(folder / database)) == rows
+    assert files(folder / storage) == urls(folder / database)
+
+
+def test_the_code_prints_what_the_text_says(workplace):
+    _, out = workplace
+    assert re.search(r"weights +numpy\.ndarray +float64 +\(2, 3\)", out)
+    assert "[[0. 1. 2.]\n [3. 4. 5.]]" in out
+
+
+def test_the_readme_opens_with_one_sentence_and_two_commands():
+    opening = README.partition("\n## ")[0]
+    assert opening.splitlines()[0] == "# sqla_datastore"
+    assert re.findall(r"<!-- command: (\w+) -->\n```sh\n.+\n```\n", opening) == ["demo", "tests"]
+
+
+def test_ci_takes_its_commands_from_the_readme():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "$(readme_command demo)" in script
+    assert "$(readme_command tests)" in script
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_lowest_versions_tested_are_those_that_are_allowed():
+    allowed = {}
+    for requirement in PYPROJECT["project"]["dependencies"]:
+        name, _, rest = requirement.partition(">=")
+        allowed[name] = re.match(r"[0-9.]+", rest)[0]
+    lines = (ROOT / "tests" / "lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert tested == allowed
+
+
+def test_the_changelog_has_the_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{PYPROJECT['project']['version']}]" in changelog
