@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    MutableMapping,
-    ValuesView,
-)
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
 
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.mutable import Mutable
 from sqlalchemy.inspection import _inspects
 
 from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
 from sqla_datastore.codecs.protocol import JSON
+from sqla_datastore.entries import EntryMapping
 from sqla_datastore.equality import equal
-from sqla_datastore.exceptions import UnsupportedTypeError
-from sqla_datastore.source import UNLOADED, Entry, Source
+from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
+from sqla_datastore.source import Entry, Source
 from sqla_datastore.urls import ObjectURL
 
 if TYPE_CHECKING:
@@ -58,7 +51,7 @@ class RowLink(Protocol):
         """Whether the row's instance is gone."""
 
 
-class DataStore(Mutable, MutableMapping[str, Any]):
+class DataStore(Mutable, EntryMapping):
     """An ordered mapping from names to arrays, frames and plain values.
 
     ::
@@ -84,12 +77,6 @@ class DataStore(Mutable, MutableMapping[str, Any]):
     Raises:
         TypeError: a name is not a str.
     """
-
-    _entries: dict[str, Entry] | None = None
-    """None until the index of a stored value is first needed."""
-
-    _source: Source | None = None
-    """The object that holds the value; it stays when the value is changed."""
 
     _changed: bool = False
     """Whether saving it would write something new; in-place edits count once `_scan` saw them."""
@@ -147,90 +134,7 @@ class DataStore(Mutable, MutableMapping[str, Any]):
         """The URL of the object that holds it, None until stored; stays when it is changed."""
         return None if self._source is None else self._source.url
 
-    # -- mapping ---------------------------------------------------------------------------------
-
-    def __getitem__(self, name: str) -> Any:
-        entry = self._index()[name]
-        if entry.value is UNLOADED:
-            entry.load(name, self)
-        if entry.fingerprint is not None:
-            entry.handed_out = True
-            self._arm()
-        return entry.value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"the name of an entry is a str, not {type(name).__name__!r}")
-        old = self._index().get(name)
-        if old is None or old.value is not value:
-            self._begin_edit()
-            self._put(str.__str__(name), Entry(value))
-        elif not isinstance(value, DataStore):  # one has noticed itself what `|=` did to it
-            self._begin_edit()
-            old.edited = old.source is not None
-
-    def __delitem__(self, name: str) -> None:
-        if name not in self._index():
-            raise KeyError(name)
-        self._begin_edit()
-        self._release(self._index().pop(name))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._index()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index())
-
-    def __reversed__(self) -> Iterator[str]:
-        return reversed(self._index())
-
-    def __len__(self) -> int:
-        return len(self._index())
-
-    def keys(self) -> KeysView[str]:
-        """Return a view of the names; reads the index."""
-        return _Keys(self)
-
-    def values(self) -> ValuesView[Any]:
-        """Return a view of the entries' values, each loaded when iteration comes to it."""
-        return _Values(self)
-
-    def items(self) -> ItemsView[str, Any]:
-        """Return a view of names and values, each loaded when iteration comes to it."""
-        return _Items(self)
-
-    def clear(self) -> None:
-        """Remove all entries; reads nothing."""
-        self._begin_edit()
-        removed, self._entries = self._entries or {}, {}
-        for entry in removed.values():
-            self._release(entry)
-
-    def popitem(self) -> tuple[str, Any]:
-        """Remove the last entry and return its name and value.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for name in reversed(self):
-            return name, self.pop(name)
-        raise KeyError("popitem(): the DataStore is empty")
-
-    def update(  # type: ignore[override]
-        self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **entries: Any
-    ) -> None:
-        """Assign the entries of a mapping or of pairs, then those given by name.
-
-        Those of another `DataStore` are taken over without being loaded.
-        """
-        if isinstance(other, DataStore):
-            taken = other._copies()
-            self._begin_edit()
-            for name, entry in taken.items():
-                self._put(name, entry)
-        else:
-            super().update(other)
-        super().update(entries)
+    # -- dict beyond the mapping -----------------------------------------------------------------
 
     def __or__(self, other: Any) -> Self:
         if not isinstance(other, Mapping):
@@ -379,11 +283,23 @@ class DataStore(Mutable, MutableMapping[str, Any]):
 
         Editing entries does this by itself, and edits in place are found at flush. The next flush
         writes the value anew.
+
+        Raises:
+            StaleValueError: the row's attribute was expired, so that the edit would be lost.
         """
         for value in self._lineage():
             if "_parents" in value.__dict__:
-                super(DataStore, value).changed()
+                value._flag_rows()
             value._changed = True
+
+    def _flag_rows(self) -> None:
+        try:
+            super().changed()
+        except InvalidRequestError as err:
+            raise StaleValueError(
+                f"the row does not hold the value of {self.url!r} any more: its attribute was "
+                "expired, by a commit or rollback for instance; get it from the row again"
+            ) from err
 
     @classmethod
     def _at(
@@ -450,30 +366,16 @@ class DataStore(Mutable, MutableMapping[str, Any]):
 
         return saving.switch(self, storage, ObjectURL.parse(url), plan)
 
-    # -- entries ---------------------------------------------------------------------------------
+    # -- nesting and hand-outs -------------------------------------------------------------------
 
-    def _index(self) -> dict[str, Entry]:
-        """Return the entries by name; a stored value's names are read on first need."""
-        entries = self._entries
-        if entries is not None:
-            return entries
-        source = self._source
-        assert source is not None
-        with source.lock:
-            if self._entries is None:
-                self._entries = {name: Entry(source=source) for name in source.container().names}
-            return self._entries
+    def _load(self, name: str, entry: Entry) -> None:
+        entry.load(name, self)
 
-    def _put(self, name: str, entry: Entry) -> None:
-        """Place a new entry; a nested value lives in one place, so one from elsewhere is copied."""
-        entries = self._index()
-        old = entries.get(name)
+    def _take_in(self, entry: Entry) -> None:
+        """Note where a nested value lives: in one place, so one from elsewhere is copied."""
         if isinstance(entry.value, DataStore):
             entry.value = self._adopted(entry.value)
             entry.children = (entry.value,)
-        entries[name] = entry
-        if old is not None:
-            self._release(old)
 
     def _adopted(self, child: DataStore) -> DataStore:
         if any(child is value for value in self._lineage()):
@@ -531,21 +433,6 @@ class DataStore(Mutable, MutableMapping[str, Any]):
 _STATE = frozenset(
     {"_entries", "_source", "_changed", "_owner", "_row", "_armed", "_handed_out", "_parents"}
 )
-
-
-class _Keys(KeysView[str]):
-    def __reversed__(self) -> Iterator[str]:
-        return reversed(self._mapping)  # type: ignore[attr-defined]
-
-
-class _Values(ValuesView[Any]):
-    def __reversed__(self) -> Iterator[Any]:
-        return (self._mapping[name] for name in reversed(self._mapping))  # type: ignore[attr-defined]
-
-
-class _Items(ItemsView[str, Any]):
-    def __reversed__(self) -> Iterator[tuple[str, Any]]:
-        return ((name, self._mapping[name]) for name in reversed(self._mapping))  # type: ignore[attr-defined]
 
 
 def _referenced(cls: type[DataStore], url: str, storage_url: str | None) -> DataStore:

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import PickleType, create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from values import CountingStorage, Row, reloaded, remove, store
 
 from sqla_datastore import (
@@ -584,6 +586,63 @@ class TestEdits:
         ds.n.changed()
         assert ds._changed
         assert ds.n._changed
+
+
+class TestRows:
+    """As SQLAlchemy's `Mutable`, with a type that needs no storage."""
+
+    @pytest.fixture
+    def session(self):
+        class Base(DeclarativeBase):
+            pass
+
+        class Plain(Base):
+            __tablename__ = "plain"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            data = mapped_column(DataStore.as_mutable(PickleType(comparator=lambda a, b: a is b)))
+
+        engine = create_engine("sqlite://")
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            session.row = Plain(id=1, data={"a": 1, "n": DataStore(k=1)})
+            session.add(session.row)
+            session.commit()
+            yield session
+        engine.dispose()
+
+    @pytest.mark.parametrize(
+        "edit", [lambda v: v.update(a=2), lambda v: v.n.update(k=2), lambda v: v.changed()]
+    )
+    def test_edits_make_the_row_dirty(self, session, edit):
+        row = session.row
+        assert isinstance(row.data, DataStore)
+        assert row not in session.dirty
+        edit(row.data)
+        assert row in session.dirty
+        wanted = row.data.to_dict()
+        session.commit()
+        assert row.data.to_dict() == wanted
+
+    def test_a_replaced_value_is_let_go(self, session):
+        old, session.row.data = session.row.data, DataStore(b=1)
+        session.commit()
+        old.a = 5
+        assert session.row not in session.dirty
+
+    def test_edits_of_an_expired_value_are_refused(self, session):
+        old = session.row.data
+        session.commit()
+        for edit in (lambda: old.update(a=2), lambda: old.n.update(k=2), old.changed):
+            with pytest.raises(StaleValueError, match="get it from the row again"):
+                edit()
+        assert old == {"a": 1, "n": {"k": 1}}
+        assert session.row.data == old
+
+    def test_rows_are_pickled_with_their_values(self, session):
+        value = pickle.loads(pickle.dumps(session.row.data))
+        assert value == session.row.data
+        value.a = 2
+        assert session.row not in session.dirty
 
 
 class TestStored:
