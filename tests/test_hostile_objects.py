@@ -11,6 +11,8 @@ import tracemalloc
 import zipfile
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from toys import Blob, Box, MemoryReader, MemoryWriter
 
@@ -446,6 +448,65 @@ class TestHostileDirectories:
 
 
 _NO_BLOBS = {"offsets": [], "sizes": [], "crcs": [], "kinds": []}
+
+
+LIBRARIES = {
+    "array": np.arange(12).reshape(3, 4),
+    "structured": np.array([("x", 1)], dtype=[("n", "U3"), ("v", "<i4")]),
+    "masked": np.ma.array([1, 2], mask=[False, True]),
+    "dates": np.array(["2020-01-01"], "M8[s]"),
+    "frame": pd.DataFrame(
+        {"a": [1, 2], "b": ["x", None], "c": pd.Categorical(["u", "v"])},
+        index=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)]),
+    ),
+    "times": pd.Series(pd.date_range("2020", periods=2, tz="UTC")),
+    "table": pa.table({"a": [1, 2], "s": ["x", "yy"], "l": [[1], [2, 3]]}),
+    "python": [1, "x", (2, 3), {1: 2, "k": 3}, 2**100, {1, 2}, b"x"],
+    "bytes": b"x" * 5000,
+}
+STRANGE = [0, -1, 2**31, 2**63, 1.5, "", "x", None, True, [], {}, "<i8", "O", [2**62, 4], [-1]]
+
+
+class TestHostileAuthors:
+    """Objects whose checksums are right and whose payloads or nodes were made to harm."""
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_payloads(self, seed):
+        rng = random.Random(seed)
+        data = bytearray(written(LIBRARIES))
+        container = opened(data)
+        manifest = container._manifest
+        for blob, (offset, size) in enumerate(zip(manifest.offsets, manifest.sizes, strict=True)):
+            for _ in range(rng.choice([1, 1, 3, 20])):
+                data[offset + rng.randrange(size)] = rng.choice([0, 255, rng.randrange(256)])
+            manifest.crcs[blob] = _zip.crc32(data[offset : offset + size])
+        for name in container.names:
+            _load_or_refuse(container, name)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_nodes(self, seed):
+        rng = random.Random(seed)
+        container = opened(written(LIBRARIES))
+        nodes = container._manifest.nodes
+        for index, text in enumerate(nodes):
+            codec, version, inner = json.loads(text)
+            nodes[index] = json.dumps([codec, version, _changed(inner, rng)])
+        for name in container.names:
+            container.describe(name)
+            _load_or_refuse(container, name)
+
+
+def _changed(node, rng):
+    """Return a node with one value exchanged or one part removed, somewhere."""
+    if not isinstance(node, (list, dict)) or not node or rng.random() < 0.15:
+        return rng.choice(STRANGE)
+    node = node.copy()
+    key = rng.choice([*node] if isinstance(node, dict) else range(len(node)))
+    if rng.random() < 0.1:
+        del node[key]
+    else:
+        node[key] = _changed(node[key], rng)
+    return node
 
 
 class TestFiles:
