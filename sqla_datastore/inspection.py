@@ -145,7 +145,8 @@ def html_of(ds: DataStore) -> str:
 
 
 def _headline(ds: DataStore, known: Inspection | None = None) -> str:
-    count = [] if known is None else [f"{len(known.entries)} entries"]
+    number = 0 if known is None else len(known.entries)
+    count = [] if known is None else [f"{number} {'entry' if number == 1 else 'entries'}"]
     changed = ds._changed if known is None else known.changed
     state = [ds.url] + ["changed"] * changed if ds.url is not None else ["not stored"]
     return f"{type(ds).__name__} " + ", ".join([*state, *count])
