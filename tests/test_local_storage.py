@@ -305,7 +305,7 @@ class TestDurability:
         storage.make_durable([*paths, *paths])
         folders = {str(base / path.rpartition("/")[0]) for path in paths}
         files = {str(base / path) for path in paths}
-        above = {str(base / "runs"), str(base), str(base.parent)}
+        above = {str(base / "runs"), str(base), str(base.parent), str(base.parent.parent)}
         assert sorted(synced) == sorted(files | folders | above)
 
     def test_a_failing_barrier_raises(self, storage, monkeypatch):

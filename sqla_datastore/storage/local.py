@@ -54,6 +54,7 @@ class LocalStorage:
 
     def __init__(self, base: str | os.PathLike[str]) -> None:
         self.base = os.path.abspath(os.fspath(base))
+        self._above_base = {os.path.dirname(self.base)}
 
     def __repr__(self) -> str:
         return f"LocalStorage({self.base!r})"
@@ -91,6 +92,7 @@ class LocalStorage:
 
     def _draft(self, path: str, url: str) -> _Draft:
         folder, _, name = path.rpartition("/")
+        self._note_new_folders()
         for attempt in range(_ATTEMPTS):
             try:
                 with _posix.folder_opened(self.base, folder, create=True) as parent:
@@ -105,6 +107,13 @@ class LocalStorage:
                     raise StorageError(f"the folder {where!r} cannot be made", url=url) from err
                 raise
         raise AssertionError  # the last attempt returned or raised
+
+    def _note_new_folders(self) -> None:
+        """Remember the folders above the base that will get a new one, for `make_durable`."""
+        above = self.base
+        while not os.path.isdir(above) and above != os.path.dirname(above):
+            above = os.path.dirname(above)
+            self._above_base.add(above)
 
     def open(self, path: str) -> ObjectReader:
         """Open an object for reading; costs one `fstat`, reads nothing."""
@@ -190,10 +199,10 @@ class LocalStorage:
             _posix.folder_opened(self.base, folder) as descriptor,
         ):
             _posix.sync(descriptor)
-        if not folder:
-            # the base may be new as well; its parent need not be readable for us
-            with suppress(OSError), _posix.folder_opened(os.path.dirname(self.base), "") as parent:
-                _posix.sync(parent)
+        for above in () if folder else [*self._above_base]:
+            # the base may be new as well, by another process too; these need not be readable
+            with suppress(OSError), _posix.folder_opened(above, "") as descriptor:
+                _posix.sync(descriptor)
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:
