@@ -275,10 +275,11 @@ FLIPS = """
     from sqla_datastore.codecs._memory import decode_value, encode_value
     from sqla_datastore.exceptions import DamagedObjectError
 
+    coded = lambda texts: pa.array(texts).dictionary_encode()
     texts = ["a", None, "bc" * 20] * 40
     values = [
-        pa.table({"s": texts, "n": [[1, None], None, []] * 40, "d": pa.array(texts).dictionary_encode()}),
-        pa.chunked_array([pa.array(texts).dictionary_encode(), pa.array(["x"]).dictionary_encode()]),
+        pa.table({"s": texts, "n": [[1, None], None, []] * 40, "d": coded(texts)}),
+        pa.chunked_array([coded(texts), coded(["x"])]),
         pa.array([{"a": each, "b": [each]} for each in texts]),
         pa.array(texts, pa.string_view()),
         pd.DataFrame({"s": texts, "c": pd.Categorical(texts), "i": range(120)}),

@@ -22,7 +22,7 @@ DAY = datetime.datetime(2024, 1, 1, 12)
 SERIES = {
     **{
         name: pl.Series([1, None, 0], dtype=getattr(pl, name))
-        for name in "Int8 Int16 Int32 Int64 UInt8 UInt16 UInt32 UInt64 Float32 Float64".split()
+        for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt64", "Float32", "Float64")
     },
     "Boolean": pl.Series([True, None, False]),
     "nan": pl.Series([float("nan"), None, -0.0]),

@@ -15,8 +15,12 @@ import pytest
 from dateutil.tz import tzoffset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pandas.testing import assert_extension_array_equal, assert_frame_equal, assert_index_equal
-from pandas.testing import assert_series_equal
+from pandas.testing import (
+    assert_extension_array_equal,
+    assert_frame_equal,
+    assert_index_equal,
+    assert_series_equal,
+)
 
 from sqla_datastore.codecs import codec_named
 from sqla_datastore.codecs._memory import decode_value, encode_value
@@ -24,6 +28,10 @@ from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
+
+
+def words(text):
+    return text.split()
 
 
 def stored(value):
@@ -47,9 +55,9 @@ def assert_same(new, old):
     elif isinstance(old, pd.MultiIndex):
         assert_index_equal(new, old, exact=True, check_exact=True)
         assert len(new.levels) == len(old.levels)
-        for new_level, old_level in zip(new.levels, old.levels):
+        for new_level, old_level in zip(new.levels, old.levels, strict=True):
             assert_same(new_level, old_level)
-        for new_codes, old_codes in zip(new.codes, old.codes):
+        for new_codes, old_codes in zip(new.codes, old.codes, strict=True):
             assert new_codes.dtype == old_codes.dtype
             np.testing.assert_array_equal(new_codes, old_codes)
         assert new.sortorder == old.sortorder
@@ -101,7 +109,7 @@ def numbers(dtype, n=4):
 ARRAYS = {
     **{
         f"numpy {dtype}": numbers(dtype)
-        for dtype in "bool i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16 >i4 >f8 longdouble".split()
+        for dtype in words("bool i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16 >i4 >f8 longdouble")
     },
     **{f"datetime {unit}": numbers("i8").astype(f"M8[{unit}]") for unit in ("s", "ms", "us", "ns")},
     **{f"timedelta {unit}": numbers("i8").view(f"m8[{unit}]") for unit in ("s", "ms", "us", "ns")},
@@ -145,7 +153,9 @@ ARRAYS = {
     "categorical named": pd.Categorical(["x"], categories=pd.Index(["x", "y"], name="n")),
     **{
         f"masked {name}": pd.array([1, None, 0], dtype=name)
-        for name in "Int8 Int16 Int32 Int64 UInt8 UInt16 UInt32 UInt64 Float32 Float64 boolean".split()
+        for name in words(
+            "Int8 Int16 Int32 Int64 UInt8 UInt16 UInt32 UInt64 Float32 Float64 boolean"
+        )
     },
     "sparse float": pd.arrays.SparseArray([0, 1.5, np.nan, 0], fill_value=0),
     "sparse nan": pd.arrays.SparseArray([np.nan, 1.5, np.nan]),
@@ -220,7 +230,7 @@ INDEXES = {
     "dates": pd.DatetimeIndex(["2024-01-01", "2023-01-01", None]),
     **{
         f"freq {freq}": pd.date_range("2024", periods=4, freq=freq, name=freq)
-        for freq in "D h 2h ME B W-WED QS-FEB YE-MAR BME 15min ns".split()
+        for freq in words("D h 2h ME B W-WED QS-FEB YE-MAR BME 15min ns")
     },
     "freq unit": pd.date_range("2024", periods=4, freq="D", unit="s"),
     "freq zoned": pd.date_range("2024-03-30", periods=4, freq="D", tz=BERLIN),
@@ -520,7 +530,10 @@ def numeric():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.one_of(numeric(), st.sampled_from(sorted(ARRAYS))), max_size=6),
+    st.lists(
+        st.one_of(numeric(), st.sampled_from([name for name in ARRAYS if ">" not in name])),
+        max_size=6,
+    ),
     st.integers(0, 5),
     st.sampled_from(sorted(INDEXES)),
 )
@@ -537,20 +550,13 @@ def test_any_mixture_of_columns_is_exact(columns, rows, index):
 
 def column(which, rows):
     if isinstance(which, tuple):
-        return (
-            pd.Series(np.random.default_rng(which[1]).bytes(rows)).iloc[:0]
-            if 0
-            else pd.Series(
-                np.random.default_rng(which[1]).integers(0, 100, rows).astype("i8").astype(which[0])
-            )
-        )
+        dtype, seed = which
+        return pd.Series(np.random.default_rng(seed).integers(0, 100, rows).astype(dtype))
     array = ARRAYS[which]
+    if not len(array):
+        return pd.Series([None] * rows, dtype=object)
     series = pd.Series(array, dtype=array.dtype)
-    return (
-        series.take(np.arange(rows) % len(series)).reset_index(drop=True)
-        if len(series)
-        else (pd.Series([None] * rows, dtype=object))
-    )
+    return series.take(np.arange(rows) % len(series)).reset_index(drop=True)
 
 
 @settings(max_examples=100, deadline=None)
