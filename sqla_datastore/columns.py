@@ -13,7 +13,7 @@ import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,14 @@ from sqla_datastore.urls import check_path, quote_segment
 if TYPE_CHECKING:
     from sqla_datastore.types import DataStoreType
 
-__all__ = ["Owner", "StoreColumn", "TableStore", "check_template", "refuse_owned_prefix", "table_store"]
+__all__ = [
+    "Owner",
+    "StoreColumn",
+    "TableStore",
+    "check_template",
+    "refuse_owned_prefix",
+    "table_store",
+]
 
 _ATTRIBUTE = re.compile(r"[^\W\d]\w*")
 # quote_segment never leaves these as they are, so they keep two fields of one segment apart
@@ -50,9 +57,7 @@ def _segments(template: str) -> tuple[tuple[tuple[str, str | None], ...], ...]:
             if spec or conversion or not _ATTRIBUTE.fullmatch(field):
                 raise ValueError(f"field {field!r} is not the plain name of an attribute")
             segments[-1].append(("", field))
-    return tuple(
-        tuple(part for part in segment if part[0] or part[1]) for segment in segments
-    )
+    return tuple(tuple(part for part in segment if part[0] or part[1]) for segment in segments)
 
 
 def check_template(template: str) -> str:
@@ -77,7 +82,7 @@ def check_template(template: str) -> str:
 
 def _check_segment(segment: tuple[tuple[str, str | None], ...]) -> None:
     check_path("".join(literal or "x" for literal, _ in segment))
-    before = "," 
+    before = ","
     for literal, field in segment:
         if field is not None:
             if not set(before) & set(_SEPARATORS):
@@ -115,7 +120,9 @@ class Owner:
         """
         segments = []
         for segment in _segments(self.template):
-            texts = [literal if field is None else self._text(field, row) for literal, field in segment]
+            texts = [
+                literal if field is None else self._text(field, row) for literal, field in segment
+            ]
             if None in texts:
                 return None
             segments.append("".join(text for text in texts if text is not None))
@@ -182,10 +189,19 @@ class TableStore:
     @property
     def needs(self) -> list[Column[Any]]:
         """The columns of this table that templates and the primary key need."""
+        return [c for c in self._all_needs if c.table is self.table]
+
+    @property
+    def inherited_needs(self) -> list[Column[Any]]:
+        """The columns that templates need of the tables that this one inherits from."""
+        return [c for c in self._all_needs if c.table is not self.table]
+
+    @cached_property
+    def _all_needs(self) -> list[Column[Any]]:
         owners = [column.folder for column in self.columns]
         owners += [self.class_folder] if self.class_folder else []
         wanted = [*self.table.primary_key, *(c for owner in owners for c in owner.needs)]
-        return [c for c in dict.fromkeys(wanted) if c.table is self.table]
+        return list(dict.fromkeys(wanted))
 
 
 def note_mapper(mapper: Mapper[Any], *_: Any) -> None:
@@ -318,11 +334,7 @@ def check_metadata(metadata: Any) -> None:
     tables = len(metadata.tables)
     if _checked.get(metadata) == tables:
         return
-    places = [
-        (owner, url)
-        for store in declared(metadata)
-        for owner, url in _places(store)
-    ]
+    places = [(owner, url) for store in declared(metadata) for owner, url in _places(store)]
     for owner, owner_url in places:
         for other, other_url in places:
             if owner.owns and owner.table is not other.table and owner_url == other_url:
@@ -397,7 +409,11 @@ def _is_child(owner: Owner, other: Owner) -> bool:
         wanted |= set(owner.table.primary_key)
     used = set(other.needs)
     return all(
-        any(key.references(owner.table) and key.column is column for own in used for key in own.foreign_keys)
+        any(
+            key.references(owner.table) and key.column is column
+            for own in used
+            for key in own.foreign_keys
+        )
         for column in wanted
     )
 

@@ -128,7 +128,9 @@ class Transaction:
             )
         connection = self.connection
         for effects in self.failed:
-            if connection is None or effects.held(connection) & {str(r.url) for r in effects.reserved}:
+            if connection is None or effects.held(connection) & {
+                str(r.url) for r in effects.reserved
+            }:
                 raise StorageError(
                     f"a statement on {effects.store.table.name!r} failed half-way, and rows that "
                     "it left have no objects; roll the transaction back and try again"

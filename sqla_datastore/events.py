@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import Column, event
 from sqlalchemy.engine import Connection, Engine, ExecutionContext
 from sqlalchemy.orm import (
     InstanceState,
@@ -29,14 +29,16 @@ from sqlalchemy.orm import (
     attributes,
     object_session,
 )
+from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
 from sqla_datastore import columns, endings
+from sqla_datastore.assignments import Reservation
 from sqla_datastore.datastore import DataStore
 from sqla_datastore.drivers import TransactionState
 from sqla_datastore.endings import Transaction, transaction_of
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.ledger import Name
-from sqla_datastore.statements import Effects, Folder, Reservation, binds_values, effects_of
+from sqla_datastore.statements import Effects, Folder, binds_values, effects_of, names_of
 
 __all__ = ["install"]
 
@@ -121,7 +123,7 @@ def _with_urls(parameters: Any) -> Any:
 def _after_execute(
     connection: Connection, _clause: Any, _multi: Any, _params: Any, _options: Any, result: Any
 ) -> None:
-    context = getattr(result, "context", None)
+    context: Any = getattr(result, "context", None)
     effects: Effects | None = getattr(context, "_sqla_datastore", None)
     if effects is None:
         return
@@ -184,11 +186,16 @@ def _carry_out(transaction: Transaction, effects: list[Effects]) -> None:
     ledger = transaction.ledger
     for effect in effects:
         ledger.drop(effect.dropped)
-        ledger.adopt(name for reserved in effect.reserved for name in reserved.names())
+        ledger.adopt(name for reserved in effect.reserved for name in _names(reserved))
     _write(transaction, [reserved for effect in effects for reserved in effect.reserved])
     folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
     for folder in folders:
         ledger.listed(_listed(transaction, folder))
+
+
+def _names(reservation: Reservation) -> list[Name]:
+    assert reservation.url is not None
+    return names_of(reservation.storage, reservation.url)
 
 
 def _listed(transaction: Transaction, folder: Folder) -> Iterator[Name]:
@@ -204,7 +211,7 @@ def _write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     jobs = [
         (name.storage, name.path, content)
         for reservation in todo
-        for name, content in zip(reservation.names(), reservation.plan.objects, strict=True)  # type: ignore[union-attr]
+        for name, content in zip(_names(reservation), reservation.plan.objects, strict=True)  # type: ignore[union-attr]
     ]
     names = [Name(storage, path) for storage, path, _ in jobs]
     transaction.ledger.write(names)
@@ -217,6 +224,7 @@ def _write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     transaction.ledger.wrote(names)
     for reservation in todo:
         plan, reservation.plan = reservation.plan, None
+        assert plan is not None
         undo = reservation.value._stored(reservation.storage, str(reservation.url), plan)
         transaction.ledger.on_rollback(undo)
 
@@ -275,7 +283,12 @@ class RowLink:
             StaleValueError: the row's instance was garbage collected while its session goes on.
         """
         session = self._session() if self._session else None
-        if self.is_dead and session is not None and session.in_transaction() and not _has_row(value):
+        if (
+            self.is_dead
+            and session is not None
+            and session.in_transaction()
+            and not _has_row(value)
+        ):
             raise StaleValueError(_GONE.format(url=value.url))
 
 
@@ -295,7 +308,7 @@ def _store_attributes(mapper: Mapper[Any]) -> tuple[str, ...]:
         known = _attributes[mapper] = tuple(
             prop.key
             for prop in mapper.column_attrs
-            if isinstance(prop.columns[0], columns.Column) and columns.is_store(prop.columns[0])
+            if isinstance(prop.columns[0], Column) and columns.is_store(prop.columns[0])
         )
     return known
 
@@ -340,7 +353,7 @@ def _before_delete(mapper: Mapper[Any], connection: Connection, target: Any) -> 
 
 
 def _is_assigned(state: InstanceState[Any], key: str) -> bool:
-    history = state.get_history(key, attributes.PASSIVE_NO_INITIALIZE)
+    history = state.get_history(key, PASSIVE_NO_INITIALIZE)
     return bool(history.added) or not state.has_identity
 
 

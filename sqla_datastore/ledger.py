@@ -191,7 +191,9 @@ class Ledger:
         _remove(doomed, "superseded by a committed transaction")
 
     def abort(self) -> None:
-        """Put values back and remove what was written. Called once ROLLBACK is certain; never fails.
+        """Undo what was written. Called once ROLLBACK is certain; never fails.
+
+        Puts values back as they were and removes the objects.
 
         A removal that fails is logged; the object stays findable as an orphan.
         """

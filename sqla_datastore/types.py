@@ -8,13 +8,14 @@ from typing import Any
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import operators
 from sqlalchemy.types import String, TypeDecorator
+from typing_extensions import override
 
 from sqla_datastore import events
+from sqla_datastore.assignments import Reservation
 from sqla_datastore.columns import check_template
 from sqla_datastore.datastore import DataStore
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.options import storage_for
-from sqla_datastore.statements import Reservation
 
 __all__ = ["DataStoreType"]
 
@@ -61,22 +62,27 @@ class DataStoreType(TypeDecorator[DataStore]):
         return f"DataStoreType({', '.join(arguments)})"
 
     @property
+    @override
     def python_type(self) -> type[DataStore]:
         return DataStore
 
+    @override
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
         if isinstance(value, DataStore):
             return Reservation(value)
         return value  # type: ignore[no-any-return]
 
+    @override
     def process_result_value(self, value: Any, dialect: Dialect) -> DataStore | None:
         if value is None:
             return None
         return DataStore._at(storage_for(self.url, dialect), value)
 
+    @override
     def process_literal_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002
         return str(_url_of(value))
 
+    @override
     def compare_values(self, x: Any, y: Any) -> bool:
         if isinstance(x, DataStore) and isinstance(y, DataStore):
             return x._same_as(y)
@@ -85,12 +91,11 @@ class DataStoreType(TypeDecorator[DataStore]):
     class Comparator(TypeDecorator.Comparator[Any]):
         """Compares the column to URLs; a stored value stands for its URL."""
 
-        def operate(
-            self, op: operators.OperatorType, *other: Any, **kwargs: Any
-        ) -> Any:
+        @override
+        def operate(self, op: operators.OperatorType, *other: Any, **kwargs: Any) -> Any:
             return super().operate(op, *(_url_of(item) for item in other), **kwargs)
 
-    comparator_factory: Callable[..., Any] = Comparator  # type: ignore[assignment]
+    comparator_factory: Callable[..., Any] = Comparator
 
 
 def _url_of(value: Any) -> Any:

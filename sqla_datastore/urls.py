@@ -84,8 +84,8 @@ class ObjectURL:
         """Read a URL.
 
         Raises:
-            RefusedURLError: for an authority, a query, a fragment, ``data:`` URLs, a path that could
-                leave the base, or more than 1,024 characters.
+            RefusedURLError: for an authority, a query, a fragment, a ``data:`` URL, a path that
+                could leave the base, or more than 1,024 characters.
         """
         if not isinstance(url, str):
             raise RefusedURLError(repr(url), "a URL is a str")
@@ -95,7 +95,9 @@ class ObjectURL:
         if scheme == "data":
             raise RefusedURLError(url, "data: URLs are reserved for a later version")
         if not rest.startswith("///"):
-            raise RefusedURLError(url, "it has an authority; expected '<scheme>:///<folder>/<object>'")
+            raise RefusedURLError(
+                url, "it has an authority; expected '<scheme>:///<folder>/<object>'"
+            )
         if len(url) > _MAX_URL:
             raise RefusedURLError(url[:80] + "…", f"it is longer than {_MAX_URL} characters")
         if "?" in rest or "#" in rest:

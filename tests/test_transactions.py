@@ -6,11 +6,11 @@ import uuid
 
 import numpy as np
 import pytest
+from models import Base, Counter, Experiment, Keyed, Project, Run
 from sqlalchemy import String, delete, insert, select, type_coerce, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, make_transient
 
-from models import Base, Counter, Experiment, Keyed, Project, Run
 from sqla_datastore import DataStore
 
 
@@ -589,9 +589,7 @@ def test_upsert(engine, exact, updates):
         target = {"data": statement.inserted.data} if updates else {"name": "kept"}
         statement = statement.on_duplicate_key_update(**target)
     else:
-        module = __import__(
-            f"sqlalchemy.dialects.{engine.dialect.name}", fromlist=["insert"]
-        )
+        module = __import__(f"sqlalchemy.dialects.{engine.dialect.name}", fromlist=["insert"])
         statement = module.insert(Keyed)
         statement = (
             statement.on_conflict_do_update(

@@ -1,0 +1,206 @@
+"""The rows that a statement affects: selected in the same transaction, under their locks.
+
+URLs are selected as text: what a row held is a name to drop, not a value to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column, String, Table, and_, or_, select, type_coerce
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList
+from sqlalchemy.sql.visitors import replacement_traverse
+
+from sqla_datastore.columns import StoreColumn, TableStore
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+__all__ = ["AffectedRows", "Row", "held_urls", "inherited_values", "select_rows"]
+
+CHUNK = 500
+"""Rows asked for in one SELECT; older SQLite versions take 999 parameters at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An existing row: the values of its columns, and its URLs as text by declared column."""
+
+    values: Mapping[Column[Any], Any]
+    urls: Mapping[StoreColumn, str | None]
+
+    def key(self, table: Table) -> tuple[Any, ...]:
+        """Return the row's primary key."""
+        return tuple(self.values[column] for column in table.primary_key)
+
+
+def select_rows(
+    connection: Connection,
+    store: TableStore,
+    columns: Sequence[StoreColumn],
+    criteria: Iterable[Any],
+) -> list[Row]:
+    """Select rows of a table with the raw text of their URLs, locked for update."""
+    needs = store.needs
+    if not needs and not columns:
+        return []
+    query = (
+        select(*needs, *(type_coerce(c.column, String()).label(None) for c in columns))
+        .select_from(store.table)
+        .where(*criteria)
+        .with_for_update(of=store.table)
+    )
+    return [
+        Row(
+            dict(zip(needs, found[: len(needs)], strict=True)),
+            dict(zip(columns, found[len(needs) :], strict=True)),
+        )
+        for found in connection.execute(query)
+    ]
+
+
+def held_urls(connection: Connection, store: TableStore, urls: Sequence[str]) -> set[str]:
+    """Return those of the URLs that rows of the table hold."""
+    held: set[str] = set()
+    for column in store.columns:
+        text = type_coerce(column.column, String())
+        for start in range(0, len(urls), CHUNK):
+            query = select(text).where(text.in_(urls[start : start + CHUNK]))
+            held.update(connection.scalars(query))
+    return held
+
+
+def inherited_values(
+    connection: Connection, store: TableStore, values: Mapping[Column[Any], Any]
+) -> dict[Column[Any], Any]:
+    """Return a row's values and what templates need of the tables that its table inherits from."""
+    complete = dict(values)
+    for column in store.inherited_needs:
+        link = _inherited_key(store.table, column.table)
+        if link and all(values.get(own) is not None for own in link):
+            criteria = [other == values[own] for own, other in link.items()]
+            complete[column] = connection.scalar(select(column).where(*criteria))
+    return complete
+
+
+def _inherited_key(table: Table, base: Any) -> dict[Column[Any], Column[Any]]:
+    """Return how a table's key points at the key of a table that it inherits from."""
+    link: dict[Column[Any], Column[Any]] = {}
+    for own in table.primary_key:
+        for key in own.foreign_keys:
+            if key.column.table is base:
+                link[own] = key.column
+            elif key.column.table is not table:
+                above = _inherited_key(key.column.table, base)
+                link |= {own: above[key.column]} if key.column in above else {}
+    return link
+
+
+@dataclass(frozen=True)
+class AffectedRows:
+    """Finds the rows that an UPDATE or DELETE is about to affect.
+
+    Args:
+        connection: the connection that is about to run it.
+        context: its execution context.
+        compiled: the compiled statement, perhaps cached and first run with other parameters.
+        criteria: its WHERE criteria.
+        store: its table.
+    """
+
+    connection: Connection
+    context: Any
+    compiled: SQLCompiler
+    criteria: tuple[Any, ...]
+    store: TableStore
+
+    def by_parameters(self, columns: Sequence[StoreColumn]) -> Iterator[tuple[int, list[Row]]]:
+        """Select the rows, locked; yield them with the index of the set of parameters.
+
+        Args:
+            columns: the declared columns whose URLs are wanted.
+        """
+        given = self.context.compiled_parameters
+        keys = self._key_parameters() if len(given) > 1 else None
+        if keys is not None:
+            yield from self._by_keys(columns, keys)
+            return
+        for index in range(len(given)):
+            criteria = [self._filled(criterion, index) for criterion in self.criteria]
+            yield index, select_rows(self.connection, self.store, columns, criteria)
+
+    def _by_keys(
+        self, columns: Sequence[StoreColumn], keys: dict[Column[Any], str]
+    ) -> Iterator[tuple[int, list[Row]]]:
+        """Select the rows of an executemany by their keys, many at once."""
+        given = self.context.compiled_parameters
+        wanted = [tuple(parameters[name] for name in keys.values()) for parameters in given]
+        found: dict[tuple[Any, ...], Row] = {}
+        for start in range(0, len(wanted), CHUNK):
+            clause = _any_key(list(keys), wanted[start : start + CHUNK])
+            for row in select_rows(self.connection, self.store, columns, [clause]):
+                found[row.key(self.store.table)] = row
+        for index, key in enumerate(wanted):
+            yield index, [found[key]] if key in found else []
+
+    def _key_parameters(self) -> dict[Column[Any], str] | None:
+        """Return the parameter of each key column, where the criteria compare plain columns."""
+        table = self.store.table
+        names: dict[Column[Any], str] = {}
+        for clause in _conjuncts(self.criteria):
+            if not (isinstance(clause, BinaryExpression) and clause.operator is operators.eq):
+                return None
+            column = table.c.get(getattr(clause.left, "key", ""))
+            if column is None or not isinstance(clause.right, BindParameter):
+                return None
+            names[column] = self.compiled.bind_names.get(clause.right, clause.right.key)
+        if not table.primary_key or any(column not in names for column in table.primary_key):
+            return None
+        return {column: names[column] for column in table.primary_key}
+
+    def _filled(self, criterion: Any, index: int) -> Any:
+        """Return a criterion with this execution's values in place of its parameters."""
+
+        def fill(element: Any, **_: Any) -> Any:
+            if not isinstance(element, BindParameter):
+                return None
+            return BindParameter(
+                None,
+                self._value_of(element, index),
+                type_=element.type,
+                unique=True,
+                expanding=element.expanding,
+                literal_execute=element.literal_execute,
+            )
+
+        return replacement_traverse(criterion, {}, fill)
+
+    def _value_of(self, element: BindParameter[Any], index: int) -> Any:
+        name = self.compiled.bind_names.get(element, element.key)
+        given = self.context.compiled_parameters[index]
+        if name in given:
+            return given[name]
+        # an expanding parameter: SQLAlchemy has replaced it by one parameter for each element
+        expanded = getattr(self.context, "_expanded_parameters", {}).get(name)
+        if expanded is not None and not getattr(element.type, "_is_tuple_type", False):
+            return [given[part] for part in expanded]
+        extracted = self.context.extracted_parameters
+        return self.compiled.construct_params(extracted_parameters=extracted, _check=False)[name]
+
+
+def _conjuncts(criteria: Iterable[Any]) -> Iterator[Any]:
+    for criterion in criteria:
+        if isinstance(criterion, BooleanClauseList) and criterion.operator is operators.and_:
+            yield from _conjuncts(criterion.clauses)
+        else:
+            yield criterion
+
+
+def _any_key(columns: list[Column[Any]], keys: list[tuple[Any, ...]]) -> Any:
+    if len(columns) == 1:
+        return columns[0].in_([key[0] for key in keys])
+    return or_(*(and_(*map(operators.eq, columns, key)) for key in keys))
