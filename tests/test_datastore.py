@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import os
@@ -38,6 +39,18 @@ GONE = f"file:///rows/1/{'0' * 32}.zip"
 @pytest.fixture
 def storage(tmp_path):
     return CountingStorage(LocalStorage(tmp_path / "storage"))
+
+
+COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
+
+
+@pytest.fixture(autouse=True)
+def _copy_on_write():
+    """Edit frames as pandas 3 does, on pandas 2.2 too."""
+    with contextlib.ExitStack() as stack:
+        if not COPIES_ON_WRITE:
+            stack.enter_context(pd.option_context("mode.copy_on_write", True))
+        yield
 
 
 def contents():
@@ -523,6 +536,15 @@ class TestEdits:
         assert ds.frame is frame
         assert not ds._scan()
         assert reloaded(ds, storage) == {"frame": frame}
+
+    @pytest.mark.skipif(COPIES_ON_WRITE, reason="pandas 3 always copies on write")
+    def test_edits_of_frames_without_copy_on_write_are_refused(self, storage):
+        ds = DataStore(frame=contents()["frame"])
+        store(ds, storage)
+        with pd.option_context("mode.copy_on_write", False):
+            frame = reloaded(ds, storage).frame
+            with pytest.raises(ValueError, match="read-only"):
+                frame.loc[0, "x"] = 9
 
     def test_merely_used_frames_are_unchanged(self, storage):
         frame = pd.DataFrame({"x": [1, 2]}, index=pd.date_range("2024", periods=2))
