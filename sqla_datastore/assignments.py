@@ -44,7 +44,7 @@ class Reservation(str):
     storage: Storage
     plan: ValuePlan | None
 
-    def __new__(cls, value: DataStore) -> Reservation:
+    def __new__(cls, value: DataStore) -> Reservation:  # noqa: D102 - the class says it
         self = super().__new__(cls, "sqla-datastore:reserved")
         self.value = value
         self.url = None

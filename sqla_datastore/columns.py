@@ -1,6 +1,6 @@
 """Declared columns: which tables hold values, and the folder templates of their rows.
 
-A folder template has ``{attribute}`` fields over a row; ``{table}`` is the table's name and ``{pk}``
+A folder template has ``{attribute}`` fields over a row; ``{table}`` is the table's name, ``{pk}``
 the whole primary key. A template that holds the whole primary key makes the row the owner of the
 folder. `__datastore_folder__` on a mapped class declares an owner without a column.
 """

@@ -283,12 +283,8 @@ class RowLink:
             StaleValueError: the row's instance was garbage collected while its session goes on.
         """
         session = self._session() if self._session else None
-        if (
-            self.is_dead
-            and session is not None
-            and session.in_transaction()
-            and not _has_row(value)
-        ):
+        goes_on = session is not None and session.in_transaction()
+        if self.is_dead and goes_on and not _has_row(value):
             raise StaleValueError(_GONE.format(url=value.url))
 
 

@@ -67,7 +67,7 @@ class DataStoreType(TypeDecorator[DataStore]):
         return DataStore
 
     @override
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         if isinstance(value, DataStore):
             return Reservation(value)
         return value  # type: ignore[no-any-return]
@@ -79,7 +79,7 @@ class DataStoreType(TypeDecorator[DataStore]):
         return DataStore._at(storage_for(self.url, dialect), value)
 
     @override
-    def process_literal_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002
+    def process_literal_param(self, value: Any, dialect: Dialect) -> str:
         return str(_url_of(value))
 
     @override
