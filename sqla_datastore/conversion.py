@@ -26,7 +26,8 @@ from sqlalchemy import (
     update,
 )
 
-from sqla_datastore.columns import table_store
+from sqla_datastore.columns import is_store, table_store
+from sqla_datastore.datastore import DataStore
 from sqla_datastore.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def convert_column(
         table: with the types of both columns, for example from `reflected_table`.
         source: the column to read.
         target: the column to fill.
-        convert: turns one value into the other; None leaves the row as it is.
+        convert: turns one value into the other, for a `DataStoreType` column into a mapping or a
+            `DataStore`; None leaves the row as it is.
         batch_size: rows in one batch.
         commit: called after each batch, for example ``connection.commit``; by default all rows
             belong to the transaction that is open.
@@ -77,6 +79,7 @@ def convert_column(
 
     Raises:
         ConfigurationError: the table has no primary key.
+        UnsupportedTypeError: `convert` returned no mapping, or an entry cannot be stored.
         Exception: whatever `convert` raises, with a note that names the row.
     """
     keys = list(table.primary_key)
@@ -94,7 +97,7 @@ def convert_column(
     total = connection.scalar(select(func.count()).select_from(table).where(pending)) or 0
     with _progress(f"{table.name}.{source}", total) as advance:
         while rows := connection.execute(page.with_for_update()).all():
-            given = list(_parameters(rows, convert, f"{table.name}.{source}"))
+            given = list(_parameters(rows, convert, table.c[source], table.c[target]))
             if given:
                 connection.execute(statement, given)
             page = query.where(_after(keys, rows[-1][:-1]))
@@ -106,13 +109,15 @@ def convert_column(
 
 
 def _parameters(
-    rows: Sequence[Any], convert: Callable[[Any], Any], place: str
+    rows: Sequence[Any], convert: Callable[[Any], Any], source: Column[Any], target: Column[Any]
 ) -> Iterator[dict[str, Any]]:
     for *key, value in rows:
         try:
             converted = convert(value)
+            if is_store(target):
+                converted = DataStore.coerce(source.name, converted)
         except Exception as err:
-            err.add_note(f"while converting {place} of the row with the key {tuple(key)!r}")
+            err.add_note(f"while converting {source} of the row with the key {tuple(key)!r}")
             raise
         if converted is not None:
             yield {"converted": converted} | {f"key_{i}": part for i, part in enumerate(key)}

@@ -182,13 +182,8 @@ class ConvertFromDataStoreOp(_ConvertOp):
 
 @Operations.implementation_for(ConvertToDataStoreOp)
 def _convert_to_datastore(operations: Operations, op: ConvertToDataStoreOp) -> None:
-    from sqla_datastore.datastore import DataStore
-
-    _Conversion(operations, op).run(
-        {op.temporary_name: op.type_},
-        lambda held: DataStore.coerce(op.column_name, op.loads(held)),
-        is_done=_holds_urls,
-    )
+    types = {op.temporary_name: op.type_}
+    _Conversion(operations, op).run(types, op.loads, is_done=_holds_urls)
 
 
 @Operations.implementation_for(ConvertFromDataStoreOp)
