@@ -238,7 +238,6 @@ def test_without_copy_on_write_edits_of_numbers_are_refused():
         for text in ("df.iloc[0, 0] = 9", "df['f'] += 1", "df.at[df.index[0], 'i'] = 9"):
             with pytest.raises(ValueError, match="read-only"):
                 statement(text)(value)
-        assert not print_of.changed()
         value["f"] = 0
         assert print_of.changed()
 

@@ -167,6 +167,8 @@ def refused_as_damage(decoder: Decoder, what: str) -> Iterator[None]:
     except (DataStoreError, Warning):  # warnings may be errors, they are no damage
         raise
     except Exception as err:
+        if type(err) is MemoryError:  # Arrow and NumPy have their own for sizes that are wrong
+            raise
         text = " ".join(str(err).split())[:200]
         raise decoder.damaged(f"{what}: {type(err).__name__}: {text}") from err
 
