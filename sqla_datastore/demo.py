@@ -118,8 +118,8 @@ def run(folder: Path | None = None, *, keep: bool = False) -> None:
                 _a_pair(session, storage)
         finally:
             engine.dispose()
-        if keep:
-            print(f"\nKept, to look at (unzip -l and numpy.load read the objects):\n  {place}")
+        kept = f"{place} is kept; unzip -l and numpy.load read the objects."
+        print(f"\nAll of it was checked. {kept if keep else 'The files are removed again.'}")
 
 
 def _two_values(session: Session, storage: Path) -> None:
