@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sqla_datastore.codecs import codec_named
 from sqla_datastore.codecs._memory import decode_value, encode_value
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
+from sqla_datastore.testing import CodecSuite
 
 DAY = datetime.datetime(2024, 1, 1)
 
@@ -325,3 +326,39 @@ def test_flipped_bits_never_crash(seed):
         [sys.executable, "-c", script, seed], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Suite(CodecSuite):
+    name = ""
+    examples = ()
+
+    @pytest.fixture
+    def codec(self):
+        return codec_named(self.name)
+
+    @pytest.fixture
+    def values(self):
+        return self.examples
+
+    def assert_same(self, back, value):
+        assert_same(back, value)
+
+
+class TestTableCodec(Suite):
+    name = "arrow.table"
+    examples = [pa.table({"a": array, "b": array}) for array in list(ARRAYS.values())[::4]]
+
+
+class TestArrayCodec(Suite):
+    name = "arrow.array"
+    examples = list(ARRAYS.values())[::2]
+
+
+class TestChunkedArrayCodec(Suite):
+    name = "arrow.chunked"
+    examples = [pa.chunked_array([ARRAYS["uint64"]] * 2)]
+
+
+class TestSchemaCodec(Suite):
+    name = "arrow.schema"
+    examples = [pa.schema([("a", pa.int8())], metadata=METADATA)]

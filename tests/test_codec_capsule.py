@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sqla_datastore.codecs import codec_named
 from sqla_datastore.codecs._memory import decode_value, encode_value
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
+from sqla_datastore.testing import CodecSuite
 
 pl = pytest.importorskip("polars")
 
@@ -164,3 +165,29 @@ def test_hostile_nodes_are_damage(key, value):
     tagged[2][key] = value
     with pytest.raises(DamagedObjectError):
         decode_value(json.dumps(tagged), blobs)
+
+
+class Suite(CodecSuite):
+    name = ""
+    examples = ()
+
+    @pytest.fixture
+    def codec(self):
+        return codec_named(self.name)
+
+    @pytest.fixture
+    def values(self):
+        return self.examples
+
+    def assert_same(self, back, value):
+        assert_same(back, value)
+
+
+class TestFrameCodec(Suite):
+    name = "capsule.polars_frame"
+    examples = [pl.DataFrame({"a": series}) for series in list(SERIES.values())[::3]]
+
+
+class TestSeriesCodec(Suite):
+    name = "capsule.polars_series"
+    examples = list(SERIES.values())[::4]

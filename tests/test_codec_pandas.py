@@ -25,6 +25,7 @@ from pandas.testing import (
 from sqla_datastore.codecs import codec_named
 from sqla_datastore.codecs._memory import decode_value, encode_value
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
+from sqla_datastore.testing import CodecSuite
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -683,3 +684,69 @@ def test_hostile_nodes_are_damage(value, change):
     text, blobs = edited(value, change)
     with pytest.raises(DamagedObjectError):
         decode_value(text, blobs)
+
+
+class Suite(CodecSuite):
+    name = ""
+    examples = ()
+
+    @pytest.fixture
+    def codec(self):
+        return codec_named(self.name)
+
+    @pytest.fixture
+    def values(self):
+        return self.examples
+
+    def assert_same(self, back, value):
+        assert_same(back, value)
+
+
+class TestFrameCodec(Suite):
+    name = "pandas.frame"
+    examples = [FRAMES[k] for k in ("mixed", "C order", "nothing", "objects", "alternating")]
+
+
+# pandas 2.2 warns of what a stranger may write there
+@pytest.mark.filterwarnings("ignore:Allowing arbitrary scalar fill_value")
+class TestSeriesCodec(Suite):
+    name = "pandas.series"
+    examples = [pd.Series(array, dtype=array.dtype) for array in list(ARRAYS.values())[::5]]
+
+
+class TestIndexCodec(Suite):
+    name = "pandas.index"
+    examples = list(INDEXES.values())[::2]
+
+
+# pandas 2.2 warns of what a stranger may write there
+@pytest.mark.filterwarnings("ignore:Allowing arbitrary scalar fill_value")
+class TestArrayCodec(Suite):
+    name = "pandas.array"
+    examples = [
+        array
+        for name, array in list(ARRAYS.items())[::2]
+        if not isinstance(array, np.ndarray | pd.Index) and "object" not in name
+    ]
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_encoding_again_after_reading_gives_the_same_bytes(array):
+    series = pd.Series(array, dtype=array.dtype)
+    frame = pd.DataFrame({"a": series, "b": series, "c": 1.5})[1:]
+    encoded = encode_value(frame)
+    assert encode_value(decode_value(*encoded)) == encoded
+
+
+class ScalarSuite(Suite):
+    def assert_same(self, back, value):
+        assert repr(back) == repr(value)
+
+
+for number, codec_name in enumerate(("timestamp", "timedelta", "period", "interval", "nat", "na")):
+    kind = (pd.Timestamp, pd.Timedelta, pd.Period, pd.Interval, type(pd.NaT), type(pd.NA))[number]
+    made = [value for value in SCALARS if type(value) is kind]
+    name = f"Test{codec_name.title()}Codec"
+    globals()[name] = type(
+        name, (ScalarSuite,), {"name": f"pandas.{codec_name}", "examples": made, "__test__": True}
+    )
