@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from sqlalchemy import String, event, select, type_coerce
+from conftest import make_engine
+from sqlalchemy import String, event, select, text, type_coerce
 
 from sqla_datastore import DataStoreType
 from sqla_datastore.urls import ObjectURL
@@ -57,3 +58,22 @@ def statements(engine, *verbs):
         yield found
     finally:
         event.remove(engine, "before_cursor_execute", note)
+
+
+@contextlib.contextmanager
+def tables_of(metadata, database_url):
+    """Have the tables in the database for as long as the block runs."""
+    engine = make_engine(database_url)
+    metadata.create_all(engine)
+    try:
+        yield
+    finally:
+        metadata.drop_all(engine)
+        engine.dispose()
+
+
+def delete_rows(engine, metadata):
+    """Delete all rows behind the library's back."""
+    with engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(text(f"DELETE FROM {table.fullname}"))

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
-from exactness import assert_exact, statements
+from exactness import assert_exact, delete_rows, statements, tables_of
 from sqlalchemy import String, select
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -38,11 +38,16 @@ class Entity(Base):
     __mapper_args__ = {"version_id_col": version}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def schema(database_url):
+    with tables_of(Base.metadata, database_url):
+        yield
+
+
 @pytest.fixture(autouse=True)
-def tables(engine):
-    Base.metadata.create_all(engine)
+def empty(engine, schema):
     yield
-    Base.metadata.drop_all(engine)
+    delete_rows(engine, Base.metadata)
 
 
 def value():
