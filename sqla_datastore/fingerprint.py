@@ -145,13 +145,15 @@ class _Pickler(pickle.Pickler):
 
     def _capsule(self, frame: Any) -> _Reduced:
         """Describe a polars object by its Arrow export; the clone makes edits copy."""
+        import polars as pl
         import pyarrow as pa
 
-        table = pa.table(frame if hasattr(frame, "columns") else frame.to_frame())
-        self.kept += [table, frame.clone()]
-        chunks = [chunk for column in table.columns for chunk in column.chunks]
-        schema = table.schema.serialize().to_pybytes()
-        return tuple, ((str(type(frame)), schema, [self._chunk(chunk) for chunk in chunks]),)
+        columns = [frame] if isinstance(frame, pl.Series) else frame.get_columns()
+        tables = [pa.table(_still(column).to_frame()) for column in columns]
+        self.kept += [*tables, frame.clone()]
+        about = [(column.name, repr(column.dtype)) for column in columns]
+        chunks = [chunk for table in tables for chunk in table.column(0).chunks]
+        return tuple, ((str(type(frame)), about, [self._chunk(chunk) for chunk in chunks]),)
 
     def _chunk(self, chunk: Any) -> tuple[object, ...]:
         """Return where an Arrow array lies; exports rebuild dictionaries, so these by content."""
@@ -172,6 +174,11 @@ class _Pickler(pickle.Pickler):
         if not _frozen(buffer):
             self._file.write(raw)
         return False
+
+
+def _still(column: Any) -> Any:
+    """Return a polars series that is exported from where it lies: categories move, codes do not."""
+    return column.to_physical() if "Categorical" in repr(column.dtype) else column
 
 
 def _imported(module: str, *names: str) -> tuple[Any, ...]:

@@ -318,6 +318,35 @@ def test_no_edit_of_a_polars_series_is_missed():
         assert print_of.changed(), edit
 
 
+@pytest.mark.parametrize(
+    "kind", ["Categorical", "Enum", "List", "Struct", "Decimal", "Date", "Null"]
+)
+def test_an_unchanged_polars_frame_is_unchanged(kind):
+    pl = pytest.importorskip("polars")
+    values, dtype = {
+        "Categorical": (["u", "v", None], pl.Categorical()),
+        "Enum": (["u", "v", None], pl.Enum(["v", "u"])),
+        "List": ([["a"], None], pl.List(pl.Categorical())),
+        "Struct": ([{"a": "x"}, {"a": None}], pl.Struct({"a": pl.String()})),
+        "Decimal": ([1, None], pl.Decimal(10, 2)),
+        "Date": ([None], pl.Date()),
+        "Null": ([None], pl.Null()),
+    }[kind]
+    value = decoded(pl.DataFrame({"a": pl.Series(values, dtype=dtype)}))
+    print_of = Fingerprint(value)
+    assert not print_of.changed()
+    value.replace_column(0, pl.Series("a", [None] * len(value), dtype=dtype))
+    assert print_of.changed() or kind in ("Null", "Date")
+
+
+def test_another_type_of_the_same_memory_is_a_change():
+    pl = pytest.importorskip("polars")
+    value = decoded(pl.DataFrame({"a": pl.Series([1, 2], dtype=pl.Int64)}))
+    print_of = Fingerprint(value)
+    value.replace_column(0, value["a"].cast(pl.Duration("us")))
+    assert print_of.changed()
+
+
 def test_what_cannot_be_pickled_counts_as_changed():
     assert Fingerprint([lambda: None]).changed()
     with pytest.raises(ValueError, match="no fingerprint"):
