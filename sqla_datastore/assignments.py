@@ -124,6 +124,11 @@ class Assignments:
             "use DataStore.from_url(url), which stores a copy"
         )
 
+    def is_default(self, column: Column[Any], group: int) -> bool:
+        """Return whether a row gets what the column's default made, perhaps for every row."""
+        made = {c.key for c in (*self.compiled.insert_prefetch, *self.compiled.update_prefetch)}
+        return not made.isdisjoint(self._names(column, group))
+
     def reservations(self, index: int) -> list[Reservation]:
         """Return the values bound in one set of parameters, in order."""
         bound = items_of(self.context.parameters[index])

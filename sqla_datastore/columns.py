@@ -128,19 +128,21 @@ class Owner:
             segments.append("".join(text for text in texts if text is not None))
         return check_path("/".join(segments))
 
-    def fresh(self, row: Mapping[Column[Any], Any]) -> str:
-        """Return the folder of a row, a fresh UUID standing for what is not known yet."""
-        folder = self.render(row)
-        if folder is not None:
-            return folder
-        texts = []
-        for segment in _segments(self.template):
-            parts = [
-                literal if field is None else (self._text(field, row) or str(uuid.uuid4()))
+    def fresh(self, row: Mapping[Column[Any], Any], token: str) -> str:
+        """Return the folder of a row, a token standing for what is not known yet.
+
+        Args:
+            row: the values by column, as far as they are known.
+            token: a fresh UUID, the same for all columns of the row.
+        """
+        segments = [
+            "".join(
+                literal if field is None else self._text(field, row) or token
                 for literal, field in segment
-            ]
-            texts.append("".join(parts))
-        return check_path("/".join(texts))
+            )
+            for segment in _segments(self.template)
+        ]
+        return check_path("/".join(segments))
 
     @property
     def needs(self) -> list[Column[Any]]:
@@ -166,6 +168,10 @@ class StoreColumn:
     column: Column[Any]
     type: DataStoreType
     folder: Owner
+
+    def shares_folder(self, other: StoreColumn) -> bool:
+        """Whether another column of the table puts its objects into the same folder."""
+        return (self.type.url, self.type.folder) == (other.type.url, other.type.folder)
 
     @property
     def label(self) -> str:

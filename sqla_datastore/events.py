@@ -31,7 +31,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
-from sqla_datastore import columns, endings
+from sqla_datastore import columns, datastore_io, endings
 from sqla_datastore.assignments import Reservation
 from sqla_datastore.datastore import DataStore
 from sqla_datastore.drivers import TransactionState
@@ -56,7 +56,13 @@ _IMPLICIT_COMMIT = re.compile(
     re.IGNORECASE,
 )
 
+# values with entries that were handed out: with their rows, held until the transaction ends, and
+# those that outlive it while somebody else holds them
 _armed: weakref.WeakKeyDictionary[Session, dict[int, tuple[Any, DataStore]]] = (
+    weakref.WeakKeyDictionary()
+)
+_watched: weakref.WeakKeyDictionary[Session, list[tuple[Any, Any]]] = weakref.WeakKeyDictionary()
+_to_expire: weakref.WeakKeyDictionary[Session, list[tuple[Any, set[str]]]] = (
     weakref.WeakKeyDictionary()
 )
 # which Sessions' transactions use a driver's connection, by its id, and the reverse; each is only
@@ -265,15 +271,15 @@ class RowLink:
 
     def arm(self, value: DataStore) -> None:
         """Have an entry looked at again before COMMIT: it was handed out and can be edited."""
-        rows = [state.obj() for state in list(value._parents)]
-        alive = [row for row in rows if row is not None]
-        for row in alive:
+        rows = _rows(value)
+        for row in rows:
             session = object_session(row)
             if session is not None:
+                # dirty, so that the Session has something to flush, and held strongly
                 attributes.flag_dirty(row)
                 _armed.setdefault(session, {})[id(value)] = (row, value)
         session = self._session() if self._session else None
-        if not alive and session is not None and session.in_transaction():
+        if not rows and session is not None and session.in_transaction():
             _armed.setdefault(session, {})[id(value)] = (None, value)
 
     def check_edit(self, value: DataStore) -> None:
@@ -284,7 +290,7 @@ class RowLink:
         """
         session = self._session() if self._session else None
         goes_on = session is not None and session.in_transaction()
-        if self.is_dead and goes_on and not _has_row(value):
+        if self.is_dead and goes_on and not _rows(value):
             raise StaleValueError(_GONE.format(url=value.url))
 
 
@@ -294,8 +300,10 @@ _GONE = (
 )
 
 
-def _has_row(value: DataStore) -> bool:
-    return any(state.obj() is not None for state in list(value._parents))
+def _rows(value: DataStore) -> list[Any]:
+    """Return the rows that a value is an attribute of."""
+    rows = [state.obj() for state in list(value._parents)]
+    return [row for row in rows if row is not None]
 
 
 def _store_attributes(mapper: Mapper[Any]) -> tuple[str, ...]:
@@ -322,12 +330,21 @@ def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
     if _store_attributes(mapper):
         event.listen(class_, "load", _loaded, raw=True)
         event.listen(class_, "refresh", _loaded, raw=True)
+        event.listen(class_, "refresh_flush", _defaulted, raw=True)
 
 
 def _loaded(state: InstanceState[Any], _context: Any, *_: Any) -> None:
     for key, value in _values(state):
         if value._row is None:
             value._row = RowLink(state, key)
+
+
+def _defaulted(state: InstanceState[Any], _context: Any, names: Iterable[str] | None) -> None:
+    """Have a value that a column's default made read back: rows may not share it."""
+    keys = set(_store_attributes(state.mapper)).intersection(names or ())
+    session = state.session
+    if keys and session is not None:
+        _to_expire.setdefault(session, []).append((state.obj(), keys))
 
 
 def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
@@ -337,7 +354,9 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
     transaction_of(connection).flushing = object_session(target)
     state: InstanceState[Any] = attributes.instance_state(target)
     for key, value in list(_values(state)):
-        if value._row is None or (value._row.is_dead and not value._row.is_for(state, key)):
+        if value._owner is not None:
+            _replace(state, key, value)
+        elif value._row is None or (value._row.is_dead and not value._row.is_for(state, key)):
             value._row = RowLink(state, key)
         elif not value._row.is_for(state, key) and _is_assigned(state, key):
             _replace(state, key, value)
@@ -378,18 +397,52 @@ def _after_flush(session: Session, _context: Any) -> None:
         transaction.flushing = None
         pending, transaction.pending = transaction.pending, []
         _carry_out(transaction, pending)
+        for value in (reserved.value for effects in pending for reserved in effects.reserved):
+            # what its user still holds can be edited before COMMIT
+            for row in _rows(value) if value._handed_out else ():
+                _armed.setdefault(session, {})[id(value)] = (row, value)
+
+
+def _after_flush_postexec(session: Session, _context: Any) -> None:
+    for row, keys in _to_expire.pop(session, ()):
+        if row in session:
+            session.expire(row, keys)
 
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
+    _to_expire.pop(session, None)
     for transaction in endings.flushed_by(session):
         transaction.flushing = None
 
 
 def _scan(session: Session) -> None:
     """Look again at what was handed out; edits make their rows dirty."""
-    for row, value in list(_armed.get(session, {}).values()):
-        if value._scan() and row is None and not _has_row(value):
+    for row, value in _looked_after(session):
+        if value._scan() and row is None and not _rows(value):
             raise StaleValueError(_GONE.format(url=value.url))
+
+
+def _looked_after(session: Session) -> list[tuple[Any, DataStore]]:
+    watched = [(row(), value()) for row, value in _watched.get(session, ())]
+    alive = [(row, value) for row, value in watched if row is not None and value is not None]
+    return [*_armed.get(session, {}).values(), *alive]
+
+
+def _keep_watching(session: Session) -> None:
+    """Let go of rows when their transaction ends; values that stay theirs are watched on."""
+    kept = [
+        (weakref.ref(row), weakref.ref(value))
+        for row, value in {id(v): (r, v) for r, v in _looked_after(session)}.values()
+        if row is not None and row in session and any(held is value for _, held in _values_of(row))
+    ]
+    _armed.pop(session, None)
+    _watched.pop(session, None)
+    if kept:
+        _watched[session] = kept
+
+
+def _values_of(row: Any) -> Iterator[tuple[str, DataStore]]:
+    return _values(attributes.instance_state(row))
 
 
 def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
@@ -407,7 +460,7 @@ def _check_edits(raw: Any) -> None:
         StaleValueError: an entry was changed in place after the last flush.
     """
     for session in list(_sessions.get(id(raw), ())):
-        for _, value in list(_armed.get(session, {}).values()):
+        for _, value in _looked_after(session):
             if value._scan():
                 raise StaleValueError(
                     f"an entry of {value.url!r} was changed in place after its row was flushed; "
@@ -418,7 +471,7 @@ def _check_edits(raw: Any) -> None:
 
 def _after_transaction_end(session: Session, transaction: Any) -> None:
     if transaction.parent is None:
-        _armed.pop(session, None)
+        _keep_watching(session)
         for raw in _raws.pop(session, ()):
             sessions = _sessions.get(raw)
             if sessions is not None:
@@ -428,16 +481,15 @@ def _after_transaction_end(session: Session, transaction: Any) -> None:
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
-    """Expire values after a bulk UPDATE: rows in the session must not share one by reference."""
-    if not (state.is_update or state.is_insert) or state.bind_mapper is None:
-        return None
-    keys = _store_attributes(state.bind_mapper)
-    if not keys or not state.is_update:
+    """Expire values after a bulk UPDATE or upsert: the rows in the Session hold the old ones."""
+    mapper = state.bind_mapper
+    upserts = getattr(state.statement, "_post_values_clause", None) is not None
+    if mapper is None or not (state.is_update or upserts) or not _store_attributes(mapper):
         return None
     result = state.invoke_statement()
     for row in list(state.session.identity_map.values()):
-        if isinstance(row, state.bind_mapper.class_):
-            state.session.expire(row, keys)
+        if isinstance(row, mapper.class_):
+            state.session.expire(row, _store_attributes(mapper))
     return result
 
 
@@ -457,12 +509,14 @@ def install(_type: type) -> None:
     event.listen(Session, "after_begin", _after_begin)
     event.listen(Session, "before_flush", _before_flush)
     event.listen(Session, "after_flush", _after_flush)
+    event.listen(Session, "after_flush_postexec", _after_flush_postexec)
     event.listen(Session, "before_commit", _before_commit)
     event.listen(Session, "after_soft_rollback", _after_soft_rollback)
     event.listen(Session, "after_transaction_end", _after_transaction_end)
     event.listen(Session, "do_orm_execute", _do_orm_execute)
     DataStore.associate_with(_type)
     endings.commit_checks.append(_check_edits)
+    datastore_io.refuse_owned = columns.refuse_owned_prefix
 
 
 def _begin(connection: Connection, *_: Any) -> None:

@@ -92,7 +92,8 @@ class Ledger:
 
     def make_durable(self) -> None:
         """Make what rows refer to durable; may fail. Called before COMMIT, by `prepare` as well."""
-        for storage, paths in _by_storage(name for name in self._written if name in self._complete):
+        live = self.live()
+        for storage, paths in _by_storage(name for name in self._written if name in live):
             storage.make_durable(paths)
 
     def on_rollback(self, undo: Undo) -> None:
@@ -174,7 +175,6 @@ class Ledger:
         live = self.live()
         candidates = self.candidates()
         listed = candidates - referenced(candidates) if candidates else set()
-        self._complete &= live
         self.make_durable()
         dropped = {name for kind, name in self._log if kind is _Kind.DROP}
         self._doomed = sorted(

@@ -54,13 +54,17 @@ def select_rows(
         .where(*criteria)
         .with_for_update(of=store.table)
     )
-    return [
+    rows = [
         Row(
             dict(zip(needs, found[: len(needs)], strict=True)),
             dict(zip(columns, found[len(needs) :], strict=True)),
         )
         for found in connection.execute(query)
     ]
+    if not store.table.primary_key:
+        return rows
+    # criteria that join another table can find a row several times
+    return list({row.key(store.table): row for row in rows}.values())
 
 
 def held_urls(connection: Connection, store: TableStore, urls: Sequence[str]) -> set[str]:

@@ -8,6 +8,7 @@ really did.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -210,8 +211,9 @@ class _Run:
         if self.dml._post_values_clause is not None or self.dml._prefixes:
             effects.upsert = Upsert.of(self)
         for values, reserved in rows:
+            token = str(uuid.uuid4())
             for column, reservation in reserved:
-                self._place(effects, column, reservation, column.folder.fresh(values))
+                self._place(effects, column, reservation, column.folder.fresh(values, token))
             if not (effects.upsert and effects.upsert.met(values)):
                 effects.folders.extend(self._owned(Row(values, {})))
         return effects
@@ -235,14 +237,20 @@ class _Run:
             for group in range(len(assignments.groups)):
                 raw = {c: assignments.lookup(c, group, given) for c in self.store.needs}
                 known = {c: v for c, v in raw.items() if v is not MISSING and not is_sql(v)}
-                yield (
-                    inherited_values(self.connection, self.store, known),
-                    [
-                        (column, take(bound, value))
-                        for column in self.store.columns
-                        if (value := assignments.value(column, group, given)) is not None
-                    ],
-                )
+                values = inherited_values(self.connection, self.store, known)
+                yield values, list(self._reserved(bound, group, given))
+
+    def _reserved(
+        self, bound: list[Reservation], group: int, given: Mapping[str, Any]
+    ) -> Iterator[tuple[StoreColumn, Reservation]]:
+        for column in self.store.columns:
+            value = self.assignments.value(column, group, given)
+            if value is not None:
+                reservation = take(bound, value)
+                if self.assignments.is_default(column.column, group):
+                    # a default may be one value for all rows, so none of them may have it
+                    reservation.value = value.copy()
+                yield column, reservation
 
     def _place(
         self,
@@ -269,7 +277,7 @@ class _Run:
 
     def update(self, columns: list[StoreColumn]) -> Effects:
         effects = Effects(self.store, expected_rows=0)
-        for index, rows in self.affected.by_parameters(columns):
+        for index, rows in self.affected.by_parameters(self.store.columns):
             # a value whose row was not found counts as one, so that `settle` asks about it
             effects.expected_rows += len(rows) or 1  # type: ignore[operator]
             bound = self.assignments.reservations(index)
@@ -320,7 +328,7 @@ class _Run:
         folder = self.folder(column, row)
         if folder is None:
             values = inherited_values(self.connection, self.store, row.values)
-            folder = column.folder.fresh(values)
+            folder = column.folder.fresh(values, str(uuid.uuid4()))
         self._place(effects, column, reservation, folder, own=own)
 
     def _revives(self, column: StoreColumn, reservation: Reservation, row: Row) -> bool:
@@ -365,9 +373,11 @@ class _Run:
 
     def folder(self, column: StoreColumn, row: Row) -> str | None:
         """Return the folder that a row's URL remembers, else what its attributes say."""
-        names = self.names(column, row.urls.get(column))
-        if names and "/" in names[0].path:
-            return names[0].path.rpartition("/")[0]
+        alike = [c for c in self.store.columns if c.shares_folder(column)]
+        for other in sorted(alike, key=lambda c: c is not column):
+            names = self.names(other, row.urls.get(other))
+            if names and "/" in names[0].path:
+                return names[0].path.rpartition("/")[0]
         return column.folder.render(inherited_values(self.connection, self.store, row.values))
 
     def _owned(self, row: Row) -> Iterator[Folder]:

@@ -9,6 +9,7 @@ follow from the first one, ``<hex>-<n>.zip``: the nested ones are ``<hex>-<n>.1.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from dataclasses import dataclass
@@ -21,8 +22,12 @@ __all__ = ["OBJECT_NAME", "ObjectURL", "check_path", "new_object_name", "quote_s
 SUFFIX = ".zip"
 OBJECT_NAME = re.compile(r"[0-9a-f]{32}(-(?P<n>[1-9][0-9]{0,6})(\.(?P<i>[1-9][0-9]{0,6}))?)?\.zip")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_HARMLESS = re.compile(r"[^/\\\0]*")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9_.~!$'()*+,;=:@-]|%[0-9A-F]{2})+")
 _MAX_URL = 1024
+_MAX_SEGMENT = 150
+_ESCAPED = re.compile(r"[~/\\\0]")
+_CUT = re.compile(r"[%~][0-9A-F]?$")
 
 
 def quote_segment(value: object) -> str:
@@ -32,13 +37,18 @@ def quote_segment(value: object) -> str:
         value: anything with a text form; a key's values are rendered one by one.
 
     Returns:
-        The text, percent-encoded (UTF-8), never empty, ``.`` or ``..``, without ``/``.
+        The text, percent-encoded (UTF-8). What a path could not hold even so, ``/``, a backslash,
+        NUL, an empty text and dots alone, is written ``~`` and two hexadecimal digits. Beyond 150
+        characters the end gives way to ``~~`` and the text's SHA-256.
     """
-    text = quote(str(value), safe="")
-    if text in ("", ".", ".."):
-        # "%" alone cannot come out of quote(), so these stay apart from every other text
-        return "%00" + text.replace(".", "%2E")
-    return text
+    text = _ESCAPED.sub(lambda found: f"~{ord(found[0]):02X}", str(value))
+    if not text.strip("."):
+        text = text.replace(".", "~2E") or "~"
+    quoted = quote(text, safe="~", errors="surrogatepass")
+    if len(quoted) > _MAX_SEGMENT:
+        digest = hashlib.sha256(quoted.encode()).hexdigest()
+        return f"{_CUT.sub('', quoted[: _MAX_SEGMENT - 66])}~~{digest}"
+    return quoted
 
 
 def check_path(path: str, *, url: str | None = None) -> str:
@@ -59,7 +69,7 @@ def check_path(path: str, *, url: str | None = None) -> str:
         if not _SEGMENT.fullmatch(segment):
             raise RefusedURLError(shown, f"segment {segment!r} is not a plain URL path segment")
         plain = unquote(segment)
-        if plain in (".", "..") or "/" in plain or "\\" in plain:
+        if plain in (".", "..") or not _HARMLESS.fullmatch(plain):
             raise RefusedURLError(shown, f"segment {segment!r} could leave the storage's base")
     return path
 

@@ -33,6 +33,16 @@ class Counter(Base):
     data: Mapped[DataStore | None] = mapped_column(DataStoreType())
 
 
+class Defaulted(Base):
+    """Its value comes from the column's default."""
+
+    __tablename__ = "defaulted"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(50))
+    data: Mapped[DataStore] = mapped_column(DataStoreType(), default=DataStore(items=[1]))
+    made: Mapped[DataStore] = mapped_column(DataStoreType(), default=lambda: DataStore(items=[]))
+
+
 class Keyed(Base):
     """Its key is chosen by the test."""
 

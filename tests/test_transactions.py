@@ -6,12 +6,13 @@ import uuid
 
 import numpy as np
 import pytest
-from models import Base, Counter, Experiment, Keyed, Project, Run
+from models import Base, Counter, Defaulted, Experiment, Keyed, Project, Run
 from sqlalchemy import String, delete, insert, select, type_coerce, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, make_transient
 
 from sqla_datastore import DataStore
+from sqla_datastore.urls import ObjectURL
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,8 @@ def exact(engine, stored):
                 for column in table.c:
                     if column.type.__class__.__name__ == "DataStoreType":
                         text = type_coerce(column, String())
-                        urls |= set(connection.scalars(select(text).where(column.is_not(None))))
+                        held = connection.scalars(select(text).where(column.is_not(None)))
+                        urls |= {str(f) for url in held for f in ObjectURL.parse(url).family()}
         files = {f"file:///{path}" for path in stored.files()}
         assert files == urls
         assert {f.rpartition("/")[0] for f in stored.files()} <= stored.folders()
@@ -360,6 +362,78 @@ def test_changing_the_key_keeps_the_object(engine, exact):
         session.commit()
         exact(1)
         assert session.get(Keyed, 5).data.n == 6
+
+
+def test_nested_values_are_a_family_of_objects(engine, exact):
+    with Session(engine) as session:
+        row = Keyed(id=1, data=DataStore(n=1, child=DataStore(m=2, deep=DataStore(k=[3]))))
+        session.add(row)
+        session.commit()
+        exact(3)
+        session.expire_all()
+        row.data.child.deep.k.append(4)
+        session.commit()
+        exact(3)
+        session.expire_all()
+        assert row.data.child.deep.k == [3, 4]
+        session.add(Keyed(id=2, data=row.data.child))
+        session.commit()
+        exact(5)
+        row.data = None
+        session.flush()
+        session.rollback()
+        exact(5)
+        assert row.data.child.m == 2
+        session.delete(row)
+        session.commit()
+        exact(2)
+        assert session.get(Keyed, 2).data.deep.k == [3, 4]
+
+
+def test_values_of_a_column_default_are_each_rows_own(engine, exact):
+    with Session(engine) as session:
+        rows = [Defaulted(), Defaulted()]
+        session.add_all(rows)
+        session.commit()
+        exact(4)
+        first, second = rows
+        assert len({v.url for row in rows for v in (row.data, row.made)}) == 4
+        first.data["items"].append(2)
+        first.made["items"].append(3)
+        session.commit()
+        exact(4)
+        session.expire_all()
+        assert (first.data["items"], second.data["items"]) == ([1, 2], [1])
+        assert (first.made["items"], second.made["items"]) == ([3], [])
+
+
+def test_a_default_is_saved_when_edited_before_the_commit(engine, exact):
+    with Session(engine) as session:
+        row = Defaulted()
+        session.add(row)
+        session.flush()
+        row.made["items"].append(1)
+        session.commit()
+        assert row.made["items"] == [1]
+    exact(2)
+
+
+def test_an_update_that_joins_another_table(engine, exact):
+    with Session(engine) as session:
+        session.add(Project(id=1))
+        session.add(Keyed(id=1, name="x", data=value(1)))
+        session.add_all([Counter(name="x1"), Counter(name="x2")])
+        session.flush()
+        session.execute(
+            update(Keyed)
+            .where(Keyed.id == 1, Counter.name.startswith(Keyed.name))
+            .values(data=value(5))
+            .execution_options(synchronize_session=False)
+        )
+        session.commit()
+        exact(1)
+        session.expire_all()
+        assert session.get(Keyed, 1).data.n == 5
 
 
 # -- savepoints and joined sessions --------------------------------------------------------------
