@@ -450,6 +450,16 @@ REFUSED = {
 }
 
 
+def test_a_frequency_that_does_not_fit_is_refused_when_it_is_stored():
+    new_york = pd.date_range("2024-03-09", periods=4, freq="D", tz="US/Eastern")
+    index = new_york.tz_convert("UTC")  # pandas 2.2 keeps the frequency over the change of clocks
+    if PANDAS_3:
+        assert_same(stored(index), index)
+    else:
+        with pytest.raises(UnsupportedTypeError, match=r"index\.freq = None"):
+            encode_value(index)
+
+
 @pytest.mark.parametrize(("value", "word"), REFUSED.values(), ids=REFUSED)
 def test_refusals_say_what_to_do(value, word):
     with pytest.raises(UnsupportedTypeError, match=word):

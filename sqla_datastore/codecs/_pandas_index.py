@@ -66,9 +66,10 @@ def _freq(index: Any, columns: ColumnWriter) -> Node:
         return {}
     try:
         freq = freq_text(index.freq)
-        type(index)(index.array, freq=index.freq)  # what reads it insists that it fits
+        # what reads it insists that it fits; a series' array has forgotten it
+        type(index)(pd.Series(index, copy=False).array, freq=index.freq)
     except ValueError as err:
-        raise columns.unsupported(f"its index: {err}; set index.freq = None") from err
+        raise columns.unsupported(f"an index: {err}; set index.freq = None") from err
     return {"freq": freq}
 
 
