@@ -257,9 +257,9 @@ class _Conversion:
         if old in columns:
             self._fill(types, convert)
             if not nullable:
-                self._alter(new, op.type_, nullable=False)
+                self._alter(new, nullable=False)
             self._drop(old, types)
-        self._alter(new, op.type_, name=old, nullable=nullable)
+        self._alter(new, name=old, nullable=nullable)
 
     def _fill(self, types: ColumnTypes, convert: Callable[[Any], Any]) -> None:
         op = self.op
@@ -282,7 +282,7 @@ class _Conversion:
         op = self.op
         if name in types:
             if not self.columns()[name]["nullable"]:
-                self._alter(name, types[name], nullable=True)
+                self._alter(name, nullable=True)
             column_types = {**op.column_types, **types}
             table = reflected_table(self.connection, op.table_name, column_types, schema=op.schema)
             held = table.c[name].is_not(None)
@@ -292,13 +292,12 @@ class _Conversion:
             batch.drop_column(name)
         self.commit()
 
-    def _alter(self, column: str, type_: Any, *, nullable: bool, name: str | None = None) -> None:
+    def _alter(self, column: str, *, nullable: bool, name: str | None = None) -> None:
         op = self.op
-        plain = String(type_.impl.length) if _is_datastore(type_) else type_
         with self.operations.batch_alter_table(op.table_name, schema=op.schema) as batch:
             batch.alter_column(
                 column,
-                existing_type=plain,
+                existing_type=self.columns()[column]["type"],
                 nullable=nullable,
                 new_column_name=name,
             )
@@ -325,9 +324,3 @@ class _Conversion:
                     f"SQLite changes table {op.table_name!r} by dropping it, which with PRAGMA "
                     f"foreign_keys=ON reaches the rows of {other!r}; migrate with it OFF"
                 )
-
-
-def _is_datastore(type_: Any) -> bool:
-    from sqla_datastore.types import DataStoreType
-
-    return isinstance(type_, DataStoreType)

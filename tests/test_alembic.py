@@ -33,6 +33,7 @@ from sqlalchemy.orm import Session
 from sqla_datastore import ConfigurationError, DataStoreType, UnsupportedTypeError
 from sqla_datastore.alembic import render_item
 from sqla_datastore.conversion import convert_column, reflected_table
+from sqla_datastore.operations import _Conversion
 
 ROOT = Path(__file__).parents[1]
 IS_PLUGIN = tuple(map(int, alembic.__version__.split(".")[:2])) >= (1, 18)
@@ -473,27 +474,48 @@ def test_a_failure_in_the_middle_loses_nothing_and_is_resumed(engine, storage):
 
 
 @pytest.mark.parametrize("nullable", [True, False])
-def test_a_failure_before_the_last_rename_is_resumed(nullable, engine, storage):
+@pytest.mark.parametrize("direction", ["to", "from"])
+def test_a_failure_before_the_last_rename_is_resumed(
+    direction, nullable, engine, storage, monkeypatch
+):
     create_samples(engine, nullable=nullable)
-    migrate(engine, lambda op: op.convert_to_datastore("samples", "data", loads=pickle.loads))
-    before = storage.files()
 
-    def rename(op):
-        with op.batch_alter_table("samples") as batch:
-            batch.alter_column(
-                "data",
-                new_column_name="data_converted",
-                existing_type=sa.String(1024),
-                existing_nullable=nullable,
-            )
+    def up(op):
+        op.convert_to_datastore("samples", "data", loads=pickle.loads)
 
-    migrate(engine, rename)
-    migrate(engine, lambda op: op.convert_to_datastore("samples", "data", loads=pickle.loads))
-    assert stored_rows(engine)[0] == EXPECTED
-    assert storage.files() == before
+    def down(op):
+        op.convert_from_datastore("samples", "data", dumps=pickle.dumps, type_=BYTES)
+
+    change = up
+    if direction == "from":
+        migrate(engine, up)
+        change = down
+    alter = _Conversion._alter
+
+    def failing(self, column, *, nullable, name=None):
+        if name is not None:
+            raise ConnectionError("the server went away")
+        alter(self, column, nullable=nullable)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Conversion, "_alter", failing)
+        with pytest.raises(ConnectionError, match="went away"):
+            migrate(engine, change)
+    name = "data" if rolls_ddl_back(engine) else "data_converted"
+    assert column_names(engine) == {"plate", "well", name}
+
+    migrate(engine, change)
     with engine.connect() as connection:
-        columns = sa.inspect(connection).get_columns("samples")
-    assert {c["name"]: c["nullable"] for c in columns}["data"] is nullable
+        table = sa.Table("samples", sa.MetaData(), autoload_with=connection)
+        rows = connection.execute(sa.select(table)).mappings().all()
+    assert table.c.data.nullable is nullable
+    if direction == "to":
+        values, urls = stored_rows(engine)
+        assert values == EXPECTED
+        assert storage.files() == paths(urls)
+    else:
+        assert {(r["plate"], r["well"]): pickle.loads(r["data"])["i"] for r in rows} == EXPECTED
+        assert storage.files() == storage.folders() == set()
 
 
 def test_converting_again_changes_nothing(engine, storage):
@@ -546,6 +568,41 @@ def test_a_failure_on_the_way_back_removes_no_object(engine, storage):
     assert {(r["plate"], r["well"]): pickle.loads(r["data"])["i"] for r in rows} == EXPECTED
 
 
+def test_the_way_back_takes_a_pickle_type(engine, storage):
+    table = create_samples(engine)
+    table.c.data.type = sa.PickleType()
+
+    def down(op):
+        op.convert_from_datastore(
+            "samples", "data", dumps=pickle.dumps, type_=sa.PickleType(), nullable=True
+        )
+
+    migrate(engine, lambda op: op.convert_to_datastore("samples", "data", loads=pickle.loads))
+    migrate(engine, down)
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(table)).all()
+    assert {(row.plate, row.well): row.data["i"] for row in rows} == EXPECTED
+    assert storage.files() == set()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_objects_follow_the_transaction_that_the_caller_began(url, storage):
+    engine = make_engine(url)
+    create_samples(engine)
+    with engine.connect() as connection:
+        transaction = connection.begin()
+        op = Operations(MigrationContext.configure(connection))
+        op.convert_to_datastore("samples", "data", loads=pickle.loads)
+        assert len(storage.files()) == 7
+        transaction.rollback()
+    assert storage.files() == storage.folders() == set()
+    with engine.connect() as connection:
+        table = sa.Table("samples", sa.MetaData(), autoload_with=connection)
+        rows = connection.execute(sa.select(table)).mappings().all()
+    assert {(r["plate"], r["well"]): pickle.loads(r["data"])["i"] for r in rows} == EXPECTED
+    engine.dispose()
+
+
 def test_what_is_no_mapping_is_refused_with_its_row(engine, storage):
     create_samples(engine, count=1)
     with pytest.raises(UnsupportedTypeError, match="DataStore\\(data=") as info:
@@ -554,16 +611,22 @@ def test_what_is_no_mapping_is_refused_with_its_row(engine, storage):
     assert storage.files() == storage.folders() == set()
 
 
-def test_a_row_without_a_value_holds_null(engine, storage):
-    create_samples(engine, count=3)
+def test_a_row_without_a_value_holds_null_and_is_looked_at_once(engine, storage):
+    create_samples(engine, count=5)
+    seen = []
 
     def loads(raw):
         value = pickle.loads(raw)
-        return value if value["i"] != 1 else None
+        assert value["i"] not in seen
+        seen.append(value["i"])
+        return value if value["i"] not in (1, 2) else None
 
-    migrate(engine, lambda op: op.convert_to_datastore("samples", "data", loads=loads))
+    migrate(
+        engine,
+        lambda op: op.convert_to_datastore("samples", "data", loads=loads, batch_size=1),
+    )
     values, urls = stored_rows(engine)
-    assert values == {("a", 0): 0, ("a", 2): 2}
+    assert values == {("a", 0): 0, ("b", 3): 3, ("a", 4): 4}
     assert storage.files() == paths(urls)
 
 
