@@ -441,6 +441,54 @@ def test_a_dict_in_a_core_statement_is_taken_or_refused(engine, exact):
     exact(taken)
 
 
+# -- RETURNING -----------------------------------------------------------------------------------
+
+
+def _insert_returning(session):
+    return insert(Keyed).returning(Keyed.id).values(id=10, data=value(10))
+
+
+def _insert_returning_many(session):
+    session.add_all([Counter(data=value(n)) for n in range(3)])
+    return select(Counter.id)
+
+
+def _delete_returning(session):
+    return delete(Keyed).where(Keyed.id < 2).returning(Keyed.id)
+
+
+def _update_returning(session):
+    return update(Keyed).where(Keyed.id == 1).values(data=value(20)).returning(Keyed.id)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize(
+    ("statement", "count"),
+    [
+        (_insert_returning, 4),
+        (_insert_returning_many, 6),
+        (_delete_returning, 1),
+        (_update_returning, 3),
+    ],
+    ids=["insert", "insert_many", "delete", "update"],
+)
+def test_a_statement_that_returns_rows_follows_its_transaction(
+    engine, stored, exact, rows, statement, count, end
+):
+    """The first statement of its transaction: drivers learn from others that one is open."""
+    if statement is _update_returning and not engine.dialect.update_returning:
+        pytest.skip("the database cannot return updated rows")
+    before, files = rows
+    with Session(engine) as session:
+        assert session.execute(statement(session)).all()
+        assert files <= stored.files(), "removed before COMMIT"
+        getattr(session, end)()
+    if end == "rollback":
+        assert dump(engine) == before
+        assert stored.files() == files
+    exact(count if end == "commit" else 3)
+
+
 # -- P6: reads don't write -----------------------------------------------------------------------
 
 
