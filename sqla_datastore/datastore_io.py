@@ -324,7 +324,11 @@ def _folder(prefix: str) -> str:
     if not isinstance(prefix, str):
         raise RefusedURLError(repr(prefix), "a prefix is a str")
     segments = prefix.removesuffix("/").split("/")
-    if not prefix.isprintable() or any(segment in ("", ".", "..") for segment in segments):
+    if (
+        not prefix.isprintable()
+        or "\\" in prefix
+        or any(segment in ("", ".", "..") for segment in segments)
+    ):
         raise RefusedURLError(prefix, "a prefix is plain text like 'models/run 1'")
     path = check_path("/".join(map(quote_segment, segments)), url=prefix)
     refuse_owned(path)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sqlalchemy import Column, event
+from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExecutionContext
 from sqlalchemy.orm import (
     InstanceState,
@@ -31,12 +31,12 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
-from sqla_datastore import columns, datastore_io, endings
+from sqla_datastore import columns, datastore_io, edits, endings
 from sqla_datastore.assignments import Reservation
 from sqla_datastore.datastore import DataStore
 from sqla_datastore.drivers import TransactionState
+from sqla_datastore.edits import RowLink, store_attributes, values_of
 from sqla_datastore.endings import Transaction, transaction_of
-from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.ledger import Name
 from sqla_datastore.statements import Effects, Folder, binds_values, effects_of, names_of
 
@@ -56,12 +56,6 @@ _IMPLICIT_COMMIT = re.compile(
     re.IGNORECASE,
 )
 
-# values with entries that were handed out: with their rows, held until the transaction ends, and
-# those that outlive it while somebody else holds them
-_armed: weakref.WeakKeyDictionary[Session, dict[int, tuple[Any, DataStore]]] = (
-    weakref.WeakKeyDictionary()
-)
-_watched: weakref.WeakKeyDictionary[Session, list[tuple[Any, Any]]] = weakref.WeakKeyDictionary()
 _to_expire: weakref.WeakKeyDictionary[Session, list[tuple[Any, set[str]]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -69,7 +63,6 @@ _to_expire: weakref.WeakKeyDictionary[Session, list[tuple[Any, set[str]]]] = (
 # looked up by key, since other threads change it meanwhile
 _sessions: dict[int, weakref.WeakSet[Session]] = {}
 _raws: weakref.WeakKeyDictionary[Session, set[int]] = weakref.WeakKeyDictionary()
-_attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 # -- statements ----------------------------------------------------------------------------------
@@ -243,105 +236,27 @@ def _write_object(storage: Any, path: str, content: Any) -> None:
 # -- sessions and mappers ------------------------------------------------------------------------
 
 
-class RowLink:
-    """Ties a value to the row that it was stored for or loaded from.
-
-    Args:
-        state: the row's state.
-        key: the attribute.
-    """
-
-    __slots__ = ("_key", "_row", "_session")
-
-    def __init__(self, state: InstanceState[Any], key: str) -> None:
-        self._key = key
-        self._row = weakref.ref(state)
-        session = state.session
-        self._session = None if session is None else weakref.ref(session)
-
-    def is_for(self, state: InstanceState[Any], key: str) -> bool:
-        """Whether this is the attribute of that row."""
-        return self._row() is state and self._key == key
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether the row's instance is gone."""
-        state = self._row()
-        return state is None or state.obj() is None
-
-    def arm(self, value: DataStore) -> None:
-        """Have an entry looked at again before COMMIT: it was handed out and can be edited."""
-        rows = _rows(value)
-        for row in rows:
-            session = object_session(row)
-            if session is not None:
-                # dirty, so that the Session has something to flush, and held strongly
-                attributes.flag_dirty(row)
-                _armed.setdefault(session, {})[id(value)] = (row, value)
-        session = self._session() if self._session else None
-        if not rows and session is not None and session.in_transaction():
-            _armed.setdefault(session, {})[id(value)] = (None, value)
-
-    def check_edit(self, value: DataStore) -> None:
-        """Refuse an edit that no row could save.
-
-        Raises:
-            StaleValueError: the row's instance was garbage collected while its session goes on.
-        """
-        session = self._session() if self._session else None
-        goes_on = session is not None and session.in_transaction()
-        if self.is_dead and goes_on and not _rows(value):
-            raise StaleValueError(_GONE.format(url=value.url))
-
-
-_GONE = (
-    "the row that holds {url!r} is not referenced any more, so an edit of its value would be lost; "
-    "keep the row in a variable while you edit its value, or edit a value.copy()"
-)
-
-
-def _rows(value: DataStore) -> list[Any]:
-    """Return the rows that a value is an attribute of."""
-    rows = [state.obj() for state in list(value._parents)]
-    return [row for row in rows if row is not None]
-
-
-def _store_attributes(mapper: Mapper[Any]) -> tuple[str, ...]:
-    known = _attributes.get(mapper)
-    if known is None:
-        known = _attributes[mapper] = tuple(
-            prop.key
-            for prop in mapper.column_attrs
-            if isinstance(prop.columns[0], Column) and columns.is_store(prop.columns[0])
-        )
-    return known
-
-
-def _values(state: InstanceState[Any]) -> Iterator[tuple[str, DataStore]]:
-    """Yield a row's loaded values, by attribute."""
-    row = state.dict
-    for key in _store_attributes(state.mapper):
-        value = row.get(key)
-        if isinstance(value, DataStore):
-            yield key, value
-
-
 def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
-    if _store_attributes(mapper):
+    if store_attributes(mapper):
         event.listen(class_, "load", _loaded, raw=True)
         event.listen(class_, "refresh", _loaded, raw=True)
+        event.listen(class_, "expire", _expired, raw=True)
         event.listen(class_, "refresh_flush", _defaulted, raw=True)
 
 
+def _expired(state: InstanceState[Any], _names: Any) -> None:
+    edits.discard(state)
+
+
 def _loaded(state: InstanceState[Any], _context: Any, *_: Any) -> None:
-    for key, value in _values(state):
+    for key, value in values_of(state):
         if value._row is None:
             value._row = RowLink(state, key)
 
 
 def _defaulted(state: InstanceState[Any], _context: Any, names: Iterable[str] | None) -> None:
     """Have a value that a column's default made read back: rows may not share it."""
-    keys = set(_store_attributes(state.mapper)).intersection(names or ())
+    keys = set(store_attributes(state.mapper)).intersection(names or ())
     session = state.session
     if keys and session is not None:
         _to_expire.setdefault(session, []).append((state.obj(), keys))
@@ -349,11 +264,11 @@ def _defaulted(state: InstanceState[Any], _context: Any, names: Iterable[str] | 
 
 def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
     """Make each value the row's own. Called before the INSERT or UPDATE of a flush."""
-    if not _store_attributes(mapper):
+    if not store_attributes(mapper):
         return
     transaction_of(connection).flushing = object_session(target)
     state: InstanceState[Any] = attributes.instance_state(target)
-    for key, value in list(_values(state)):
+    for key, value in list(values_of(state)):
         if value._owner is not None:
             _replace(state, key, value)
         elif value._row is None or (value._row.is_dead and not value._row.is_for(state, key)):
@@ -363,7 +278,7 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
 
 
 def _before_delete(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
-    if _store_attributes(mapper):
+    if store_attributes(mapper):
         transaction_of(connection).flushing = object_session(target)
 
 
@@ -392,15 +307,21 @@ def _after_begin(session: Session, _transaction: Any, connection: Connection) ->
     _raws.setdefault(session, set()).add(raw)
 
 
+def _attached(_session: Session, row: Any) -> None:
+    edits.relink(attributes.instance_state(row))
+
+
 def _after_flush(session: Session, _context: Any) -> None:
     for transaction in endings.flushed_by(session):
         transaction.flushing = None
         pending, transaction.pending = transaction.pending, []
         _carry_out(transaction, pending)
         for value in (reserved.value for effects in pending for reserved in effects.reserved):
-            # what its user still holds can be edited before COMMIT
-            for row in _rows(value) if value._handed_out else ():
-                _armed.setdefault(session, {})[id(value)] = (row, value)
+            if isinstance(value._row, RowLink):
+                value._row.identify()
+                # what its user still holds can be edited before COMMIT
+                for state in list(value._parents) if value._handed_out else ():
+                    edits.arm(session, state.obj(), value)
 
 
 def _after_flush_postexec(session: Session, _context: Any) -> None:
@@ -415,42 +336,12 @@ def _after_soft_rollback(session: Session, _transaction: Any) -> None:
         transaction.flushing = None
 
 
-def _scan(session: Session) -> None:
-    """Look again at what was handed out; edits make their rows dirty."""
-    for row, value in _looked_after(session):
-        if value._scan() and row is None and not _rows(value):
-            raise StaleValueError(_GONE.format(url=value.url))
-
-
-def _looked_after(session: Session) -> list[tuple[Any, DataStore]]:
-    watched = [(row(), value()) for row, value in _watched.get(session, ())]
-    alive = [(row, value) for row, value in watched if row is not None and value is not None]
-    return [*_armed.get(session, {}).values(), *alive]
-
-
-def _keep_watching(session: Session) -> None:
-    """Let go of rows when their transaction ends; values that stay theirs are watched on."""
-    kept = [
-        (weakref.ref(row), weakref.ref(value))
-        for row, value in {id(v): (r, v) for r, v in _looked_after(session)}.values()
-        if row is not None and row in session and any(held is value for _, held in _values_of(row))
-    ]
-    _armed.pop(session, None)
-    _watched.pop(session, None)
-    if kept:
-        _watched[session] = kept
-
-
-def _values_of(row: Any) -> Iterator[tuple[str, DataStore]]:
-    return _values(attributes.instance_state(row))
-
-
 def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
-    _scan(session)
+    edits.scan(session)
 
 
 def _before_commit(session: Session) -> None:
-    _scan(session)
+    edits.scan(session)
 
 
 def _check_edits(raw: Any) -> None:
@@ -460,18 +351,12 @@ def _check_edits(raw: Any) -> None:
         StaleValueError: an entry was changed in place after the last flush.
     """
     for session in list(_sessions.get(id(raw), ())):
-        for _, value in _looked_after(session):
-            if value._scan():
-                raise StaleValueError(
-                    f"an entry of {value.url!r} was changed in place after its row was flushed; "
-                    "commit the Session, or flush it after the change, before the connection is "
-                    "committed"
-                )
+        edits.check_unsaved(session)
 
 
 def _after_transaction_end(session: Session, transaction: Any) -> None:
     if transaction.parent is None:
-        _keep_watching(session)
+        edits.end_transaction(session)
         for raw in _raws.pop(session, ()):
             sessions = _sessions.get(raw)
             if sessions is not None:
@@ -484,12 +369,12 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     """Expire values after a bulk UPDATE or upsert: the rows in the Session hold the old ones."""
     mapper = state.bind_mapper
     upserts = getattr(state.statement, "_post_values_clause", None) is not None
-    if mapper is None or not (state.is_update or upserts) or not _store_attributes(mapper):
+    if mapper is None or not (state.is_update or upserts) or not store_attributes(mapper):
         return None
     result = state.invoke_statement()
     for row in list(state.session.identity_map.values()):
         if isinstance(row, mapper.class_):
-            state.session.expire(row, _store_attributes(mapper))
+            state.session.expire(row, store_attributes(mapper))
     return result
 
 
@@ -507,6 +392,7 @@ def install(_type: type) -> None:
     event.listen(Mapper, "before_update", _before_row)
     event.listen(Mapper, "before_delete", _before_delete)
     event.listen(Session, "after_begin", _after_begin)
+    event.listen(Session, "detached_to_persistent", _attached)
     event.listen(Session, "before_flush", _before_flush)
     event.listen(Session, "after_flush", _after_flush)
     event.listen(Session, "after_flush_postexec", _after_flush_postexec)

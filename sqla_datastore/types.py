@@ -85,7 +85,8 @@ class DataStoreType(TypeDecorator[DataStore]):
     @override
     def compare_values(self, x: Any, y: Any) -> bool:
         if isinstance(x, DataStore) and isinstance(y, DataStore):
-            return x._same_as(y)
+            # a merged copy may have been edited in place while it was detached
+            return not (x is not y and (x._scan() or y._scan())) and x._same_as(y)
         return x is y
 
     class Comparator(TypeDecorator.Comparator[Any]):

@@ -287,6 +287,13 @@ def test_an_edit_of_a_fetched_row_is_saved_by_commit(engine, exact, saved, edit)
     exact(1)
 
 
+def _plain(found):
+    """Load everything, nested values too: their objects go when the row gets another one."""
+    if isinstance(found, (dict, DataStore)):
+        return {name: _plain(inner) for name, inner in found.items()}
+    return [_plain(inner) for inner in found] if isinstance(found, list) else found
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -300,11 +307,11 @@ def test_an_edit_of_a_fetched_row_is_saved_by_commit(engine, exact, saved, edit)
 )
 @on_sqlite
 def test_an_edit_in_one_expression_is_saved_by_commit(engine, exact, saved, edit):
-    before = reload(engine)
+    before = pickle.dumps(_plain(reload(engine)))
     with Session(engine) as session:
         edit(session)
         session.commit()
-    assert DataStore(reload(engine)) != DataStore(before)
+    assert pickle.dumps(_plain(reload(engine))) != before
     exact(1)
 
 

@@ -1,0 +1,256 @@
+"""Edits in place: what was handed out is looked at again before a flush and before COMMIT.
+
+A Session sees an assignment to an attribute; it does not see ``row.data.items.append(1)``. So a
+value that hands out something editable, or is edited itself, is noted here with its row, which is
+held until the transaction ends. A row that was garbage collected before its value was edited, as in
+``session.get(Experiment, key).data.items.append(1)``, is fetched again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Column
+from sqlalchemy.orm import InstanceState, Mapper, Session, attributes, object_session
+
+from sqla_datastore.columns import is_store
+from sqla_datastore.datastore import DataStore
+from sqla_datastore.exceptions import StaleValueError
+
+__all__ = [
+    "RowLink",
+    "arm",
+    "check_unsaved",
+    "discard",
+    "end_transaction",
+    "relink",
+    "scan",
+    "store_attributes",
+    "values_of",
+]
+
+_GONE = (
+    "the value of {url!r} was edited, but the row that it was loaded for is gone or holds another "
+    "value now; edit the value of a row that is in the Session, or a value.copy()"
+)
+_LATE = (
+    "the value of {url!r} was edited after its row was flushed; commit the Session, or flush it "
+    "after the edit, before its connection is committed"
+)
+
+_attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
+# with their rows (None for one that is gone), held until the transaction ends
+_armed: weakref.WeakKeyDictionary[Session, dict[int, tuple[Any, DataStore]]] = (
+    weakref.WeakKeyDictionary()
+)
+# those that outlive their transaction, while somebody else holds them
+_watched: weakref.WeakKeyDictionary[Session, list[tuple[Any, weakref.ref[DataStore]]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class RowLink:
+    """Ties a value to the row that it was stored for or loaded from.
+
+    Args:
+        state: the row's state.
+        key: the attribute.
+    """
+
+    __slots__ = ("_identities", "_identity", "_key", "_row", "_session")
+
+    def __init__(self, state: InstanceState[Any], key: str) -> None:
+        self._key = key
+        self._row = weakref.ref(state)
+        self._identity = state.key
+        session = state.session
+        self._session = None if session is None else weakref.ref(session)
+        # a Session that is closed gets another one, which tells that this row was detached
+        self._identities = None if session is None else session.identity_map
+
+    def is_for(self, state: InstanceState[Any], key: str) -> bool:
+        """Whether this is the attribute of that row."""
+        return self._row() is state and self._key == key
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the row's instance is gone."""
+        state = self._row()
+        return state is None or state.obj() is None
+
+    @property
+    def session(self) -> Session | None:
+        """The Session that the row is, or was when it went away, attached to."""
+        session = self._session() if self._session else None
+        if session is None or session.identity_map is not self._identities:
+            return None
+        return session
+
+    def identify(self) -> None:
+        """Note the key of a row that was just inserted."""
+        state = self._row()
+        row = state.obj() if state is not None else None
+        if state is not None and row is not None:
+            self._identity = state.mapper.identity_key_from_instance(row)
+
+    def arm(self, value: DataStore) -> None:
+        """Have a value looked at again before COMMIT: something editable was handed out."""
+        for row in _rows(value):
+            session = object_session(row)
+            if session is not None:
+                # dirty, so that the Session has something to flush
+                attributes.flag_dirty(row)
+        self.check_edit(value)
+
+    def check_edit(self, value: DataStore) -> None:
+        """Have a value looked at before COMMIT: it is about to be edited."""
+        for row in _rows(value):
+            arm(object_session(row), row, value)
+        if self.is_dead and not _rows(value):
+            arm(self.session, None, value)
+
+    def fetch_row(self, session: Session, value: DataStore) -> None:
+        """Make an edited value the row's again, whose instance was garbage collected.
+
+        Raises:
+            StaleValueError: the row is gone, or holds another value.
+        """
+        with session.no_autoflush:
+            row = self._identity and session.get(
+                self._identity[0], self._identity[1], identity_token=self._identity[2]
+            )
+            held = getattr(row, self._key, None)
+        if held is None or held.url != value.url or held._changed:
+            raise StaleValueError(_GONE.format(url=value.url))
+        setattr(row, self._key, value)
+
+
+def _rows(value: DataStore) -> list[Any]:
+    """Return the rows that a value is an attribute of."""
+    rows = [state.obj() for state in list(value._parents)]
+    return [row for row in rows if row is not None]
+
+
+def store_attributes(mapper: Mapper[Any]) -> tuple[str, ...]:
+    """Return the names of a mapper's attributes that hold values."""
+    known = _attributes.get(mapper)
+    if known is None:
+        known = _attributes[mapper] = tuple(
+            prop.key
+            for prop in mapper.column_attrs
+            if isinstance(prop.columns[0], Column) and is_store(prop.columns[0])
+        )
+    return known
+
+
+def values_of(state: InstanceState[Any]) -> Iterator[tuple[str, DataStore]]:
+    """Yield a row's loaded values, by attribute."""
+    row = state.dict
+    for key in store_attributes(state.mapper):
+        value = row.get(key)
+        if isinstance(value, DataStore):
+            yield key, value
+
+
+def arm(session: Session | None, row: Any, value: DataStore) -> None:
+    """Look after a value until the Session's transaction ends.
+
+    Args:
+        session: the Session; nothing is done without one.
+        row: the row to hold on to, or None if its instance is gone.
+        value: the value.
+    """
+    if session is not None:
+        _armed.setdefault(session, {})[id(value)] = (row, value)
+
+
+def relink(state: InstanceState[Any]) -> None:
+    """Tie a row's values to it anew, and look after them. Called when it is attached again."""
+    for key, value in values_of(state):
+        value._row = RowLink(state, key)
+        if value._handed_out or value._changed:
+            arm(state.session, state.obj(), value)
+
+
+def scan(session: Session) -> None:
+    """Look again at what was handed out; edits make their rows dirty.
+
+    Raises:
+        StaleValueError: an edit that no row could save.
+    """
+    for row, value in _looked_after(session):
+        edited = value._scan() or value._changed
+        link = value._row
+        if edited and row is None and not _rows(value) and isinstance(link, RowLink):
+            link.fetch_row(session, value)
+
+
+def check_unsaved(session: Session) -> None:
+    """Refuse a COMMIT that would leave edits behind: one that no Session's commit came before.
+
+    Raises:
+        StaleValueError: a value was edited after the last flush.
+    """
+    for _, value in _looked_after(session):
+        if value._scan() or value._changed:
+            raise StaleValueError(_LATE.format(url=value.url))
+
+
+def discard(state: InstanceState[Any]) -> None:
+    """Forget edits of values that a row's expiry or a rollback has discarded, as meant.
+
+    What was not edited by then is looked after still: an edit that comes later is refused.
+    """
+    armed = _armed.get(state.session, {}) if state.session is not None else {}
+    for row, value in list(armed.values()):
+        gone = row is not None and row is state.obj() and not _is_current(row, value)
+        if gone and _is_edited(value):
+            del armed[id(value)]
+
+
+def _is_edited(value: DataStore) -> bool:
+    try:
+        return value._changed or value._scan()
+    except StaleValueError:
+        # edited, and told so to a row that does not have it any more
+        return True
+
+
+def end_transaction(session: Session) -> None:
+    """Let go of rows; values that stay theirs are watched on. Called when a transaction ends."""
+    kept = [
+        (None if row is None else weakref.ref(row), weakref.ref(value))
+        for row, value in _looked_after(session)
+        if row is None or _is_current(row, value)
+    ]
+    _armed.pop(session, None)
+    _watched.pop(session, None)
+    if kept:
+        _watched[session] = kept
+
+
+def _looked_after(session: Session) -> list[tuple[Any, DataStore]]:
+    """Return the rows and values to look at: those that still belong together."""
+    found = {id(value): (row, value) for row, value in _still_watched(session)}
+    found |= _armed.get(session, {})
+    return [(row, value) for row, value in found.values() if _belongs(session, row, value)]
+
+
+def _still_watched(session: Session) -> Iterator[tuple[Any, DataStore]]:
+    for row_ref, value_ref in _watched.get(session, ()):
+        row, value = row_ref and row_ref(), value_ref()
+        if value is not None:
+            yield row, value
+
+
+def _belongs(session: Session, row: Any, value: DataStore) -> bool:
+    """Whether a value is still a row's: one that was replaced belongs to its user."""
+    if row is None:
+        return isinstance(value._row, RowLink) and value._row.session is session
+    return row in session and attributes.instance_state(row) in value._parents
+
+
+def _is_current(row: Any, value: DataStore) -> bool:
+    return any(held is value for _, held in values_of(attributes.instance_state(row)))
