@@ -31,22 +31,25 @@ class Reservation(str):
     """Stands in a statement's parameters for a value until its row is known.
 
     Attributes:
-        value: the value that was bound; once placed, the one that will be stored.
+        bound: what was bound, perhaps a plain mapping.
+        value: the value; once placed, the one that will be stored.
         url: the URL to send to the database, or None until it is placed.
         storage: where its objects go.
         plan: its encoded objects, or None where they are stored already.
     """
 
-    __slots__ = ("plan", "storage", "url", "value")
+    __slots__ = ("bound", "plan", "storage", "url", "value")
 
+    bound: Mapping[str, Any]
     value: DataStore
     url: ObjectURL | None
     storage: Storage
     plan: ValuePlan | None
 
-    def __new__(cls, value: DataStore) -> Reservation:  # noqa: D102 - the class says it
+    def __new__(cls, bound: Mapping[str, Any]) -> Reservation:  # noqa: D102 - the class says it
         self = super().__new__(cls, "sqla-datastore:reserved")
-        self.value = value
+        self.bound = bound
+        self.value = bound if isinstance(bound, DataStore) else DataStore(bound)
         self.url = None
         self.plan = None
         return self
@@ -108,14 +111,16 @@ class Assignments:
             return [f"{column.key}_m{group}"]
         return [f"{column.key}_m0", column.key]
 
-    def value(self, column: StoreColumn, group: int, given: Mapping[str, Any]) -> DataStore | None:
-        """Return the value that a row gets for a declared column, or None.
+    def value(
+        self, column: StoreColumn, group: int, given: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        """Return the value, or plain mapping, that a row gets for a declared column, or None.
 
         Raises:
             RefusedStatementError: it gets something that is neither.
         """
         raw = self.lookup(column.column, group, given)
-        if isinstance(raw, DataStore):
+        if isinstance(raw, Mapping):
             return raw
         if raw is None or raw is MISSING or isinstance(raw, Null):
             return None
@@ -158,14 +163,14 @@ class Assignments:
                 )
 
 
-def take(bound: list[Reservation], value: DataStore) -> Reservation:
+def take(bound: list[Reservation], value: Mapping[str, Any]) -> Reservation:
     """Take the reservation of a value out of those that were bound.
 
     Raises:
         RefusedStatementError: the value was bound as something else.
     """
     for position, reservation in enumerate(bound):
-        if reservation.value is value:
+        if reservation.bound is value:
             return bound.pop(position)
     raise RefusedStatementError(
         "a value of this statement does not reach its column as a plain parameter; bind it with "

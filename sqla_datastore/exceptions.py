@@ -8,10 +8,10 @@
     ├── DamagedObjectError      (ValueError)         an object whose bytes are not what was written
     ├── MissingObjectError      (FileNotFoundError)  a URL without object
     ├── RefusedURLError         (ValueError)         a URL that no storage of ours serves
-    ├── StorageError            (OSError)            the storage failed: full, read-only, unreachable
-    ├── StaleValueError         (RuntimeError)       an edit that could not be saved, a closed object
-    ├── RefusedStatementError   (InvalidRequestError) a statement whose objects cannot be followed
-    └── ConfigurationError      (ArgumentError)      templates or storages that contradict each other
+    ├── StorageError            (OSError)            the storage failed: full, read-only, gone
+    ├── StaleValueError         (RuntimeError)       an edit that could not be saved
+    ├── RefusedStatementError   (InvalidRequestError) a statement that cannot be followed
+    └── ConfigurationError      (ArgumentError)      templates or storages that contradict
 
 A missing entry is a plain `KeyError` or `AttributeError`; no error above is either of them.
 None of them is wrapped in SQLAlchemy's ``StatementError``.

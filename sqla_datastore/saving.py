@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -229,7 +230,17 @@ def _switched(value: DataStore, source: Source, written: dict[str, _Taken]) -> U
         for each in value._lineage():
             each._handed_out = True
 
+    def clear(_: object) -> None:
+        before.clear()
+        after.clear()
+
+    # a value that nobody holds needs no restoring: it must not keep its originals until COMMIT
+    alive = weakref.ref(value, clear)
+
     def undo() -> None:
+        value = alive()
+        if value is None:
+            return
         now = value._entries or {}
         edited = list(now.items()) != list(after.items())
         names = now if edited else before

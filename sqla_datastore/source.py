@@ -81,14 +81,8 @@ class Source:
             raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")
         always = options.verify == "always"
         reader = self.storage.open(url.path)
-        return Container.open(reader, self.url, nested=self._nested, verify_always=always)
-
-    def _nested(self, number: int) -> DataStore:
-        from sqla_datastore.datastore import DataStore
-
-        child = DataStore._at(self.storage, str(ObjectURL.parse(self.url).nested(number)))
-        self._born.append(child)
-        return child
+        nested = _nested(self.storage, url, self._born)
+        return Container.open(reader, self.url, nested=nested, verify_always=always)
 
     def load(self, name: str) -> tuple[Any, tuple[DataStore, ...]]:
         """Decode an entry anew.
@@ -97,9 +91,11 @@ class Source:
             The value, and the nested `DataStore` values that were made for it, not loaded.
         """
         with self.lock:
-            self._born = []
+            self._born.clear()
             value = self.container().load(name)
-            return value, tuple(self._born)
+            children = tuple(self._born)
+            self._born.clear()
+            return value, children
 
     def entry(self, name: str) -> StoredEntry:
         """Return the reference by which another object copies an entry without decoding it."""
@@ -108,6 +104,19 @@ class Source:
     def describe(self, name: str) -> Description:
         """Describe an entry without reading its payload."""
         return self.container().describe(name)
+
+
+def _nested(storage: Storage, url: ObjectURL, born: list[DataStore]) -> Callable[[int], DataStore]:
+    """Return what makes a nested value; no method, since a cycle would keep memory maps alive."""
+
+    def nested(number: int) -> DataStore:
+        from sqla_datastore.datastore import DataStore
+
+        child = DataStore._at(storage, str(url.nested(number)))
+        born.append(child)
+        return child
+
+    return nested
 
 
 class Entry:

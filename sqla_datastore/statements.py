@@ -249,7 +249,7 @@ class _Run:
                 reservation = take(bound, value)
                 if self.assignments.is_default(column.column, group):
                     # a default may be one value for all rows, so none of them may have it
-                    reservation.value = value.copy()
+                    reservation.value = reservation.value.copy()
                 yield column, reservation
 
     def _place(

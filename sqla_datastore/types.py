@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy.engine import Dialect
@@ -59,7 +59,7 @@ class DataStoreType(TypeDecorator[DataStore]):
         arguments = [repr(self.url)] if self.url is not None else []
         if self.folder != "{table}/{pk}":
             arguments.append(f"folder={self.folder!r}")
-        return f"DataStoreType({', '.join(arguments)})"
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
     @property
     @override
@@ -68,7 +68,7 @@ class DataStoreType(TypeDecorator[DataStore]):
 
     @override
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        if isinstance(value, DataStore):
+        if isinstance(value, Mapping):
             return Reservation(value)
         return value  # type: ignore[no-any-return]
 

@@ -579,6 +579,15 @@ def test_core_insert_update_delete(engine, exact):
     exact(2)
 
 
+def test_core_takes_plain_mappings(engine, exact):
+    with engine.begin() as connection:
+        connection.execute(insert(Keyed), [{"id": n, "data": {"n": n}} for n in range(2)])
+        connection.execute(update(Keyed).where(Keyed.id == 0).values(data={"n": 7}))
+    exact(2)
+    with Session(engine) as session:
+        assert session.get(Keyed, 0).data == {"n": 7}
+
+
 def test_a_multi_row_insert(engine, exact):
     with engine.begin() as connection:
         connection.execute(

@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 
 __all__ = ["JSON", "Codec", "Decoder", "Description", "Encoder", "Payload"]
 
-JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 
 class Payload(Protocol):
