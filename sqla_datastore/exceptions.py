@@ -3,7 +3,7 @@
 ::
 
     DataStoreError
-    ├── UnsupportedTypeError    (TypeError)          a value that no codec takes, or a cycle of values
+    ├── UnsupportedTypeError    (TypeError)          a value that no codec takes, a cycle
     ├── UnsupportedFormatError  (ValueError)         an object of a newer format or an unknown codec
     ├── DamagedObjectError      (ValueError)         an object whose bytes are not what was written
     ├── MissingObjectError      (FileNotFoundError)  a URL without object
