@@ -35,7 +35,7 @@ def memory():
     return {key: int(fields[key].split()[0]) * 1024 for key in ("VmHWM", "VmRSS", "RssAnon")}
 
 def resident(folder):
-    """The bytes of files below a folder that this process has mapped and touched."""
+    # the bytes of files below a folder that this process has mapped and touched
     total = inside = 0
     for line in open("/proc/self/smaps"):
         if "-" in line.split(" ", 1)[0]:
