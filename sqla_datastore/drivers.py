@@ -73,6 +73,10 @@ _SERVER_STATUS_IN_TRANS = 1
 
 
 def _pymysql(raw: Any) -> TransactionState:
+    result = raw._result
+    if result is not None and result.server_status is None:
+        # it reads the server's status from an OK packet only, not from the end of a result set
+        return TransactionState.UNKNOWN
     if raw.server_status & _SERVER_STATUS_IN_TRANS:
         return TransactionState.ACTIVE
     return TransactionState.IDLE

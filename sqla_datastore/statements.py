@@ -192,6 +192,10 @@ class _Run:
             self.connection, self.context, self.context.compiled, criteria, self.store
         )
 
+    @property
+    def schemas(self) -> Mapping[str | None, str | None]:
+        return self.context.execution_options.get("schema_translate_map") or {}
+
     def effects(self) -> Effects | None:
         if isinstance(self.dml, Insert):
             return self.insert()
@@ -213,7 +217,9 @@ class _Run:
         for values, reserved in rows:
             token = str(uuid.uuid4())
             for column, reservation in reserved:
-                self._place(effects, column, reservation, column.folder.fresh(values, token))
+                self._place(
+                    effects, column, reservation, column.folder.fresh(values, token, self.schemas)
+                )
             if not (effects.upsert and effects.upsert.met(values)):
                 effects.folders.extend(self._owned(Row(values, {})))
         return effects
@@ -328,7 +334,7 @@ class _Run:
         folder = self.folder(column, row)
         if folder is None:
             values = inherited_values(self.connection, self.store, row.values)
-            folder = column.folder.fresh(values, str(uuid.uuid4()))
+            folder = column.folder.fresh(values, str(uuid.uuid4()), self.schemas)
         self._place(effects, column, reservation, folder, own=own)
 
     def _revives(self, column: StoreColumn, reservation: Reservation, row: Row) -> bool:
@@ -378,7 +384,8 @@ class _Run:
             names = self.names(other, row.urls.get(other))
             if names and "/" in names[0].path:
                 return names[0].path.rpartition("/")[0]
-        return column.folder.render(inherited_values(self.connection, self.store, row.values))
+        values = inherited_values(self.connection, self.store, row.values)
+        return column.folder.render(values, self.schemas)
 
     def _owned(self, row: Row) -> Iterator[Folder]:
         """Yield the folders that a row owns."""
@@ -387,7 +394,7 @@ class _Run:
             if folder is not None:
                 yield Folder(self.storage(column), folder)
         owner = self.store.class_folder
-        folder = owner.render(row.values) if owner else None
+        folder = owner.render(row.values, self.schemas) if owner else None
         if folder is not None:
             yield from (Folder(storage, folder) for storage in self._all_storages())
 

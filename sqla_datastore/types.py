@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from sqla_datastore import events
 from sqla_datastore.assignments import Reservation
-from sqla_datastore.columns import check_template
 from sqla_datastore.datastore import DataStore
 from sqla_datastore.exceptions import RefusedStatementError
+from sqla_datastore.folders import check_template
 from sqla_datastore.options import storage_for
 
 __all__ = ["DataStoreType"]
@@ -50,7 +50,8 @@ class DataStoreType(TypeDecorator[DataStore]):
     # values are compared by identity or URL, so `Result.unique()` must not hash them
     hashable = False
 
-    def __init__(self, url: str | None = None, *, folder: str = "{table}/{pk}") -> None:
+    def __init__(self, url: str | None = None, folder: str = "{table}/{pk}") -> None:
+        # both by name or position: SQLAlchemy's cache key and `adapt` leave out keyword-only ones
         super().__init__(URL_LENGTH)
         self.url = url
         self.folder = check_template(folder)
