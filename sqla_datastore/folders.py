@@ -1,7 +1,7 @@
 """Folder templates: where a row's objects go, and which rows' folders could be the same.
 
-A template has ``{attribute}`` fields over a row; ``{table}`` is its table, ``{pk}`` the whole primary
-key. A template that holds the whole primary key makes the row the owner of the folder.
+A template has ``{attribute}`` fields over a row; ``{table}`` is its table, ``{pk}`` the whole
+primary key. A template that holds the whole primary key makes the row the folder's owner.
 """
 
 from __future__ import annotations
