@@ -25,6 +25,7 @@ __all__ = [
     "check_unsaved",
     "discard",
     "end_transaction",
+    "expire_unchanged",
     "relink",
     "scan",
     "store_attributes",
@@ -196,6 +197,22 @@ def check_unsaved(session: Session) -> None:
     for _, value in _looked_after(session):
         if value._scan() or value._changed:
             raise StaleValueError(_LATE.format(url=value.url))
+
+
+def expire_unchanged(row: Any, *, others_only: bool) -> None:
+    """Expire a row's values that have no changes.
+
+    Args:
+        row: a row of a Session.
+        others_only: leave alone those that the row loaded or stored itself.
+    """
+    state: InstanceState[Any] = attributes.instance_state(row)
+    for key, value in list(values_of(state)):
+        own = value._row is not None and value._row.is_for(state, key)
+        if key in state.committed_state or (own and others_only) or _is_edited(value):
+            continue
+        if state.session is not None:
+            state.session.expire(row, [key])
 
 
 def discard(state: InstanceState[Any]) -> None:

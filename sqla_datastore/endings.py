@@ -65,7 +65,8 @@ class Transaction:
         flushing: the Session whose flush runs in it now, if any.
         pending: what statements of a running flush did, not yet carried out.
         metadatas: the MetaData collections whose tables it touched.
-        failed: what statements that failed would have done; some rows may have it all the same.
+        failed: what statements that failed would have done, with the ledger's size then: some
+            rows may have it all the same.
     """
 
     def __init__(self, connection: Connection, raw: Any) -> None:
@@ -77,7 +78,7 @@ class Transaction:
         self.dialect: Dialect = connection.dialect
         self.pending: list[Effects] = []
         self.metadatas: dict[MetaData, None] = {}
-        self.failed: list[Effects] = []
+        self.failed: list[tuple[int, Effects]] = []
         self.root_savepoint: str | None = None
         self.began: float = connection.info.get(_BEGAN, time.time())
         self.doubt: str | None = None
@@ -127,7 +128,7 @@ class Transaction:
                 "roll it back and try again"
             )
         connection = self.connection
-        for effects in self.failed:
+        for _, effects in self.failed:
             if connection is None or effects.held(connection) & {
                 str(r.url) for r in effects.reserved
             }:
@@ -164,10 +165,14 @@ class Transaction:
                 urls = [url for at, url in roots if at == storage]
                 text = type_coerce(column.column, String())
                 for start in range(0, len(urls), 500):
-                    query = select(text).where(text.in_(urls[start : start + 500]))
-                    if self.dialect.name in ("mysql", "mariadb"):
-                        # a locking read sees what others committed since this one's snapshot
-                        query = query.with_for_update(read=True)
+                    # Locked, so that a row that another transaction is changing is waited for:
+                    # its new object may be among the listed ones. On MySQL a locking read also
+                    # sees what others committed since this one's snapshot.
+                    query = (
+                        select(text)
+                        .where(text.in_(urls[start : start + 500]))
+                        .with_for_update(read=True)
+                    )
                     for url in connection.scalars(query):
                         yield storage, url
 
@@ -469,9 +474,10 @@ def _around_rollback_to(
 ) -> Any:
     result = proceed()
     transaction.pending.clear()
-    transaction.failed.clear()
     transaction.statement_failed = False
     transaction.ledger.rollback_to(name)
+    kept = transaction.ledger.size
+    transaction.failed = [(size, failed) for size, failed in transaction.failed if size <= kept]
     return result
 
 

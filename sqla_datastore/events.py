@@ -128,7 +128,11 @@ def _after_execute(
         return
     context._sqla_datastore = None
     transaction = transaction_of(connection)
-    effects.settle(connection, result.rowcount if not context.isinsert else -1)
+    try:
+        effects.settle(connection, result.rowcount if not context.isinsert else -1)
+    except BaseException:
+        transaction.failed.append((transaction.ledger.size, effects))
+        raise
     if endings.is_autocommit(connection) or transaction.state is TransactionState.IDLE:
         _carry_out(transaction, [effects])
         transaction.busy = True
@@ -163,13 +167,32 @@ def _handle_error(context: Any) -> None:
     transaction.statement_failed = True
     effects: Effects | None = getattr(context.execution_context, "_sqla_datastore", None)
     if endings.is_autocommit(connection):
-        transaction.end("rollback")
+        _end_failed_autocommit(connection, transaction, effects)
     elif effects is not None and effects.reserved:
-        transaction.failed.append(effects)
+        transaction.failed.append((transaction.ledger.size, effects))
     if transaction.state is TransactionState.IDLE and not transaction.ledger.is_empty:
         # no database commits because of an error, so this one has rolled back (SQLITE_FULL,
         # INSERT OR ROLLBACK)
         transaction.rolled_back = True
+
+
+def _end_failed_autocommit(
+    connection: Connection, transaction: Transaction, effects: Effects | None
+) -> None:
+    """Find out how far a statement came that is no transaction as a whole."""
+    if effects is None:
+        transaction.end("rollback")
+        return
+    try:
+        held = effects.held(connection)
+        effects.keep(held)
+        transaction.ledger.drop(effects.dropped)
+        transaction.ledger.adopt(name for r in effects.reserved for name in _names(r))
+        transaction.ledger.prepare(lambda candidates: candidates)
+    except Exception as err:
+        transaction.end(f"a statement failed under AUTOCOMMIT, and so did asking: {err!r}")
+    else:
+        transaction.end("commit")
 
 
 # -- writing and listing -------------------------------------------------------------------------
@@ -366,7 +389,11 @@ def _after_transaction_end(session: Session, transaction: Any) -> None:
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
-    """Expire values after a bulk UPDATE or upsert: the rows in the Session hold the old ones."""
+    """Have values read again that a bulk statement made wrong in the Session's rows.
+
+    An UPDATE hands its value to the rows that it matched, although it may have stored a copy; after
+    an upsert rows may hold a value that was replaced. Rows with changes of their own keep them.
+    """
     mapper = state.bind_mapper
     upserts = getattr(state.statement, "_post_values_clause", None) is not None
     if mapper is None or not (state.is_update or upserts) or not store_attributes(mapper):
@@ -374,7 +401,7 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     result = state.invoke_statement()
     for row in list(state.session.identity_map.values()):
         if isinstance(row, mapper.class_):
-            state.session.expire(row, store_attributes(mapper))
+            edits.expire_unchanged(row, others_only=not upserts)
     return result
 
 

@@ -140,6 +140,11 @@ class Ledger:
         """Whether committing or rolling back would change nothing in a storage."""
         return not (self._log or self._written or self._undos)
 
+    @property
+    def size(self) -> int:
+        """The length of the log: it grows with statements, and shrinks with a savepoint."""
+        return len(self._log)
+
     def live(self) -> set[Name]:
         """Return the objects that rows refer to by this transaction's doing."""
         live: set[Name] = set()

@@ -134,8 +134,12 @@ class AffectedRows:
             yield from self._by_keys(columns, keys)
             return
         for index in range(len(given)):
-            criteria = [self._filled(criterion, index) for criterion in self.criteria]
-            yield index, select_rows(self.connection, self.store, columns, criteria)
+            yield index, self._of(columns, index)
+
+    def _of(self, columns: Sequence[StoreColumn], index: int) -> list[Row]:
+        """Select the rows that one set of parameters affects."""
+        criteria = [self._filled(criterion, index) for criterion in self.criteria]
+        return select_rows(self.connection, self.store, columns, criteria)
 
     def _by_keys(
         self, columns: Sequence[StoreColumn], keys: dict[Column[Any], str]
@@ -149,7 +153,8 @@ class AffectedRows:
             for row in select_rows(self.connection, self.store, columns, [clause]):
                 found[row.key(self.store.table)] = row
         for index, key in enumerate(wanted):
-            yield index, [found[key]] if key in found else []
+            # a key may equal the row's only in the eyes of the database (collation, type)
+            yield index, [found[key]] if key in found else self._of(columns, index)
 
     def _key_parameters(self) -> dict[Column[Any], str] | None:
         """Return the parameter of each key column, where the criteria compare plain columns."""

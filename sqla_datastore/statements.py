@@ -68,13 +68,24 @@ class Effects:
         Args:
             connection: the connection that ran it.
             rowcount: the driver's count of matched rows, -1 where it does not know.
+
+        Raises:
+            RefusedStatementError: it put one value into several rows, which nobody could foresee.
         """
         if self.upsert is not None:
             self.upsert.settle(self, connection)
         elif self.expected_rows is not None and rowcount != self.expected_rows:
-            held = self.held(connection)
-            self.reserved = [r for r in self.reserved if str(r.url) in held]
-            self.dropped = [name for name in self.dropped if _row_url(name) not in held]
+            if self.reserved and rowcount > self.expected_rows:
+                raise RefusedStatementError(
+                    f"rows of {self.store.table.name!r} appeared while they were updated, and one "
+                    "value can be only one row's; roll the transaction back and try again"
+                )
+            self.keep(self.held(connection))
+
+    def keep(self, held: set[str]) -> None:
+        """Keep what is true where rows hold these URLs and no others of its."""
+        self.reserved = [r for r in self.reserved if str(r.url) in held]
+        self.dropped = [name for name in self.dropped if _row_url(name) not in held]
 
     def held(self, connection: Connection) -> set[str]:
         """Return which of its URLs, put or dropped, rows of the table hold now."""
@@ -213,6 +224,7 @@ class _Run:
             return effects
         rows = list(self._inserted())
         if self.dml._post_values_clause is not None or self.dml._prefixes:
+            self._refuse_conflict_on_expressions()
             effects.upsert = Upsert.of(self)
         for values, reserved in rows:
             token = str(uuid.uuid4())
@@ -223,6 +235,16 @@ class _Run:
             if not (effects.upsert and effects.upsert.met(values)):
                 effects.folders.extend(self._owned(Row(values, {})))
         return effects
+
+    def _refuse_conflict_on_expressions(self) -> None:
+        clause = self.dml._post_values_clause
+        targets = getattr(clause, "inferred_target_elements", None) or ()
+        if any(not isinstance(target, (str, Column)) for target in targets):
+            raise RefusedStatementError(
+                f"the row that this INSERT into {self.store.table.name!r} meets cannot be found by "
+                "an expression beforehand; name columns in index_elements, or look the row up and "
+                "update it"
+            )
 
     def _refuse_select(self) -> None:
         names = {getattr(name, "key", name) for name in self.dml._select_names or ()}
@@ -283,12 +305,19 @@ class _Run:
 
     def update(self, columns: list[StoreColumn]) -> Effects:
         effects = Effects(self.store, expected_rows=0)
+        last: dict[tuple[Any, ...], Reservation | None] = {}
         for index, rows in self.affected.by_parameters(self.store.columns):
             # a value whose row was not found counts as one, so that `settle` asks about it
             effects.expected_rows += len(rows) or 1  # type: ignore[operator]
             bound = self.assignments.reservations(index)
             for column in columns:
-                self._assign(effects, column, index, bound, rows)
+                reservation = self._assign(effects, column, index, bound, rows)
+                if len(rows) == 1 and self.store.table.primary_key:
+                    # the same row again: only its last value stays
+                    key = (column, *rows[0].key(self.store.table))
+                    earlier = last.get(key)
+                    effects.reserved = [r for r in effects.reserved if r is not earlier]
+                    last[key] = reservation
         return effects
 
     def _assign(
@@ -298,7 +327,7 @@ class _Run:
         index: int,
         bound: list[Reservation],
         rows: list[Row],
-    ) -> None:
+    ) -> Reservation | None:
         value = self.assignments.value(column, 0, self.context.compiled_parameters[index])
         if value is not None and len(rows) > 1:
             raise RefusedStatementError(
@@ -308,11 +337,12 @@ class _Run:
         row = rows[0] if rows else Row({}, {})
         reservation = take(bound, value) if value is not None else None
         if reservation is not None and self._keeps(reservation, row.urls.get(column)):
-            return
+            return reservation
         for each in rows:
             effects.dropped += self.names(column, each.urls[column])
         if reservation is not None:
             self._replace(effects, column, reservation, row)
+        return reservation
 
     @staticmethod
     def _keeps(reservation: Reservation, url: str | None) -> bool:
@@ -434,14 +464,19 @@ class Upsert:
 
     def settle(self, effects: Effects, connection: Connection) -> None:
         """Compare the rows before and after: what they hold now is adopted, the rest dropped."""
-        held = effects.held(connection) if not self.criteria else set()
-        for row in self._select(connection).values():
-            held.update(url for url in row.urls.values() if url)
-        for row in self.before.values():
-            for column, url in row.urls.items():
-                if url is not None and url not in held:
-                    storage = storage_for(column.type.url, connection.dialect)
-                    effects.dropped += names_of(storage, ObjectURL.parse(url))
+        before = {
+            url: storage_for(column.type.url, connection.dialect)
+            for row in self.before.values()
+            for column, url in row.urls.items()
+            if url is not None
+        }
+        held = {u for row in self._select(connection).values() for u in row.urls.values() if u}
+        # rows whose keys the values did not tell, or that got other keys, are found by their URLs
+        missing = {*before, *(str(r.url) for r in effects.reserved)} - held
+        held |= held_urls(connection, self.store, sorted(missing))
+        for url, storage in before.items():
+            if url not in held:
+                effects.dropped += names_of(storage, ObjectURL.parse(url))
         effects.reserved = [r for r in effects.reserved if str(r.url) in held]
 
     def _select(self, connection: Connection) -> dict[tuple[Any, ...], Row]:
