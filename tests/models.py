@@ -69,3 +69,11 @@ class Run(Base):
     id_project: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     data: Mapped[DataStore | None] = mapped_column(DataStoreType(folder="projects/{id_project}"))
     project: Mapped[Project] = relationship(back_populates="runs")
+
+
+class Texts(Base):
+    """Its key is text, which MariaDB compares without regard to case."""
+
+    __tablename__ = "texts"
+    id: Mapped[str] = mapped_column(String(20), primary_key=True)
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType())

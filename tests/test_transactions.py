@@ -6,13 +6,13 @@ import uuid
 
 import numpy as np
 import pytest
+from exactness import assert_exact
 from models import Base, Counter, Defaulted, Experiment, Keyed, Project, Run
-from sqlalchemy import String, delete, insert, select, type_coerce, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, make_transient
 
 from sqla_datastore import DataStore
-from sqla_datastore.urls import ObjectURL
 
 
 @pytest.fixture(autouse=True)
@@ -24,27 +24,7 @@ def tables(engine):
 
 @pytest.fixture
 def exact(engine, stored):
-    """Assert that the storage holds what committed rows refer to and nothing else."""
-
-    def check(count=None):
-        with engine.connect() as connection:
-            urls = set()
-            for table in Base.metadata.sorted_tables:
-                for column in table.c:
-                    if column.type.__class__.__name__ == "DataStoreType":
-                        text = type_coerce(column, String())
-                        held = connection.scalars(select(text).where(column.is_not(None)))
-                        urls |= {str(f) for url in held for f in ObjectURL.parse(url).family()}
-        files = {f"file:///{path}" for path in stored.files()}
-        assert files == urls
-        assert {f.rpartition("/")[0] for f in stored.files()} <= stored.folders()
-        assert stored.folders() == {
-            "/".join(f.split("/")[:n]) for f in stored.files() for n in range(1, f.count("/") + 1)
-        }, "empty folders are left"
-        if count is not None:
-            assert len(files) == count
-
-    return check
+    return lambda count=None: assert_exact(engine, Base.metadata, stored, count)
 
 
 def value(n=0):
@@ -364,29 +344,36 @@ def test_changing_the_key_keeps_the_object(engine, exact):
         assert session.get(Keyed, 5).data.n == 6
 
 
-def test_nested_values_are_a_family_of_objects(engine, exact):
+def test_nested_values_are_a_family_of_objects(engine, exact, stored):
     with Session(engine) as session:
         row = Keyed(id=1, data=DataStore(n=1, child=DataStore(m=2, deep=DataStore(k=[3]))))
         session.add(row)
         session.commit()
-        exact(3)
+        exact(1)
+        assert len(stored.files()) == 3
         session.expire_all()
         row.data.child.deep.k.append(4)
         session.commit()
-        exact(3)
+        exact(1)
+        assert len(stored.files()) == 3
         session.expire_all()
         assert row.data.child.deep.k == [3, 4]
         session.add(Keyed(id=2, data=row.data.child))
         session.commit()
-        exact(5)
+        exact(1)
+        assert len(stored.files()) == 2
+        assert len(stored.files()) == 5
         row.data = None
         session.flush()
         session.rollback()
-        exact(5)
+        exact(1)
+        assert len(stored.files()) == 2
+        assert len(stored.files()) == 5
         assert row.data.child.m == 2
         session.delete(row)
         session.commit()
-        exact(2)
+        exact(1)
+        assert len(stored.files()) == 2
         assert session.get(Keyed, 2).data.deep.k == [3, 4]
 
 

@@ -1,0 +1,291 @@
+"""P4 and P2 where statements race, repeat a row, or fail half-way."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from conftest import make_engine
+from exactness import assert_exact
+from models import Base, Counter, Keyed, Project, Run, Texts
+from sqlalchemy import bindparam, delete, event, insert, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from sqla_datastore import DataStore, RefusedStatementError, StorageError
+
+
+@pytest.fixture(autouse=True)
+def tables(engine):
+    Base.metadata.create_all(engine)
+    yield
+    Base.metadata.drop_all(engine)
+
+
+@pytest.fixture
+def exact(engine, stored):
+    return lambda count=None: assert_exact(engine, Base.metadata, stored, count)
+
+
+def value(n=0):
+    return DataStore(n=n, items=[n])
+
+
+def upsert(engine, table):
+    if engine.dialect.name in ("mysql", "mariadb"):
+        from sqlalchemy.dialects.mysql import insert as dialect_insert
+    elif engine.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as dialect_insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert as dialect_insert
+    return dialect_insert(table)
+
+
+def on_conflict_update(statement, **values):
+    if hasattr(statement, "on_duplicate_key_update"):
+        values = {"data": statement.inserted.data, **values}
+        return statement.on_duplicate_key_update(**values)
+    return statement.on_conflict_do_update(
+        index_elements=["name"], set_={"data": statement.excluded.data, **values}
+    )
+
+
+# -- other transactions --------------------------------------------------------------------------
+
+
+def concurrently(engine, stored, first, second):
+    """Run one transaction up to its COMMIT, another against it, and see both end."""
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite lets one transaction write at a time")
+    other = make_engine(engine.url, stored.base)
+    outcomes = []
+
+    def run():
+        with Session(other) as session:
+            try:
+                second(session)
+                session.commit()
+                outcomes.append("committed")
+            except DBAPIError:
+                session.rollback()
+                outcomes.append("rolled back")
+
+    with Session(engine) as session:
+        first(session)
+        session.flush()
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(0.5)
+        session.commit()
+    thread.join(30)
+    assert not thread.is_alive()
+    other.dispose()
+    return outcomes
+
+
+def test_a_row_whose_old_folder_another_row_takes(engine, stored, exact):
+    with Session(engine) as session:
+        session.add(Keyed(id=5, data=value(1)))
+        session.commit()
+        session.get(Keyed, 5).id = 7
+        session.commit()
+    concurrently(
+        engine,
+        stored,
+        lambda session: setattr(session.get(Keyed, 7), "data", value(2)),
+        lambda session: session.add(Keyed(id=5, data=value(3))),
+    )
+    exact()
+    with Session(engine) as session:
+        assert session.get(Keyed, 7).data.n == 2
+
+
+def test_a_child_that_left_while_its_old_parent_is_deleted(engine, stored, exact):
+    with Session(engine) as session:
+        session.add_all([Project(id=1), Project(id=2)])
+        session.flush()
+        session.add(Run(id=1, id_project=1, data=value(1)))
+        session.commit()
+        session.get(Run, 1).id_project = 2
+        session.commit()
+    concurrently(
+        engine,
+        stored,
+        lambda session: setattr(session.get(Run, 1), "data", value(2)),
+        lambda session: session.delete(session.get(Project, 1)),
+    )
+    exact(1)
+    with Session(engine) as session:
+        assert session.get(Run, 1).data.n == 2
+
+
+def test_a_row_that_appears_during_an_update_is_refused(engine, stored, exact):
+    if engine.dialect.name != "postgresql":
+        pytest.skip("only READ COMMITTED without gap locks lets a row appear")
+    other = make_engine(engine.url, stored.base)
+    with Session(engine) as session:
+        session.add(Keyed(id=1, name="x", data=value(1)))
+        session.commit()
+
+        appeared = []
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def appear(_connection, _cursor, statement, *_):
+            if statement.startswith("UPDATE") and not appeared:
+                appeared.append(statement)
+                with Session(other) as second:
+                    second.add(Keyed(id=2, name="x", data=value(2)))
+                    second.commit()
+
+        statement = update(Keyed).where(Keyed.name == "x").values(data=value(3))
+        with pytest.raises(RefusedStatementError, match="appeared"):
+            session.execute(statement.execution_options(synchronize_session=False))
+        with pytest.raises(StorageError):
+            session.commit()
+        session.rollback()
+    other.dispose()
+    exact(2)
+
+
+# -- upserts -------------------------------------------------------------------------------------
+
+
+def test_an_upsert_of_rows_with_and_without_known_keys(engine, exact):
+    statement = upsert(engine, Counter.__table__).values(
+        [{"name": "x", "data": value(1)}, {"name": None, "data": value(2)}]
+    )
+    with engine.begin() as connection:
+        connection.execute(on_conflict_update(statement))
+    exact(2)
+
+
+def test_an_upsert_that_changes_the_key_it_met_by(engine, exact):
+    with Session(engine) as session:
+        session.add(Counter(name="x", data=value(1)))
+        session.commit()
+    statement = upsert(engine, Counter.__table__).values(name="x", data=value(2))
+    with engine.begin() as connection:
+        connection.execute(on_conflict_update(statement, name="y"))
+    exact(1)
+    with Session(engine) as session:
+        assert session.query(Counter).one().data.n == 2
+
+
+def test_an_upsert_on_an_expression_is_refused(engine, exact):
+    if engine.dialect.name in ("mysql", "mariadb"):
+        pytest.skip("ON DUPLICATE KEY names no target")
+    statement = upsert(engine, Counter.__table__).values(name="x", data=value(2))
+    statement = statement.on_conflict_do_update(
+        index_elements=[text("lower(name)")], set_={"data": statement.excluded.data}
+    )
+    with engine.connect() as connection, pytest.raises(RefusedStatementError, match="expression"):
+        connection.execute(statement)
+    exact(0)
+
+
+# -- executemany ---------------------------------------------------------------------------------
+
+
+def test_an_executemany_that_updates_a_row_twice(engine, exact):
+    table = Keyed.__table__
+    by_key = (
+        update(table)
+        .where(table.c.id == bindparam("key"))
+        .values(data=bindparam("new", type_=table.c.data.type))
+    )
+    with engine.begin() as connection:
+        connection.execute(insert(table).values(id=1, data=value(1)))
+        connection.execute(by_key, [{"key": 1, "new": value(n)} for n in (2, 3, 4)])
+    exact(1)
+    with Session(engine) as session:
+        assert session.get(Keyed, 1).data.n == 4
+
+
+def test_keys_that_only_the_database_finds_equal(engine, exact):
+    table = Texts.__table__
+    folded = engine.dialect.name in ("mysql", "mariadb")
+    with engine.begin() as connection:
+        connection.execute(insert(table), [{"id": key, "data": value()} for key in ("a", "b")])
+        connection.execute(
+            delete(table).where(table.c.id == bindparam("key")),
+            [{"key": key.upper() if folded else key} for key in ("a", "b")],
+        )
+    exact(0)
+
+
+@pytest.mark.parametrize("savepoint", [False, True])
+def test_a_failure_half_way_cannot_be_committed(engine, exact, savepoint):
+    """SQLite and MariaDB keep the rows before the failing one."""
+    if engine.dialect.name == "postgresql":
+        pytest.skip("PostgreSQL fails the whole transaction")
+    with engine.connect() as connection:
+        connection.execute(insert(Keyed).values(id=3, data=value(3)))
+        with pytest.raises(DBAPIError):
+            connection.execute(insert(Keyed), [{"id": n, "data": value(n)} for n in (1, 2, 3, 4)])
+        if savepoint:
+            connection.begin_nested().rollback()
+        try:
+            connection.commit()
+        except StorageError:
+            connection.rollback()
+    exact()
+
+
+@pytest.mark.parametrize("kind", ["insert", "update"])
+def test_an_executemany_that_fails_half_way_under_autocommit(engine, exact, kind):
+    with Session(engine) as session:
+        session.add_all([Counter(id=n, name=f"n{n}", data=value(n)) for n in (1, 2, 3)])
+        session.commit()
+    table = Counter.__table__
+    rows = [{"id": n, "name": f"n{n}", "data": value(n)} for n in (4, 5, 1, 6)]
+    statement = insert(table)
+    if kind == "update":
+        statement = (
+            update(table)
+            .where(table.c.id == bindparam("key"))
+            .values(name=bindparam("new"), data=bindparam("put", type_=table.c.data.type))
+        )
+        rows = [
+            {"key": n, "new": name, "put": value(n + 10)}
+            for n, name in ((1, "other"), (2, "other"), (3, "third"))
+        ]
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with autocommit.connect() as connection, pytest.raises(DBAPIError):
+        connection.execute(statement, rows)
+    exact()
+
+
+# -- bulk statements and the rows of a Session -----------------------------------------------------
+
+
+@pytest.mark.parametrize("touches", ["name", "data"])
+def test_a_bulk_update_leaves_the_edits_of_other_rows(engine, exact, touches):
+    with Session(engine) as session:
+        session.add_all([Keyed(id=n, data=value(n)) for n in (1, 2, 3)])
+        session.commit()
+    with Session(engine, autoflush=False) as session:
+        edited, assigned = session.get(Keyed, 1), session.get(Keyed, 2)
+        edited.data["items"].append(9)
+        assigned.data = value(20)
+        new = {"name": "z"} if touches == "name" else {"data": value(30)}
+        session.execute(update(Keyed).where(Keyed.id == 3).values(**new))
+        session.commit()
+    exact(3)
+    with Session(engine) as session:
+        assert session.get(Keyed, 1).data["items"] == [1, 9]
+        assert session.get(Keyed, 2).data.n == 20
+        assert session.get(Keyed, 3).data.n == (3 if touches == "name" else 30)
+
+
+def test_a_stored_value_given_to_a_bulk_update_is_copied(engine, exact):
+    with Session(engine) as session:
+        session.add_all([Keyed(id=n, data=value(n)) for n in (1, 2)])
+        session.commit()
+        first, second = session.get(Keyed, 1), session.get(Keyed, 2)
+        assert second.data.n == 2
+        session.execute(update(Keyed).where(Keyed.id == 2).values(data=first.data))
+        assert second.data.url != first.data.url
+        second.data.n = 5
+        session.commit()
+        assert (first.data.n, second.data.n) == (1, 5)
+    exact(2)
