@@ -46,7 +46,11 @@ _attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.W
 _armed: weakref.WeakKeyDictionary[Session, dict[int, tuple[Any, DataStore]]] = (
     weakref.WeakKeyDictionary()
 )
-# those that outlive their transaction, while somebody else holds them
+# for one transaction more: what was handed out before a COMMIT may be edited after it
+_lingering: weakref.WeakKeyDictionary[Session, list[tuple[Any, DataStore]]] = (
+    weakref.WeakKeyDictionary()
+)
+# then only while somebody else holds them
 _watched: weakref.WeakKeyDictionary[Session, list[tuple[Any, weakref.ref[DataStore]]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -112,18 +116,23 @@ class RowLink:
         if self.is_dead and not _rows(value):
             arm(self.session, None, value)
 
-    def fetch_row(self, session: Session, value: DataStore) -> None:
-        """Make an edited value the row's again, whose instance was garbage collected.
+    def bring_back(self, session: Session, row: Any, value: DataStore) -> None:
+        """Make an edited value the row's again, whose attribute or instance went away meanwhile.
+
+        Args:
+            session: where the row is.
+            row: the row, or None to fetch it.
+            value: the value.
 
         Raises:
             StaleValueError: the row is gone, or holds another value.
         """
         with session.no_autoflush:
-            row = self._identity and session.get(
-                self._identity[0], self._identity[1], identity_token=self._identity[2]
-            )
+            if row is None and self._identity is not None:
+                class_, key, token = self._identity[:3]
+                row = session.get(class_, key, identity_token=token)
             held = getattr(row, self._key, None)
-        if held is None or held.url != value.url or held._changed:
+        if held is None or held.url != value.url or _is_edited(held):
             raise StaleValueError(_GONE.format(url=value.url))
         setattr(row, self._key, value)
 
@@ -182,10 +191,9 @@ def scan(session: Session) -> None:
         StaleValueError: an edit that no row could save.
     """
     for row, value in _looked_after(session):
-        edited = value._scan() or value._changed
-        link = value._row
-        if edited and row is None and not _rows(value) and isinstance(link, RowLink):
-            link.fetch_row(session, value)
+        gone = not _rows(value) if row is None else not _is_current(row, value)
+        if _is_edited(value) and gone and isinstance(value._row, RowLink):
+            value._row.bring_back(session, row, value)
 
 
 def check_unsaved(session: Session) -> None:
@@ -236,21 +244,23 @@ def _is_edited(value: DataStore) -> bool:
 
 
 def end_transaction(session: Session) -> None:
-    """Let go of rows; values that stay theirs are watched on. Called when a transaction ends."""
-    kept = [
+    """Let go of rows, one transaction later. Called when the outermost transaction has ended."""
+    watched = [
         (None if row is None else weakref.ref(row), weakref.ref(value))
         for row, value in _looked_after(session)
-        if row is None or _is_current(row, value)
     ]
-    _armed.pop(session, None)
+    armed = _armed.pop(session, {}).values()
+    lingering = [(row, value) for row, value in armed if _belongs(session, row, value)]
     _watched.pop(session, None)
-    if kept:
-        _watched[session] = kept
+    _lingering.pop(session, None)
+    if watched:
+        _watched[session], _lingering[session] = watched, lingering
 
 
 def _looked_after(session: Session) -> list[tuple[Any, DataStore]]:
     """Return the rows and values to look at: those that still belong together."""
     found = {id(value): (row, value) for row, value in _still_watched(session)}
+    found |= {id(value): (row, value) for row, value in _lingering.get(session, ())}
     found |= _armed.get(session, {})
     return [(row, value) for row, value in found.values() if _belongs(session, row, value)]
 

@@ -170,7 +170,7 @@ def _refuse_elsewhere(context: Any, placed: Sequence[Reservation]) -> None:
 
 
 def _comparable(value: DataStore) -> ObjectURL:
-    if value.url is None or value._changed:
+    if value.url is None or value._scan() or value._changed:
         raise RefusedStatementError(
             "a DataStore that is not stored can only be assigned to its column by INSERT or "
             "UPDATE; flush its row first, or use its URL"
@@ -348,7 +348,7 @@ class _Run:
     def _keeps(reservation: Reservation, url: str | None) -> bool:
         """Whether a row already holds the value's own, unchanged object."""
         value = reservation.value
-        if url is None or value.url != url or value._changed:
+        if url is None or value.url != url or value._scan() or value._changed:
             return False
         reservation.url = ObjectURL.parse(url)
         return True
@@ -370,7 +370,7 @@ class _Run:
     def _revives(self, column: StoreColumn, reservation: Reservation, row: Row) -> bool:
         """Whether an unchanged value comes back to the row that it left in this transaction."""
         value = reservation.value
-        if value.url is None or value._changed:
+        if value.url is None or value._scan() or value._changed:
             return False
         url, storage = ObjectURL.parse(value.url), self.storage(column)
         if url.scheme != storage.scheme or url.folder != self.folder(column, row):

@@ -106,7 +106,7 @@ def _url_of(value: Any) -> Any:
         return [_url_of(item) for item in value]
     if not isinstance(value, DataStore):
         return value
-    if value.url is None or value._changed:
+    if value.url is None or value._scan() or value._changed:
         raise RefusedStatementError(
             "a DataStore that is not stored, or was changed since, has no URL to compare with; "
             "flush its row first, or compare with a URL string"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 
+import pandas as pd
 import pytest
 from conftest import make_engine
 from exactness import assert_exact
 from models import Base, Counter, Keyed, Project, Run, Texts
-from sqlalchemy import bindparam, delete, event, insert, text, update
+from sqlalchemy import bindparam, delete, event, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from sqla_datastore import DataStore, RefusedStatementError, StorageError
+from sqla_datastore import DataStore, RefusedStatementError, StaleValueError, StorageError
 
 
 @pytest.fixture(autouse=True)
@@ -253,6 +254,52 @@ def test_an_executemany_that_fails_half_way_under_autocommit(engine, exact, kind
     with autocommit.connect() as connection, pytest.raises(DBAPIError):
         connection.execute(statement, rows)
     exact()
+
+
+@pytest.mark.parametrize("edit", ["list", "nested"])
+def test_core_reads_edits_in_place_and_writes(engine, exact, edit):
+    table = Keyed.__table__
+    with engine.begin() as connection:
+        connection.execute(insert(table).values(id=1, data=DataStore(l=[1], c=DataStore(l=[1]))))
+    with engine.begin() as connection:
+        found = connection.execute(select(table.c.data)).scalar_one()
+        (found.l if edit == "list" else found.c.l).append(2)
+        connection.execute(update(table).where(table.c.id == 1).values(data=found))
+    exact(1)
+    with Session(engine) as session:
+        data = session.get(Keyed, 1).data
+        assert (data.l if edit == "list" else data.c.l) == [1, 2]
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback", "expire"])
+@pytest.mark.parametrize("what", ["list", "frame", "child", "value"])
+def test_what_is_held_over_the_end_of_a_transaction_is_saved(engine, exact, ending, what):
+    with Session(engine) as session:
+        frame = pd.DataFrame({"a": [1]})
+        session.add(Keyed(id=1, data=DataStore(l=[1], f=frame, c=DataStore(n=1))))
+        session.commit()
+    with Session(engine) as session:
+        row = session.get(Keyed, 1)
+        data = row.data
+        held = {"list": data.l, "frame": data.f, "child": data.c, "value": data}[what]
+        if ending == "expire":
+            session.expire(row)
+        else:
+            getattr(session, ending)()
+        try:
+            if what == "list":
+                held.append(2)
+            elif what == "frame":
+                held["b"] = 2
+            else:
+                held.n = 2
+        except StaleValueError:
+            return
+        session.commit()
+    exact(1)
+    with Session(engine) as session:
+        data = session.get(Keyed, 1).data
+        assert data.l == [1, 2] or list(data.f) == ["a", "b"] or 2 in (data.c.n, data.get("n"))
 
 
 # -- bulk statements and the rows of a Session -----------------------------------------------------
