@@ -75,13 +75,19 @@ def _masked_equal(a: Any, b: Any) -> bool:
     mask_a, mask_b = np.ma.getmaskarray(a), np.ma.getmaskarray(b)
     if mask_a.tobytes() != mask_b.tobytes():
         return False
-    return _elements_equal(a.filled(a.fill_value), b.filled(a.fill_value))
+    # filling would need a value that fits, and have NumPy make one up and keep it
+    return _elements_equal(np.asarray(a.data), np.asarray(b.data), mask_a)
 
 
-def _elements_equal(a: Any, b: Any) -> bool:
+def _elements_equal(a: Any, b: Any, masked: Any = None) -> bool:
     np = sys.modules["numpy"]
     if a.dtype.names is not None:
-        return all(_elements_equal(a[name], b[name]) for name in a.dtype.names)
+        return all(
+            _elements_equal(a[name], b[name], None if masked is None else masked[name])
+            for name in a.dtype.names
+        )
+    if masked is not None:
+        a, b = a[~masked], b[~masked]
     if a.dtype.kind == "O":
         return all(map(equal, a.ravel(), b.ravel()))
     if a.dtype.kind == "V":

@@ -223,11 +223,29 @@ def test_masks_of_fields_and_fill_values_come_back():
     assert unfilled.astype("i4").fill_value == np.ma.MaskedArray([1], dtype="i4").fill_value
 
 
+@pytest.mark.parametrize("dtype", ["m8", "M8", "m8[3h]", "f2", "V0", "U1"])
+def test_what_numpy_makes_up_to_fill_with_need_not_fit(dtype):
+    array = np.ma.MaskedArray(np.ndarray(2, dtype, bytes(16)), [True, False])
+    assert array.fill_value is not None
+    assert array._fill_value is not None  # kept: "?", 1e20, "???", "N/A"
+    back = round_trip(array)
+    assert_exact(array.data, back.data)
+    assert back.mask.tolist() == array.mask.tolist()
+
+
+def test_a_structure_that_numpy_cannot_mask_is_damage():
+    array = np.ma.MaskedArray(np.zeros(2, [("a", "i8")]), [(True,), (False,)])
+    text, blobs = encode_value(array)
+    with pytest.raises(DamagedObjectError, match="cannot be masked"):
+        decode_value(text.replace("<i8", "<m8"), blobs)
+
+
 def test_a_masked_subclass_of_ndarray_is_refused():
     with pytest.raises(UnsupportedTypeError, match="masks a subclass"):
         encode_value(np.ma.MaskedArray(np.zeros((1, 1)).view(np.matrix)))
 
 
+NOT_A_TIME = np.array([-(2**63)])  # viewed, because NumPy 2.5 deprecates to make times of no unit
 ALIGNED = np.dtype({"names": ["a", "b"], "formats": ["i1", "f8"]}, align=True)
 SPECIAL = {
     "aligned": np.zeros(3, ALIGNED),
@@ -256,7 +274,8 @@ SPECIAL = {
     "NUL inside text": np.array(["a\0b", "\0"]),
     "surrogates": np.array(["\ud800", "\udc00\ud800"]),
     "NaT and units": np.array(["NaT", "2020-01-01"], "M8[3D]"),
-    "a date of no unit": np.array(["NaT"], "M8"),
+    "a date of no unit": NOT_A_TIME.view("M8"),
+    "durations of no unit": np.array([5, 7]).view("m8"),
     "payloads of NaN": np.array([0x7FF8DEADBEEF0001, 0xFFF0000000000001], "u8").view("f8"),
     "longdouble": np.array([1, 3], "g") / 3,
     "bool": np.array([[True, False]]),
@@ -287,7 +306,9 @@ SCALARS = {
     "empty text": np.str_(""),
     "void": np.void(b"\0a\0"),
     "date": np.datetime64("2020-01-01T00", "3h"),
-    "duration": np.timedelta64("NaT"),
+    "duration": np.timedelta64("NaT", "s"),
+    "date of no unit": NOT_A_TIME.view("M8")[0],
+    "duration of no unit": NOT_A_TIME.view("m8")[0],
     "longdouble": np.longdouble(1) / 3,
     "clongdouble": np.clongdouble(1j) / 3,
     "bool": np.bool_(True),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import uuid
+import warnings
 
 import numpy as np
 import pytest
@@ -91,6 +92,12 @@ def test_a_codec_is_found_by_exact_type_and_by_name(value, name):
     assert codec_named(name) is find_codec(value)
 
 
+def a_chararray():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy 2.5
+        return np.array(["a"]).view(np.char.chararray)
+
+
 @pytest.mark.parametrize(
     ("value", "what_to_do"),
     [
@@ -102,7 +109,7 @@ def test_a_codec_is_found_by_exact_type_and_by_name(value, name):
         (collections.namedtuple("Point", "x y")(1, 2), "value._asdict()"),
         (pathlib.Path(), "store str(value)"),
         (np.zeros((1, 1)).view(np.matrix), "store numpy.asarray(value)"),
-        (np.array(["a"]).view(np.char.chararray), "store numpy.asarray(value)"),
+        (a_chararray(), "store numpy.asarray(value)"),
         (enum.Enum("Color", "RED").RED, "register_enum(Color)"),
         (dataclasses.make_dataclass("Run", ["n"])(1), "dataclasses.asdict"),
         (len, "code is never stored"),

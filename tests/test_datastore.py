@@ -213,9 +213,14 @@ class TestEquality:
         [
             lambda: float("nan"),
             lambda: np.array([1.0, np.nan]),
-            lambda: np.array([np.datetime64("NaT")]),
+            lambda: np.array(["NaT"], "M8[s]"),
+            lambda: np.array([-(2**63)]).view("M8"),
             lambda: np.array([(1, np.nan)], dtype=[("a", "i4"), ("b", "f8")]),
             lambda: np.ma.masked_array([1, 2], mask=[True, False]),
+            lambda: np.ma.masked_array(np.array([5, 7]).view("m8"), mask=[True, False]),
+            lambda: np.ma.masked_array(np.float16([1, np.nan]), mask=[True, False]),
+            lambda: np.ma.masked_array(np.array(1.0), mask=True),
+            lambda: np.ma.masked_array([(1, [2, 3])], [(0, [1, 0])], [("a", "i4"), ("b", "f8", 2)]),
             lambda: np.float32("nan"),
             lambda: np.array(["a", None], dtype=object),
             lambda: pd.DataFrame({"a": [1.0, np.nan]}, index=["x", "y"]),
@@ -245,6 +250,7 @@ class TestEquality:
             (np.ones(2), [1.0, 1.0]),
             (np.ones(2), None),
             (np.ma.masked_array([1, 2], mask=[1, 0]), np.ma.masked_array([1, 2], mask=[0, 1])),
+            (np.ma.masked_array([1, 2], mask=[1, 0]), np.ma.masked_array([1, 3], mask=[1, 0])),
             (pd.Series([1], name="a"), pd.Series([1], name="b")),
             (pd.Series([1]), pd.Series([1], dtype="int8")),
             (pd.Series([1]), pd.Series([1], index=["a"])),
@@ -265,6 +271,16 @@ class TestEquality:
     def test_different_content(self, a, b):
         assert DataStore(v=a) != DataStore(v=b)
         assert DataStore(v=b) != DataStore(v=a)
+
+    def test_what_is_masked_does_not_count(self):
+        a, b = (np.ma.masked_array([n, 2], mask=[True, False]) for n in (1, 3))
+        assert DataStore(v=a) == DataStore(v=b)
+        assert a._fill_value is None, "comparing has made up what the array is filled with"
+        fields = [("a", "i4"), ("b", "f8", 2)]
+        a, b = (np.ma.masked_array([(n, [2, n])], [(1, [0, 1])], fields) for n in (1, 3))
+        assert DataStore(v=a) == DataStore(v=b)
+        b["b"][0, 0] = 5
+        assert DataStore(v=a) != DataStore(v=b)
 
     def test_polars(self):
         pl = pytest.importorskip("polars")

@@ -82,9 +82,9 @@ class MaskedCodec(ExactCodec):
         node: dict[str, JSON] = {"data": array_node(value.data, encoder), "hard": value.hardmask}
         if value.mask is not np.ma.nomask:
             node["mask"] = array_node(value.mask, encoder)
-        # the public attribute makes up a default, which would then be kept through astype()
-        if value._fill_value is not None:
-            node["fill"] = bytes_node(np.asarray(value._fill_value, value.dtype).tobytes(), encoder)
+        fill = _fill_of(value)
+        if fill is not None:
+            node["fill"] = bytes_node(fill.tobytes(), encoder)
         return node
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
@@ -98,7 +98,10 @@ class MaskedCodec(ExactCodec):
         if "fill" in node:
             fill = _item(data.dtype, read_bytes(node["fill"], decoder), decoder)
         hard = node.get("hard") is True
-        return np.ma.MaskedArray(data, mask=mask, fill_value=fill, hard_mask=hard)
+        try:
+            return np.ma.MaskedArray(data, mask=mask, fill_value=fill, hard_mask=hard)
+        except (TypeError, ValueError) as err:  # no default for some dates inside structures
+            raise decoder.damaged(f"{data.dtype} cannot be masked: {err}") from err
 
     def describe(self, node: Any) -> Description:
         return _described(self.described, node.get("data") if isinstance(node, dict) else None)
@@ -175,6 +178,22 @@ class DtypeCodec(ExactCodec):
 
     def describe(self, node: Any) -> Description:
         return Description(self.described, dtype_text(node))
+
+
+def _fill_of(value: Any) -> Array | None:
+    """Return what a masked array is filled with, None for what NumPy makes up.
+
+    The public attribute makes up a default, which would then be kept through ``astype()``. Once
+    made up, by ``repr()`` too, it need not fit the dtype: "?" for dates without a unit.
+    """
+    if value._fill_value is None:
+        return None
+    try:
+        with np.errstate(over="ignore"):  # 1e20 in half precision
+            fill = np.asarray(value._fill_value, value.dtype)
+    except (TypeError, ValueError):
+        return None
+    return fill if fill.dtype == value.dtype else None
 
 
 def _item(dtype: np.dtype[Any], data: bytes, decoder: Decoder) -> Array:
