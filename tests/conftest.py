@@ -136,6 +136,17 @@ def make_engine(url: str, storage: Path | None = None, **kwargs) -> Engine:
     return engine
 
 
+@pytest.fixture
+def copy_on_write() -> Iterator[None]:
+    """Have pandas 2 copy on write, as pandas 3 always does; else edits of numbers are refused."""
+    import pandas as pd
+
+    with contextlib.ExitStack() as stack:
+        if int(pd.__version__.partition(".")[0]) < 3:
+            stack.enter_context(pd.option_context("mode.copy_on_write", True))
+        yield
+
+
 class Stored:
     """What lies in a storage's folder, seen without the library."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import os
@@ -42,15 +41,7 @@ def storage(tmp_path):
 
 
 COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
-
-
-@pytest.fixture(autouse=True)
-def _copy_on_write():
-    """Edit frames as pandas 3 does, on pandas 2.2 too."""
-    with contextlib.ExitStack() as stack:
-        if not COPIES_ON_WRITE:
-            stack.enter_context(pd.option_context("mode.copy_on_write", True))
-        yield
+pytestmark = pytest.mark.usefixtures("copy_on_write")
 
 
 def contents():

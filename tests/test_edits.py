@@ -23,6 +23,9 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from sqla_datastore import DataStore, DataStoreType, MissingObjectError, StaleValueError
 
+COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
+pytestmark = pytest.mark.usefixtures("copy_on_write")
+
 
 class Base(DeclarativeBase):
     pass
@@ -247,6 +250,7 @@ EDITS = [
     _reorder,
     _move,
 ]
+EDITS_OF_NUMBERS = [_frame_cell, _frame_through_series, _series_element]
 in_place = pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__.strip("_"))
 # how an entry is edited has nothing to do with the database
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -284,6 +288,32 @@ def test_an_edit_of_a_fetched_row_is_saved_by_commit(engine, exact, saved, edit)
         edit(row.data)
         session.commit()
     assert_saved(engine, edit)
+    exact(1)
+
+
+@pytest.mark.skipif(COPIES_ON_WRITE, reason="pandas 3 always copies on write")
+@pytest.mark.parametrize("fetched", [True, False])
+@pytest.mark.parametrize(
+    "edit", [*EDITS_OF_NUMBERS, _frame_column, _frame_rename, _frame_index, _frame_drop]
+)
+@on_sqlite
+def test_an_edit_without_copy_on_write_is_saved_or_refused(engine, exact, edit, fetched):
+    saved = [edit]
+    with pd.option_context("mode.copy_on_write", False), Session(engine) as session:
+        row = Entity(id=1, data=value())
+        session.add(row)
+        if fetched:
+            session.commit()
+        else:
+            session.flush()
+        try:
+            edit(row.data)
+        except ValueError as err:
+            if edit not in EDITS_OF_NUMBERS or "read-only" not in str(err):
+                raise
+            saved = []
+        session.commit()
+    assert_saved(engine, *saved)
     exact(1)
 
 

@@ -17,16 +17,7 @@ from sqla_datastore.codecs._memory import decode_value, encode_value
 from sqla_datastore.fingerprint import Fingerprint, fingerprint
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
-
-
-@pytest.fixture(autouse=True)
-def copy_on_write(request):
-    """Set what pandas 3 always does; without it edits of numbers raise as read-only."""
-    if PANDAS_3:
-        yield
-    else:
-        with pd.option_context("mode.copy_on_write", True):
-            yield
+pytestmark = pytest.mark.usefixtures("copy_on_write")
 
 
 def decoded(value):
