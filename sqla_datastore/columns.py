@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, MetaData, Table
 from sqlalchemy.orm import Mapper, registry
 
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
@@ -44,6 +44,7 @@ __all__ = [
 
 _lock = threading.Lock()
 _registries: weakref.WeakSet[registry] = weakref.WeakSet()
+_metadatas: weakref.WeakSet[MetaData] = weakref.WeakSet()
 _stores: weakref.WeakKeyDictionary[Table, TableStore] = weakref.WeakKeyDictionary()
 _checked: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
@@ -55,10 +56,6 @@ class StoreColumn:
     column: Column[Any]
     type: DataStoreType
     folder: FolderTemplate
-
-    def shares_folder(self, other: StoreColumn) -> bool:
-        """Whether another column of the table puts its objects into the same folder."""
-        return (self.type.url, self.type.folder) == (other.type.url, other.type.folder)
 
     @property
     def label(self) -> str:
@@ -102,6 +99,13 @@ def note_mapper(mapper: Mapper[Any], *_: Any) -> None:
     with _lock:
         _registries.add(mapper.registry)
         _stores.clear()
+
+
+def note_column(column: Column[Any], table: Any) -> None:
+    """Remember which MetaData declares values. Called when a column is attached to its table."""
+    if isinstance(table, Table) and is_store(column):
+        with _lock:
+            _metadatas.add(table.metadata)
 
 
 def check_registries() -> None:
@@ -266,13 +270,16 @@ def refuse_owned_prefix(prefix: str, metadatas: Iterable[Any] | None = None) -> 
 
     Args:
         prefix: a relative storage path.
-        metadatas: the MetaData collections to look at, by default all that were seen.
+        metadatas: the MetaData collections to look at, by default all that declare columns.
 
     Raises:
         RefusedURLError: the prefix could be, or lie in, or hold an owned folder.
     """
     segments = prefix.strip("/").split("/")
-    for metadata in list(_checked) if metadatas is None else metadatas:
+    if metadatas is None:
+        with _lock:
+            metadatas = list(_metadatas)
+    for metadata in metadatas:
         for store in declared(metadata):
             for owner, _ in _places(store):
                 if meets(owner, segments):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -49,8 +48,6 @@ logger = logging.getLogger("sqla_datastore")
 # statement completion unknown (ISO/IEC 9075-2, PostgreSQL appendix A)
 _UNKNOWN_OUTCOME = {"08007", "40003"}
 
-_BEGAN = "sqla_datastore_began"
-
 _open: dict[int, Transaction] = {}
 
 
@@ -80,7 +77,6 @@ class Transaction:
         self.metadatas: dict[MetaData, None] = {}
         self.failed: list[tuple[int, Effects]] = []
         self.root_savepoint: str | None = None
-        self.began: float = connection.info.get(_BEGAN, time.time())
         self.doubt: str | None = None
         self.statement_failed = False
         self.commit_failed = False
@@ -317,7 +313,6 @@ def begun(connection: Connection) -> None:
     After an error in a listener of ``commit`` SQLAlchemy sends neither COMMIT nor ROLLBACK, so the
     next transaction of the connection is the same one to the database.
     """
-    connection.info[_BEGAN] = time.time()
     found = open_transaction(unwrap(connection.connection))
     if found is None or found.busy or found.state is TransactionState.ACTIVE:
         return

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import Column, event
 from sqlalchemy.engine import Connection, Engine, ExecutionContext
 from sqlalchemy.orm import (
     InstanceState,
@@ -38,7 +38,7 @@ from sqla_datastore.drivers import TransactionState
 from sqla_datastore.edits import RowLink, store_attributes, values_of
 from sqla_datastore.endings import Transaction, transaction_of
 from sqla_datastore.ledger import Name
-from sqla_datastore.statements import Effects, Folder, binds_values, effects_of, names_of
+from sqla_datastore.statements import Effects, binds_values, effects_of, names_of
 
 __all__ = ["install"]
 
@@ -92,10 +92,12 @@ def _look_at(connection: Connection, context: Any) -> None:
     if hasattr(context, "_sqla_datastore"):
         return
     context._sqla_datastore = None
+    autocommit = context.is_crud and endings.is_autocommit(connection)
     effects = effects_of(
         connection,
         context,
         flushing=_in_flush(connection),
+        autocommit=autocommit,
         superseded=lambda name: transaction_of(connection).ledger.is_superseded(name),
     )
     if effects is None:
@@ -103,7 +105,7 @@ def _look_at(connection: Connection, context: Any) -> None:
     context._sqla_datastore = effects
     transaction = transaction_of(connection)
     transaction.metadatas[effects.store.table.metadata] = None
-    if endings.is_autocommit(connection):
+    if autocommit:
         # there is no moment between the statement and its COMMIT, so the write comes first
         _write(transaction, effects.reserved)
         transaction.ledger.make_durable()
@@ -212,19 +214,14 @@ def _carry_out(transaction: Transaction, effects: list[Effects]) -> None:
     _write(transaction, [reserved for effect in effects for reserved in effect.reserved])
     folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
     for folder in folders:
-        ledger.listed(_listed(transaction, folder))
+        ledger.listed(
+            Name(folder.storage, found.path) for found in folder.storage.list(folder.path)
+        )
 
 
 def _names(reservation: Reservation) -> list[Name]:
     assert reservation.url is not None
     return names_of(reservation.storage, reservation.url)
-
-
-def _listed(transaction: Transaction, folder: Folder) -> Iterator[Name]:
-    for found in folder.storage.list(folder.path):
-        # an object younger than the transaction may belong to a row that its snapshot cannot see
-        if found.modified <= transaction.began:
-            yield Name(folder.storage, found.path)
 
 
 def _write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
@@ -412,6 +409,7 @@ def install(_type: type) -> None:
     event.listen(Engine, "handle_error", _handle_error)
     event.listen(Engine, "begin", _begin)
     event.listen(Engine, "begin_twophase", _begin)
+    event.listen(Column, "after_parent_attach", columns.note_column)
     event.listen(Mapper, "after_mapper_constructed", columns.note_mapper)
     event.listen(Mapper, "mapper_configured", _mapper_configured)
     event.listen(Mapper, "after_configured", columns.check_registries)

@@ -58,6 +58,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._log: list[tuple[_Kind, Name]] = []
+        self._replayed: tuple[int, set[Name], set[Name]] = (0, set(), set())
         self._savepoints: list[tuple[str, int, int]] = []
         self._written: dict[Name, None] = {}
         self._complete: set[Name] = set()
@@ -127,6 +128,7 @@ class Ledger:
         log_size, undo_size = self._savepoints[level][1:] if level is not None else (0, 0)
         del self._savepoints[0 if level is None else level + 1 :]
         del self._log[log_size:]
+        self._replayed = (0, set(), set())
         self._undo(undo_size)
 
     def _level(self, name: str) -> int | None:
@@ -147,17 +149,24 @@ class Ledger:
 
     def live(self) -> set[Name]:
         """Return the objects that rows refer to by this transaction's doing."""
-        live: set[Name] = set()
-        for kind, name in self._log:
+        return set(self._replay()[0])
+
+    def _replay(self) -> tuple[set[Name], set[Name]]:
+        """Return what is live and what was ever dropped; goes on from where it was last asked."""
+        size, live, dropped = self._replayed
+        for kind, name in self._log[size:]:
             if kind is _Kind.ADOPT:
                 live.add(name)
             elif kind is _Kind.DROP:
                 live.discard(name)
-        return live
+                dropped.add(name)
+        self._replayed = (len(self._log), live, dropped)
+        return live, dropped
 
     def is_superseded(self, name: Name) -> bool:
         """Return whether a row held the object until this transaction, so that it may again."""
-        return (_Kind.DROP, name) in self._log and name not in self.live()
+        live, dropped = self._replay()
+        return name in dropped and name not in live
 
     def candidates(self) -> set[Name]:
         """Return the names that were listed and that nothing else in the ledger explains."""
@@ -230,6 +239,7 @@ class Ledger:
 
     def _clear(self) -> None:
         self._log.clear()
+        self._replayed = (0, set(), set())
         self._savepoints.clear()
         self._written.clear()
         self._complete.clear()

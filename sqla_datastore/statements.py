@@ -106,7 +106,12 @@ def _row_url(name: Name) -> str:
 
 
 def effects_of(
-    connection: Connection, context: Any, *, flushing: bool, superseded: Callable[[Name], bool]
+    connection: Connection,
+    context: Any,
+    *,
+    flushing: bool,
+    autocommit: bool,
+    superseded: Callable[[Name], bool],
 ) -> Effects | None:
     """Return what a compiled statement will do to objects, or None if nothing.
 
@@ -117,6 +122,7 @@ def effects_of(
         connection: the connection that is about to run it.
         context: its execution context, parameters bound.
         flushing: whether an ORM flush runs it, so that every value is its row's own.
+        autocommit: whether its objects are written before it runs, without its rows' locks.
         superseded: whether an object lost its row in this transaction, so that it may be its
             row's again.
 
@@ -133,7 +139,9 @@ def effects_of(
         # the statement's own table may be an annotated copy
         store = table_store(dml.table.metadata.tables.get(dml.table.key, dml.table))
         if store is not None:
-            effects = _Run(connection, context, dml, store, flushing, superseded).effects()
+            effects = _Run(
+                connection, context, dml, store, flushing, autocommit, superseded
+            ).effects()
     if binds_values(compiled):
         _refuse_elsewhere(context, effects.reserved if effects else ())
     return effects
@@ -190,6 +198,7 @@ class _Run:
     dml: Any
     store: TableStore
     flushing: bool
+    autocommit: bool
     superseded: Callable[[Name], bool]
 
     @cached_property
@@ -229,9 +238,8 @@ class _Run:
         for values, reserved in rows:
             token = str(uuid.uuid4())
             for column, reservation in reserved:
-                self._place(
-                    effects, column, reservation, column.folder.fresh(values, token, self.schemas)
-                )
+                folder = self._new_folder(column, values, token)
+                self._place(effects, column, reservation, folder)
             if not (effects.upsert and effects.upsert.met(values)):
                 effects.folders.extend(self._owned(Row(values, {})))
         return effects
@@ -263,8 +271,7 @@ class _Run:
         for index, given in enumerate(self.context.compiled_parameters):
             bound = assignments.reservations(index)
             for group in range(len(assignments.groups)):
-                raw = {c: assignments.lookup(c, group, given) for c in self.store.needs}
-                known = {c: v for c, v in raw.items() if v is not MISSING and not is_sql(v)}
+                known = self._known(group, given)
                 values = inherited_values(self.connection, self.store, known)
                 yield values, list(self._reserved(bound, group, given))
 
@@ -341,7 +348,7 @@ class _Run:
         for each in rows:
             effects.dropped += self.names(column, each.urls[column])
         if reservation is not None:
-            self._replace(effects, column, reservation, row)
+            self._replace(effects, column, reservation, row, index)
         return reservation
 
     @staticmethod
@@ -354,18 +361,42 @@ class _Run:
         return True
 
     def _replace(
-        self, effects: Effects, column: StoreColumn, reservation: Reservation, row: Row
+        self,
+        effects: Effects,
+        column: StoreColumn,
+        reservation: Reservation,
+        row: Row,
+        index: int,
     ) -> None:
         if self._revives(column, reservation, row):
             effects.reserved.append(reservation)
             return
         url = row.urls.get(column)
         own = url is not None and reservation.value.url == url
-        folder = self.folder(column, row)
-        if folder is None:
-            values = inherited_values(self.connection, self.store, row.values)
-            folder = column.folder.fresh(values, str(uuid.uuid4()), self.schemas)
+        values = {**row.values, **self._known(0, self.context.compiled_parameters[index])}
+        folder = self._new_folder(
+            column, inherited_values(self.connection, self.store, values), str(uuid.uuid4())
+        )
         self._place(effects, column, reservation, folder, own=own)
+
+    def _new_folder(
+        self, column: StoreColumn, values: Mapping[Column[Any], Any], token: str
+    ) -> str:
+        """Return where a new object goes: where its row's attributes say, not where an old one is.
+
+        So an object that is not committed yet lies in no folder that another row's owner empties:
+        that owner waits for this row's key or foreign key. Under AUTOCOMMIT nobody waits, so such
+        an object goes to a folder that no other row can name.
+        """
+        if self.autocommit:
+            key = set(self.store.table.primary_key)
+            values = {c: value for c, value in values.items() if c not in key}
+        return column.folder.fresh(values, token, self.schemas)
+
+    def _known(self, group: int, given: Mapping[str, Any]) -> dict[Column[Any], Any]:
+        """Return the plain values that the statement gives to the columns that templates need."""
+        found = {c: self.assignments.lookup(c, group, given) for c in self.store.needs}
+        return {c: v for c, v in found.items() if v is not MISSING and not is_sql(v)}
 
     def _revives(self, column: StoreColumn, reservation: Reservation, row: Row) -> bool:
         """Whether an unchanged value comes back to the row that it left in this transaction."""
@@ -373,7 +404,9 @@ class _Run:
         if value.url is None or value._scan() or value._changed:
             return False
         url, storage = ObjectURL.parse(value.url), self.storage(column)
-        if url.scheme != storage.scheme or url.folder != self.folder(column, row):
+        # in a flush every value is its row's own
+        near = self.flushing or url.folder == self.folder(column, row)
+        if url.scheme != storage.scheme or not near:
             return False
         if not self.superseded(Name(storage, url.path)):
             return False
@@ -409,11 +442,9 @@ class _Run:
 
     def folder(self, column: StoreColumn, row: Row) -> str | None:
         """Return the folder that a row's URL remembers, else what its attributes say."""
-        alike = [c for c in self.store.columns if c.shares_folder(column)]
-        for other in sorted(alike, key=lambda c: c is not column):
-            names = self.names(other, row.urls.get(other))
-            if names and "/" in names[0].path:
-                return names[0].path.rpartition("/")[0]
+        names = self.names(column, row.urls.get(column))
+        if names and "/" in names[0].path:
+            return names[0].path.rpartition("/")[0]
         values = inherited_values(self.connection, self.store, row.values)
         return column.folder.render(values, self.schemas)
 

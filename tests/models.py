@@ -68,6 +68,7 @@ class Run(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     id_project: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     data: Mapped[DataStore | None] = mapped_column(DataStoreType(folder="projects/{id_project}"))
+    more: Mapped[DataStore | None] = mapped_column(DataStoreType(folder="projects/{id_project}"))
     project: Mapped[Project] = relationship(back_populates="runs")
 
 

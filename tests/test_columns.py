@@ -481,3 +481,18 @@ def test_deleting_a_prefix_in_an_owned_folder_is_refused(owned, tmp_path):
     with pytest.raises(RefusedURLError):
         DataStoreIO.delete("lab", storage=tmp_path / "s")
     assert len(list(folder.iterdir())) == 1
+
+
+def test_a_prefix_is_refused_before_any_statement_ran():
+    metadata = MetaData()
+    Table(
+        "never_used",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("data", DataStoreType(folder="kept/{id}")),
+    )
+    with pytest.raises(RefusedURLError, match="never_used"):
+        refuse_owned_prefix("kept")
+    with pytest.raises(RefusedURLError, match="never_used"):
+        refuse_owned_prefix("kept/5/more")
+    refuse_owned_prefix("others")

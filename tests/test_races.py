@@ -120,6 +120,44 @@ def test_a_child_that_left_while_its_old_parent_is_deleted(engine, stored, exact
         assert session.get(Run, 1).data.n == 2
 
 
+def test_a_second_column_of_a_child_that_left(engine, stored, exact):
+    """The column that is set was NULL, so no URL in the old folder tells of its row."""
+    with Session(engine) as session:
+        session.add_all([Project(id=1), Project(id=2)])
+        session.flush()
+        session.add(Run(id=1, id_project=1, data=value(1)))
+        session.commit()
+        session.get(Run, 1).id_project = 2
+        session.commit()
+    concurrently(
+        engine,
+        stored,
+        lambda session: setattr(session.get(Run, 1), "more", value(2)),
+        lambda session: session.delete(session.get(Project, 1)),
+    )
+    exact(2)
+    with Session(engine) as session:
+        assert session.get(Run, 1).more.n == 2
+
+
+def test_a_child_that_is_committed_while_its_parent_is_deleted(engine, stored, exact):
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite lets one transaction write at a time")
+    with Session(engine) as session:
+        session.add(Project(id=1))
+        session.commit()
+    other = make_engine(engine.url, stored.base)
+    with Session(engine.execution_options(isolation_level="READ COMMITTED")) as session:
+        project = session.get(Project, 1)
+        with Session(other) as second:
+            second.add(Run(id_project=1, data=value(1)))
+            second.commit()
+        session.delete(project)
+        session.commit()
+    other.dispose()
+    exact(0)
+
+
 def test_a_row_that_appears_during_an_update_is_refused(engine, stored, exact):
     if engine.dialect.name != "postgresql":
         pytest.skip("only READ COMMITTED without gap locks lets a row appear")
