@@ -333,13 +333,14 @@ def _describe(node: JSON) -> Description:
 class _Decoder:
     """What a codec may ask while one entry is decoded; see `codecs.protocol.Decoder`."""
 
-    __slots__ = ("_blobs", "_container", "_depth", "_entry")
+    __slots__ = ("_blobs", "_container", "_depth", "_entry", "_taken")
 
     def __init__(self, container: Container, entry: str, index: int) -> None:
         self._container = container
         self._entry = entry
         self._blobs = container._blobs_of(index)
         self._depth = 0
+        self._taken: set[int] = set()
 
     def decode(self, node: JSON) -> Any:
         if type(node) is not list:
@@ -371,6 +372,9 @@ class _Decoder:
     def blob(self, number: Any, *, mapped: bool = False) -> memoryview:
         if type(number) is not int or not 0 <= number < len(self._blobs):
             raise self.damaged(f"it has no blob {number!r}")
+        if number in self._taken:  # each use would take its size in memory once more
+            raise self.damaged(f"it uses blob {number} twice")
+        self._taken.add(number)
         return self._container._blob(self._entry, self._blobs[number], mapped=mapped)
 
     def nested(self, number: Any) -> Any:

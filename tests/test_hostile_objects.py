@@ -495,6 +495,76 @@ class TestHostileAuthors:
             container.describe(name)
             _load_or_refuse(container, name)
 
+    @pytest.mark.parametrize(
+        "inner",
+        [
+            ["plain.bytes", 1, 0],
+            ["plain.list", 1, {"packed": "q", "blob": 0}],
+            ["plain.list", 1, {"json_blob": 0}],
+            ["toy.blob", 1, {"numbers": [0], "mapped": True}],
+        ],
+        ids=lambda inner: inner[0],
+    )
+    def test_a_blob_that_many_nodes_name(self, inner):
+        """The object's size bounds what reading it allocates."""
+        data = b"[" + b" " * (1 << 20) + b" " * 6 + b"]"
+        once = forged(_node_of(["plain.list", 1, {"items": [inner]}]), data=data)
+        assert len(opened(once).load("x")) == 1
+        many = forged(_node_of(["plain.list", 1, {"items": [inner] * 400}]), data=data)
+        tracemalloc.start()
+        with pytest.raises(DamagedObjectError, match="blob 0 twice"):
+            opened(many).load("x")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 20 * len(many)
+
+    def test_an_entry_is_loaded_as_often_as_one_likes(self):
+        container = opened(written(LIBRARIES))
+        for name in container.names * 2:
+            container.load(name)
+
+    @pytest.mark.parametrize("count", [10**8, (1 << 20) + 1])
+    def test_columns_of_no_bytes(self, count):
+        data = forged(_node_of(_frame_of_runs(count, [(0, count)])))
+        tracemalloc.start()
+        with pytest.raises(DamagedObjectError, match="too many columns"):
+            opened(data).load("x")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 20
+
+    def test_a_column_that_is_used_twice(self):
+        good = forged(_node_of(_frame_of_runs(4, [(0, 2), (2, 2)])))
+        assert opened(good).load("x").shape == (0, 4)
+        for runs in ([(0, 2), (0, 2)], [(0, 2), (1, 2)], [(0, 3), (2, 1)], [(0, 2), (2, 0)]):
+            with pytest.raises(DamagedObjectError, match="used twice"):
+                opened(forged(_node_of(_frame_of_runs(4, runs)))).load("x")
+
+    def test_json_with_a_key_twice(self):
+        data = b'{"a":1,"a":2}'
+        with pytest.raises(DamagedObjectError, match="keys are all different"):
+            opened(forged(_node_of(["plain.dict", 1, {"json_blob": 0}]), data=data)).load("x")
+
+
+def _frame_of_runs(columns, runs):
+    """Return the node of a frame without rows, of a block with so many columns."""
+    block = {"blob": 0, "dtype": "<f8", "shape": [columns, 0], "by_row": False, "offset": 0}
+    names = sum(count for _, count in runs)
+    node = {
+        "physical": {"blocks": [block], "streams": []},
+        "dtype": "float64",
+        "shape": [0, names],
+        "index": {"range": [0, 0, 1]},
+        "columns": {"range": [0, names, 1]},
+        "data": [{"kind": "run", "block": 0, "row": row, "count": n} for row, n in runs],
+    }
+    return ["pandas.frame", 1, node]
+
+
+def _node_of(inner):
+    """Return what gives a manifest's only entry a node."""
+    return lambda manifest: manifest["entries"].update(nodes=[json.dumps(inner)])
+
 
 def _changed(node, rng):
     """Return a node with one value exchanged or one part removed, somewhere."""

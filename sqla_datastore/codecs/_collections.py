@@ -259,13 +259,22 @@ def _copied(node: Any) -> Any:
 
 def _parsed(data: memoryview, decoder: Decoder) -> Any:
     try:
-        return json.loads(data.tobytes(), parse_constant=_refuse_constant)
+        return json.loads(
+            data.tobytes(), parse_constant=_refuse_constant, object_pairs_hook=_distinct_keys
+        )
     except (ValueError, RecursionError):
-        raise decoder.damaged("a blob is not JSON") from None
+        raise decoder.damaged("a blob is not JSON whose keys are all different") from None
 
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(text)
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 COLLECTION_CODECS: tuple[Codec, ...] = (

@@ -28,6 +28,8 @@ AnyArray: TypeAlias = "np.ndarray[Any, Any]"
 _BLOCK_DTYPE = re.compile(r"[<>|]([biu][1248]|f[248]|c8|c16|[mM]8\[(s|ms|us|ns)\])")
 _PIECE_BYTES = 1 << 20
 _ALIGNMENT = 64
+_MAX_EMPTY_COLUMNS = 1 << 20
+"""Columns of no bytes: nothing in a blob bounds their number."""
 
 
 class ColumnWriter:
@@ -64,6 +66,8 @@ class ColumnWriter:
         return self.encoder.unsupported(self.value, reason)
 
     def _block(self, dtype: str, rows: int, arrays: list[AnyArray]) -> JSON:
+        if not rows and len(arrays) > _MAX_EMPTY_COLUMNS:
+            raise self.unsupported("it has too many columns without rows")
         payload = _BlockPayload(arrays)
         return {
             "blob": self.encoder.blob(payload),
@@ -82,7 +86,7 @@ class ColumnWriter:
 
 
 class ColumnReader:
-    """Gives columns back by reference; blobs are asked for when first needed."""
+    """Gives columns back by reference, each once; blobs are asked for when first needed."""
 
     def __init__(self, node: Any, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -90,6 +94,8 @@ class ColumnReader:
         self._stream_nodes = self._list(field(node, "streams", decoder))
         self._blocks: dict[int, AnyArray] = {}
         self._tables: dict[int, Any] = {}
+        self._taken: dict[int, AnyArray] = {}
+        self._taken_columns: set[tuple[int, int]] = set()
 
     def array(self, reference: Any) -> AnyArray:
         """Return a read-only one-dimensional array that refers to the blob."""
@@ -99,8 +105,25 @@ class ColumnReader:
                 return decoded
             raise self.decoder.damaged("a column is no array of one dimension")
         block, row = reference
-        rows: AnyArray = self.block(block)[self._checked(row, len(self.block(block)))]
+        self.take_rows(block, row, 1)
+        rows: AnyArray = self.block(block)[row]
         return rows
+
+    def take_rows(self, block: Any, first: Any, count: Any) -> None:
+        """Note that columns of a block are used; each is once, since each use takes memory.
+
+        Raises:
+            DamagedObjectError: they are not inside the block, or used already.
+        """
+        size = len(self.block(block))
+        numbers = self._checked(first, size), self._checked(count, size + 1)
+        rows = slice(numbers[0], sum(numbers))
+        if block not in self._taken:
+            self._taken[block] = np.zeros(size, bool)
+        taken = self._taken[block]
+        if not numbers[1] or rows.stop > size or taken[rows].any():
+            raise self.decoder.damaged("columns are not in their block, or used twice")
+        taken[rows] = True
 
     def block(self, number: Any) -> AnyArray:
         """Return a block as stored columns x rows, read-only."""
@@ -119,7 +142,11 @@ class ColumnReader:
             schema, batches = read_stream(self._stream_nodes[stream], self.decoder)
             self._tables[stream] = pa.Table.from_batches(batches, schema)
         table = self._tables[stream]
-        return table.column(self._checked(reference[1], table.num_columns))
+        column = self._checked(reference[1], table.num_columns)
+        if (stream, column) in self._taken_columns:
+            raise self.decoder.damaged("an Arrow column is used twice")
+        self._taken_columns.add((stream, column))
+        return table.column(column)
 
     def _read_block(self, node: Any) -> AnyArray:
         columns, rows = (self._size(each) for each in node["shape"])
@@ -128,6 +155,8 @@ class ColumnReader:
         found = offset + math.prod((columns, rows, dtype.itemsize))
         if data.nbytes != found or offset % _ALIGNMENT:
             raise self.decoder.damaged(f"a block of {found} bytes has {data.nbytes}")
+        if not rows and columns > _MAX_EMPTY_COLUMNS:
+            raise self.decoder.damaged("a block has too many columns without rows")
         shape = (rows, columns) if node["by_row"] is True else (columns, rows)
         block: AnyArray = np.ndarray(shape, dtype, data, offset)
         block = block if block.flags.aligned else block.copy()

@@ -228,28 +228,29 @@ class _Run:
 
     block: int
     first: int
-    places: list[int]
+    stop: int
+    places: list[range]
 
     @property
     def rows(self) -> slice:
-        return slice(self.first, self.first + len(self.places))
+        return slice(self.first, self.stop)
 
     @property
     def positions(self) -> AnyArray:
-        return np.array(self.places)
+        return np.concatenate([np.arange(each.start, each.stop) for each in self.places])
 
 
 def _add_run(runs: list[_Run], node: Any, position: int, columns: ColumnReader) -> int:
     """Add a run to one that it continues, or by itself; return the next position."""
     block, first, count = node["block"], node["row"], node["count"]
-    if not 0 <= first < first + count <= len(columns.block(block)):
-        raise columns.decoder.damaged("a run of columns is not inside its block")
+    columns.take_rows(block, first, count)
     places = range(position, position + count)
     for run in runs:
-        if run.block == block and run.rows.stop == first:
-            run.places.extend(places)
+        if run.block == block and run.stop == first:
+            run.places.append(places)
+            run.stop += count
             return places.stop
-    runs.append(_Run(block, first, list(places)))
+    runs.append(_Run(block, first, first + count, [places]))
     return places.stop
 
 

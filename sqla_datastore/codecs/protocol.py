@@ -85,6 +85,8 @@ class Decoder(Protocol):
     def blob(self, number: Any, *, mapped: bool = False) -> memoryview:
         """Return a blob's bytes, read-only and 64-byte aligned where the object maps.
 
+        Ask for each blob once: a blob that many nodes name would fill the memory many times.
+
         Args:
             number: as `Encoder.blob` returned it; taken from the node, so it is checked here.
             mapped: the bytes are fixed-width numbers that no parser will walk, so that a large
@@ -92,7 +94,8 @@ class Decoder(Protocol):
                 verified before this returns.
 
         Raises:
-            DamagedObjectError: the number, the size or the checksum is wrong.
+            DamagedObjectError: the number, the size or the checksum is wrong, or the blob was
+                asked for before.
         """
 
     def nested(self, number: Any) -> Any:
