@@ -211,6 +211,8 @@ class Container:
                 url=self.url,
                 entry=name,
             ) from err
+        except NameError:  # a fault of the program; no bytes can cause it
+            raise
         except Exception as err:
             raise self._damaged(name, f"it makes no value ({type(err).__name__}: {err})") from err
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from toys import Blob, Box, Child, Fault, Liar, MemoryReader, MemoryWriter
 
 from sqla_datastore import _encoding, _manifest, _zip
+from sqla_datastore.codecs._stream import refused_as_damage
 from sqla_datastore.container import Container, matches, plan
 from sqla_datastore.exceptions import (
     DamagedObjectError,
@@ -532,6 +533,17 @@ class TestReading:
         container = stored({"x": Fault(ModuleNotFoundError("no polars", name="polars"))})
         with pytest.raises(UnsupportedFormatError, match="polars"):
             container.load("x")
+
+    def test_a_fault_of_the_program_is_no_damage(self):
+        error = NameError("name 'nan' is not defined")
+        with pytest.raises(NameError) as caught:
+            stored({"x": Fault(error)}).load("x")
+        assert caught.value is error
+
+    @pytest.mark.parametrize("error", [NameError("x"), ModuleNotFoundError("x")])
+    def test_what_libraries_raise_for_other_reasons_than_bytes(self, error):
+        with pytest.raises(type(error)), refused_as_damage(None, "a table"):
+            raise error
 
     def test_descriptions(self):
         container = stored(MIXED)

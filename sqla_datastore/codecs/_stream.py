@@ -164,8 +164,8 @@ def refused_as_damage(decoder: Decoder, what: str) -> Iterator[None]:
     """Turn whatever a library raises about hostile values into `DamagedObjectError`."""
     try:
         yield
-    except (DataStoreError, Warning):  # warnings may be errors, they are no damage
-        raise
+    except (DataStoreError, Warning, ImportError, NameError):
+        raise  # no bytes cause these: warnings may be errors, a library may be missing or broken
     except Exception as err:
         if type(err) is MemoryError:  # Arrow and NumPy have their own for sizes that are wrong
             raise
