@@ -244,6 +244,23 @@ class TestFailures:
         assert (base / "a.zip").read_bytes() == b"first"
         assert files_below(base) == {"a.zip"}
 
+    @pytest.mark.parametrize("below", ["", "deeper"])
+    def test_a_base_that_is_a_file_is_called_one(self, tmp_path, below):
+        (tmp_path / "file").write_text("mine")
+        storage = LocalStorage(tmp_path / "file" / below)
+        for act in (lambda: write(storage, "runs/a.zip"), lambda: storage.open("runs/a.zip")):
+            with pytest.raises(StorageError, match="a file") as caught:
+                act()
+            assert "overwritten" not in str(caught.value)
+            assert repr(storage.base) in str(caught.value)
+        storage.remove(["runs/a.zip", "a.zip"])
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_what_lies_below_a_file_is_gone_already(self, storage, base):
+        write(storage, "runs/a.zip")
+        storage.remove(["runs/a.zip/b.zip", "runs/a.zip/deep/er/b.zip"])
+        assert files_below(base) == {"runs/a.zip"}
+
     def test_a_link_that_cannot_be_finished_is_undone(self, storage, base, monkeypatch):
         real = os.unlink
         failures = iter([OSError(errno.EIO, "broken")])

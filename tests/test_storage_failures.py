@@ -29,13 +29,13 @@ def count(session):
     return session.scalar(select(func.count()).select_from(Keyed))
 
 
-def test_a_base_that_is_a_file(database_url, tmp_path):
+def test_a_base_that_is_a_file(database_url, tmp_path, caplog):
     base = tmp_path / "file"
     base.write_text("not a folder")
     engine = make_engine(database_url, base)
     with Session(engine) as session:
         session.add(Keyed(id=1, data=DataStore(n=1)))
-        with pytest.raises(StorageError, match=str(base)):
+        with pytest.raises(StorageError, match=f"'{base}': the storage's base is a file"):
             session.commit()
         session.rollback()
         assert count(session) == 0
@@ -45,6 +45,7 @@ def test_a_base_that_is_a_file(database_url, tmp_path):
         assert count(session) == 0
     engine.dispose()
     assert base.read_text() == "not a folder"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -18,6 +18,7 @@ from sqla_datastore.exceptions import DataStoreError, MissingObjectError, Storag
 
 __all__ = [
     "LinkInTheWayError",
+    "NameTakenError",
     "NotAFileError",
     "file_opened",
     "folder_opened",
@@ -38,6 +39,10 @@ class LinkInTheWayError(OSError):
     """A path below the base leads through a symbolic link."""
 
 
+class NameTakenError(OSError):
+    """An object has the name already that another one should get."""
+
+
 class NotAFileError(OSError):
     """A folder, a FIFO, a socket or a device lies where an object belongs."""
 
@@ -51,7 +56,7 @@ def storage_errors(url: str, base: str) -> Iterator[None]:
         raise
     except FileNotFoundError as err:
         raise MissingObjectError(url, f"the folder {base!r}") from err
-    except FileExistsError as err:
+    except NameTakenError as err:
         raise StorageError(
             f"{url!r} already exists in {base!r}; an object is never overwritten", url=url
         ) from err
@@ -95,9 +100,12 @@ def folder_opened(base: str, folder: str, *, create: bool = False) -> Iterator[i
         create: make what is missing. A concurrent remover may take a new folder away before the
             caller has put something into it: then the caller sees FileNotFoundError and retries.
     """
-    if create:
-        os.makedirs(base, exist_ok=True)
-    descriptor = os.open(base, _FOLDER)
+    try:
+        if create:
+            os.makedirs(base, exist_ok=True)
+        descriptor = os.open(base, _FOLDER)
+    except (FileExistsError, NotADirectoryError) as err:
+        raise NotADirectoryError(errno.ENOTDIR, _why_no_folder(base)) from err
     try:
         for segment in folder.split("/") if folder else ():
             child = _open_child(segment, descriptor, create=create)
@@ -106,6 +114,12 @@ def folder_opened(base: str, folder: str, *, create: bool = False) -> Iterator[i
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _why_no_folder(base: str) -> str:
+    if os.path.isfile(base):
+        return "the storage's base is a file, not a folder"
+    return "the storage's base is no folder, or lies below a file"
 
 
 @contextmanager
@@ -127,7 +141,19 @@ def file_opened(base: str, path: str) -> Iterator[int]:
 
 
 def link_exclusively(temporary: str, name: str, parent: int) -> None:
-    """Give a finished file its name in one step, or raise and leave no such name of ours."""
+    """Give a finished file its name in one step, or raise and leave no such name of ours.
+
+    Raises:
+        NameTakenError: there is something of that name.
+        OSError: it failed for another reason.
+    """
+    try:
+        _link(temporary, name, parent)
+    except FileExistsError as err:
+        raise NameTakenError(errno.EEXIST, "its name is taken") from err
+
+
+def _link(temporary: str, name: str, parent: int) -> None:
     try:
         os.link(temporary, name, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
     except OSError as err:

@@ -171,8 +171,8 @@ class LocalStorage:
             try:
                 with _posix.folder_opened(self.base, folder) as parent:
                     os.unlink(name, dir_fd=parent)
-            except FileNotFoundError:
-                pass
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # where a folder of its path is a file, it was never written
 
     def make_durable(self, paths: Iterable[str]) -> None:
         """Sync these objects and every folder from them up to the base, each once, in parallel."""
