@@ -20,9 +20,10 @@ from sqla_datastore.codecs.protocol import JSON, Codec, Description
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, UnsupportedFormatError
 from sqla_datastore.storage.protocol import ObjectReader
 
-__all__ = ["MAX_DEPTH", "Container", "StoredEntry"]
+__all__ = ["MAX_DEPTH", "MAX_NESTED_DEPTH", "Container", "StoredEntry"]
 
 MAX_DEPTH = 100
+MAX_NESTED_DEPTH = 50
 _ALWAYS_VERIFIED = 1024 * 1024
 _PIECE = 8 * 1024 * 1024
 _BARE = {type(None): "NoneType", bool: "bool", int: "int", float: "float", str: "str"}
@@ -137,6 +138,7 @@ class Container:
         self._index = {name: index for index, name in enumerate(manifest.names)}
         self._with_nested = frozenset(manifest.with_nested)
         self._verified: set[int] = set()
+        self._places: dict[int, str] = {}
 
     @classmethod
     def open(
@@ -152,7 +154,8 @@ class Container:
         Args:
             reader: the object.
             url: its URL, for messages.
-            nested: gives the nested value of a number, not loaded.
+            nested: gives the nested value of a number, not loaded; raises ValueError for a
+                number that the object cannot have.
             verify_always: verify large mapped blobs as well.
 
         Raises:
@@ -335,7 +338,7 @@ def _describe(node: JSON) -> Description:
 class _Decoder:
     """What a codec may ask while one entry is decoded; see `codecs.protocol.Decoder`."""
 
-    __slots__ = ("_blobs", "_container", "_depth", "_entry", "_taken")
+    __slots__ = ("_blobs", "_container", "_depth", "_entry", "_nested", "_taken")
 
     def __init__(self, container: Container, entry: str, index: int) -> None:
         self._container = container
@@ -343,6 +346,7 @@ class _Decoder:
         self._blobs = container._blobs_of(index)
         self._depth = 0
         self._taken: set[int] = set()
+        self._nested: set[int] = set()
 
     def decode(self, node: JSON) -> Any:
         if type(node) is not list:
@@ -382,7 +386,14 @@ class _Decoder:
     def nested(self, number: Any) -> Any:
         if type(number) is not int or not 0 <= number < self._container.nested_count:
             raise self.damaged(f"it has no nested value {number!r}")
-        return self._container._nested(number)
+        place = self._container._places.setdefault(number, self._entry)
+        if number in self._nested or place != self._entry:
+            raise self.damaged(f"it has nested value {number}, which has another place already")
+        self._nested.add(number)
+        try:
+            return self._container._nested(number)
+        except ValueError as err:
+            raise self.damaged(str(err)) from err
 
     def damaged(self, reason: str) -> DamagedObjectError:
         return self._container._damaged(self._entry, reason)

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from sqla_datastore._decoding import MAX_DEPTH, StoredEntry
+from sqla_datastore._decoding import MAX_DEPTH, MAX_NESTED_DEPTH, StoredEntry
 from sqla_datastore._manifest import MAX_ENTRIES, MAX_NESTED, dump_json
 from sqla_datastore._writing import CopiedBlob, EncodedEntry, ObjectPlan
 from sqla_datastore._zip import crc32
@@ -18,7 +18,6 @@ from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
 
 __all__ = ["Plan", "matches", "plan"]
 
-MAX_NESTED_DEPTH = 50
 _BARE_INT = 2**53
 _BARE_TEXT = 4096
 
@@ -100,7 +99,6 @@ class _Family:
         self.column = column
         self._nested_entries = nested_entries
         self._encoded: dict[int, list[EncodedEntry]] = {}
-        self._numbers: dict[int, int] = {}
         self._open: set[int] = set()
 
     def objects(self) -> list[ObjectPlan]:
@@ -152,16 +150,18 @@ class _Family:
             )
 
     def number(self, value: object, encoder: _Encoder) -> int:
-        """Return the number of a nested value, encoding it when it is met first."""
+        """Return a new number for a nested value and encode it.
+
+        One that is met again is encoded again: every nested object has one place, so that readers
+        can refuse small families that stand for large trees.
+        """
         key = id(value)
         if key in self._open:
             raise encoder.unsupported(value, "it contains itself; a value is stored as a tree")
-        if key in self._numbers:
-            return self._numbers[key]
         if len(self._open) >= MAX_NESTED_DEPTH or len(self.nested_values) >= MAX_NESTED:
             limits = f"{MAX_NESTED_DEPTH} levels or {MAX_NESTED} nested values"
             raise encoder.unsupported(value, f"there are more than {limits}; flatten it")
-        number = self._numbers[key] = len(self.nested_values)
+        number = len(self.nested_values)
         self.nested_values.append(value)  # which also keeps the id from being used again
         self._open.add(key)
         self.add(self._nested_entries(value), encoder.where, number)

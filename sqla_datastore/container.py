@@ -6,8 +6,8 @@ the index when it is opened, an entry when it is asked for. ``docs/format.md`` s
 
 from __future__ import annotations
 
-from sqla_datastore._decoding import Container, StoredEntry
+from sqla_datastore._decoding import MAX_NESTED_DEPTH, Container, StoredEntry
 from sqla_datastore._encoding import Plan, matches, plan
 from sqla_datastore._writing import ObjectPlan
 
-__all__ = ["Container", "ObjectPlan", "Plan", "StoredEntry", "matches", "plan"]
+__all__ = ["MAX_NESTED_DEPTH", "Container", "ObjectPlan", "Plan", "StoredEntry", "matches", "plan"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqla_datastore.codecs import find_codec
-from sqla_datastore.exceptions import DataStoreError, RefusedURLError
+from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, RefusedURLError
 from sqla_datastore.urls import ObjectURL
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ class Source:
     Making one costs no I/O and parses nothing: a query makes one for each row.
     """
 
-    __slots__ = ("_born", "_container", "_storage", "lock", "url")
+    __slots__ = ("_born", "_container", "_kin", "_storage", "lock", "url")
 
     def __init__(self, storage: Storage | str | None, url: str) -> None:
         self._storage = storage
         self.url = url
         self._container: Container | None = None
         self._born: list[DataStore] = []
+        self._kin = _Kin({}, 0)
         self.lock = threading.RLock()
 
     @property
@@ -81,8 +83,16 @@ class Source:
             raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")
         always = options.verify == "always"
         reader = self.storage.open(url.path)
-        nested = _nested(self.storage, url, self._born)
-        return Container.open(reader, self.url, nested=nested, verify_always=always)
+        nested = _nested(self.storage, url, self._born, self._kin)
+        container = Container.open(reader, self.url, nested=nested, verify_always=always)
+        if container.nested_count > url.family_size:
+            raise DamagedObjectError(
+                self.url,
+                "it has more nested objects than its name says",
+                expected=url.family_size,
+                found=container.nested_count,
+            )
+        return container
 
     def load(self, name: str) -> tuple[Any, tuple[DataStore, ...]]:
         """Decode an entry anew.
@@ -106,13 +116,48 @@ class Source:
         return self.container().describe(name)
 
 
-def _nested(storage: Storage, url: ObjectURL, born: list[DataStore]) -> Callable[[int], DataStore]:
+@dataclass(frozen=True, slots=True)
+class _Kin:
+    """What is known of a family, so that hostile objects make a tree and nothing larger.
+
+    Attributes:
+        parents: the number of each nested object's parent, as far as they were met; shared by the
+            sources of a family.
+        depth: how many objects this one is nested in.
+    """
+
+    parents: dict[int, int]
+    depth: int
+
+    def below(self, parent: int, number: int) -> _Kin:
+        """Return the same for a nested object that a parent names.
+
+        Raises:
+            ValueError: it could contain itself, is another one's, or lies too deep.
+        """
+        from sqla_datastore.container import MAX_NESTED_DEPTH
+
+        if number <= parent:
+            raise ValueError(f"nested value {number} comes before what it is nested in")
+        if self.parents.setdefault(number, parent) != parent:
+            raise ValueError(f"nested value {number} is nested in another object too")
+        if self.depth >= MAX_NESTED_DEPTH:
+            raise ValueError(f"it nests deeper than {MAX_NESTED_DEPTH} objects")
+        return _Kin(self.parents, self.depth + 1)
+
+
+def _nested(
+    storage: Storage, url: ObjectURL, born: list[DataStore], kin: _Kin
+) -> Callable[[int], DataStore]:
     """Return what makes a nested value; no method, since a cycle would keep memory maps alive."""
 
     def nested(number: int) -> DataStore:
         from sqla_datastore.datastore import DataStore
 
+        its_kin = kin.below(url.number, number)
         child = DataStore._at(storage, str(url.nested(number)))
+        assert child._source is not None
+        child._source._kin = its_kin
         born.append(child)
         return child
 

@@ -133,6 +133,18 @@ class ObjectURL:
         match = OBJECT_NAME.fullmatch(self.name)
         return int(match["n"]) if match and match["n"] and not match["i"] else 0
 
+    @property
+    def family_size(self) -> int:
+        """How many nested objects the family has that this object is the first or one of."""
+        match = OBJECT_NAME.fullmatch(self.name)
+        return int(match["n"]) if match and match["n"] else 0
+
+    @property
+    def number(self) -> int:
+        """The object's number in its family: from 0 for nested objects, -1 for the first one."""
+        match = OBJECT_NAME.fullmatch(self.name)
+        return int(match["i"]) - 1 if match and match["i"] else -1
+
     def nested(self, index: int) -> ObjectURL:
         """Return the URL of a nested object of this one's family.
 

@@ -915,3 +915,21 @@ class TestCoercion:
     def test_what_it_refuses(self, value):
         with pytest.raises(UnsupportedTypeError, match=r"'data'.*DataStore\(data="):
             DataStore.coerce("data", value)
+
+
+def test_a_nested_value_in_two_places_is_saved_in_both(storage):
+    child = DataStore(items=[1], n=DataStore(k=1))
+    ds = DataStore(a=child, b=[child], c=[child, child])
+    store(ds, storage)
+    wanted = {"items": [1], "n": {"k": 1}}
+    fresh = reloaded(ds, storage)
+    assert [fresh.a.to_dict(), *(each.to_dict() for each in (*fresh["b"], *fresh["c"]))] == (
+        [wanted] * 4
+    )
+    assert not ds._changed
+    ds.a["items"].append(2)
+    assert ds._scan()
+    store(ds, storage)
+    assert reloaded(ds, storage).a["items"] == [1, 2]
+    assert not ds._scan()
+    assert not ds._changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pytest
 from toys import Blob, Box, MemoryReader, MemoryWriter
 
-from sqla_datastore import _manifest, _zip
+from sqla_datastore import DataStore, _manifest, _zip
 from sqla_datastore.container import Container, plan
 from sqla_datastore.exceptions import (
     DamagedObjectError,
@@ -577,6 +578,93 @@ def _changed(node, rng):
     else:
         node[key] = _changed(node[key], rng)
     return node
+
+
+HEX = "a" * 32
+
+
+class TestHostileFamilies:
+    """Objects that name each other: at most a tree, and no larger than what is stored."""
+
+    @pytest.fixture
+    def put(self, tmp_path):
+        def put(children, name="-{}", nested=None):
+            """Write a family by the numbers that each object names, and open the first."""
+            count = len(children) - 1
+            stem = HEX + name.format(count)
+            for number, named in enumerate(children, -1):
+                path = tmp_path / f"{stem}{'' if number < 0 else f'.{number + 1}'}.zip"
+                path.write_bytes(family_member(count if nested is None else nested, named))
+            return DataStore.from_url(f"file:///{stem}.zip", storage=tmp_path)
+
+        return put
+
+    def test_a_tree_is_read(self, put):
+        ds = put([[0, 2], [1], [], [3], []])
+        inner = {"x0": {"x0": {}}}
+        assert ds.to_dict() == {"x0": inner["x0"], "x1": inner["x0"]}
+        assert ds.to_dict() == ds.copy().to_dict()
+        assert ds == ds.copy()
+
+    @pytest.mark.parametrize(
+        "children",
+        [
+            [[0], [0]],  # itself
+            [[0], [1], [0]],
+            [[0, 0], []],
+            [[0, 1], [1], []],
+            [[[0, 0]], []],  # twice in one entry
+            [[1, 0], [], [0]],
+        ],
+    )
+    def test_what_is_no_tree_is_damage(self, put, children):
+        for act in (
+            DataStore.to_dict,
+            lambda ds: ds._plan(None),
+            lambda ds: copy.deepcopy(ds).to_dict(),
+            lambda ds: ds == {"x0": 1, "x1": 2} or ds.to_dict(),
+        ):
+            with pytest.raises(DamagedObjectError, match="nested"):
+                act(put(children))
+
+    @pytest.mark.parametrize("make", [lambda n, i: [i + 1] * 2, lambda n, i: range(i + 1, n)])
+    def test_small_families_stand_for_no_large_tree(self, put, make):
+        count = 30
+        ds = put([make(count, number) for number in range(-1, count - 1)] + [[]])
+        with pytest.raises(DamagedObjectError):
+            ds.to_dict()
+        assert len(repr(ds)) < 10_000
+
+    def test_a_long_chain(self, put):
+        assert put([*([number] for number in range(50)), []]).to_dict()
+        with pytest.raises(DamagedObjectError, match="deeper than 50"):
+            put([*([number] for number in range(2000)), []]).to_dict()
+
+    @pytest.mark.parametrize("name", ["", "-1"])
+    def test_more_nested_objects_than_the_name_says(self, put, name):
+        with pytest.raises(DamagedObjectError, match="than its name says"):
+            len(put([[0], [], []], name=name))
+
+
+def family_member(nested, children):
+    """Return an object of a family; a child is a number, or a list of several in one entry."""
+
+    def change(manifest):
+        nodes = [
+            ["plain.list", 1, {"items": [["datastore", 1, each] for each in child]}]
+            if isinstance(child, list)
+            else ["datastore", 1, child]
+            for child in children
+        ]
+        manifest.update(nested=nested, blobs=_NO_BLOBS)
+        manifest["entries"] = {
+            "names": [f"x{index}" for index in range(len(nodes))],
+            "nodes": [json.dumps(each) for each in nodes],
+            "blobs": [0] * len(nodes),
+            "nested": [*range(len(nodes))],
+        }
+
+    return forged(change)
 
 
 class TestFiles:

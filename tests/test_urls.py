@@ -128,6 +128,13 @@ class TestFamilies:
         for member in url.family():
             assert [member.nested(index) for index in range(3)] == url.family()[1:]
 
+    def test_members_know_their_numbers(self):
+        url = ObjectURL.parse(f"file:///runs/{HEX}-3.zip")
+        assert [each.number for each in url.family()] == [-1, 0, 1, 2]
+        assert [each.family_size for each in url.family()] == [3] * 4
+        single = ObjectURL.parse(f"file:///runs/{HEX}.zip")
+        assert (single.number, single.family_size) == (-1, 0)
+
     def test_a_nested_object_has_no_family_of_its_own(self):
         assert ObjectURL.parse(f"file:///{HEX}-3.2.zip").nested_count == 0
 
