@@ -147,6 +147,7 @@ class Assignments:
         """
         self._refuse_other_tables()
         keys = {*self.groups[0], *(self.compiled.column_keys or ())}
+        keys |= {column.key for column in self.compiled.update_prefetch}
         return [column for column in self.store.columns if column.column.key in keys]
 
     def _refuse_other_tables(self) -> None:

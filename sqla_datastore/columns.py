@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, MetaData, Table
+from sqlalchemy import Column, MetaData, Table, TypeDecorator
 from sqlalchemy.orm import Mapper, registry
 
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
@@ -102,10 +102,21 @@ def note_mapper(mapper: Mapper[Any], *_: Any) -> None:
 
 
 def note_column(column: Column[Any], table: Any) -> None:
-    """Remember which MetaData declares values. Called when a column is attached to its table."""
-    if isinstance(table, Table) and is_store(column):
+    """Remember which MetaData declares values. Called when a column is attached to its table.
+
+    Raises:
+        ConfigurationError: the column type is inside another type.
+    """
+    if not isinstance(table, Table):
+        return
+    if is_store(column):
         with _lock:
             _metadatas.add(table.metadata)
+    elif holds_values(column.type):
+        raise ConfigurationError(
+            f"column {column} wraps DataStoreType in {column.type!r}, where its objects cannot be "
+            "followed; use DataStoreType itself, or a subclass of it"
+        )
 
 
 def check_registries() -> None:
@@ -155,6 +166,16 @@ def declared(metadata: Any) -> Iterator[TableStore]:
             store = _stores[table] = _resolve(table)
         if store.columns or store.class_folder:
             yield store
+
+
+def holds_values(type_: Any) -> bool:
+    """Return whether a type is the column type, or has it inside, where it cannot be followed."""
+    from sqla_datastore.types import DataStoreType
+
+    inner = [getattr(type_, "item_type", None), *getattr(type_, "_variant_mapping", {}).values()]
+    if isinstance(type_, TypeDecorator):
+        inner.append(type_.impl_instance)
+    return isinstance(type_, DataStoreType) or any(map(holds_values, filter(None, inner)))
 
 
 def is_store(column: Column[Any]) -> bool:

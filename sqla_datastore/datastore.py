@@ -293,6 +293,10 @@ class DataStore(Mutable, EntryMapping):
             value._changed = True
 
     def _flag_rows(self) -> None:
+        for state in list(self._parents):
+            if state.obj() is None:
+                # a state can outlive its instance
+                del self._parents[state]
         try:
             super().changed()
         except InvalidRequestError as err:

@@ -13,7 +13,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import String, inspect, select, type_coerce
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy.schema import MetaData
 
     from sqla_datastore.statements import Effects
+
+Schemas: TypeAlias = frozenset[tuple[str | None, str | None]]
 
 __all__ = [
     "Transaction",
@@ -61,7 +63,8 @@ class Transaction:
         ledger: its objects.
         flushing: the Session whose flush runs in it now, if any.
         pending: what statements of a running flush did, not yet carried out.
-        metadatas: the MetaData collections whose tables it touched.
+        metadatas: the MetaData collections whose tables it touched, each with the items of the
+            ``schema_translate_map`` that it did so by.
         failed: what statements that failed would have done, with the ledger's size then: some
             rows may have it all the same.
     """
@@ -74,7 +77,7 @@ class Transaction:
         self.flushing: Any = None
         self.dialect: Dialect = connection.dialect
         self.pending: list[Effects] = []
-        self.metadatas: dict[MetaData, None] = {}
+        self.metadatas: dict[tuple[MetaData, Schemas], None] = {}
         self.failed: list[tuple[int, Effects]] = []
         self.root_savepoint: str | None = None
         self.doubt: str | None = None
@@ -123,16 +126,20 @@ class Transaction:
                 "an object of this transaction could not be written, so it cannot be committed; "
                 "roll it back and try again"
             )
-        connection = self.connection
         for _, effects in self.failed:
-            if connection is None or effects.held(connection) & {
-                str(r.url) for r in effects.reserved
-            }:
-                raise StorageError(
-                    f"a statement on {effects.store.table.name!r} failed half-way, and rows that "
-                    "it left have no objects; roll the transaction back and try again"
-                )
+            self._account_for(effects)
         self.ledger.prepare(self._referenced)
+
+    def _account_for(self, effects: Effects) -> None:
+        """Find out what a failed statement did all the same: a database may keep its first rows."""
+        held = effects.held(self.connection) if self.connection is not None else set()
+        if self.connection is None or held & {str(r.url) for r in effects.reserved}:
+            raise StorageError(
+                f"a statement on {effects.store.table.name!r} failed half-way, and rows that it "
+                "left have no objects; roll the transaction back and try again"
+            )
+        effects.keep(held)
+        self.ledger.drop(effects.dropped)
 
     def _referenced(self, candidates: set[Name]) -> set[Name]:
         """Return those of the listed names that a row refers to, asked in this transaction."""
@@ -144,17 +151,23 @@ class Transaction:
             url = ObjectURL(name.storage.scheme, name.path)  # type: ignore[attr-defined]
             roots.setdefault((id(name.storage), str(url.root())), []).append(name)
         found: set[Name] = set()
-        for metadata in self.metadatas:
-            for key in self._asked(connection, metadata, list(roots)):
+        for metadata, schemas in self.metadatas:
+            for key in self._asked(connection, metadata, dict(schemas), list(roots)):
                 found.update(roots[key])
         return found
 
     def _asked(
-        self, connection: Connection, metadata: MetaData, roots: list[tuple[int, str]]
+        self,
+        connection: Connection,
+        metadata: MetaData,
+        schemas: dict[str | None, str | None],
+        roots: list[tuple[int, str]],
     ) -> Iterable[tuple[int, str]]:
         inspector = inspect(connection)
+        options = {"schema_translate_map": schemas} if schemas else {}
         for store in declared(metadata):
-            if not inspector.has_table(store.table.name, schema=store.table.schema):
+            schema = schemas.get(store.table.schema, store.table.schema)
+            if not inspector.has_table(store.table.name, schema=schema):
                 continue
             for column in store.columns:
                 storage = id(storage_for(column.type.url, self.dialect))
@@ -169,7 +182,7 @@ class Transaction:
                         .where(text.in_(urls[start : start + 500]))
                         .with_for_update(read=True)
                     )
-                    for url in connection.scalars(query):
+                    for url in connection.scalars(query, execution_options=options):
                         yield storage, url
 
     # -- the end ---------------------------------------------------------------------------------
@@ -235,15 +248,15 @@ class Transaction:
         self.end("rollback")
 
     def _commit_raised(self, err: BaseException) -> None:
-        if self._is_definite(err):
+        if self.is_definite(err):
             self.commit_failed = True
             if self.state is TransactionState.IDLE:
                 self.end("rollback")
         else:
             self.end(f"COMMIT was sent and raised {type(err).__name__}")
 
-    def _is_definite(self, err: BaseException) -> bool:
-        """Whether the database itself refused the COMMIT."""
+    def is_definite(self, err: BaseException) -> bool:
+        """Whether the database itself refused a COMMIT or PREPARE."""
         dbapi: Any = self.dialect.loaded_dbapi
         if not isinstance(err, dbapi.Error):
             return False
@@ -317,6 +330,18 @@ def begun(connection: Connection) -> None:
     if found is None or found.busy or found.state is TransactionState.ACTIVE:
         return
     found.end("rollback" if found.commit_failed else "its connection began another one")
+
+
+def begin_immediately(connection: Connection) -> None:
+    """Begin the transaction that stock ``sqlite3`` would begin only with the statement itself.
+
+    It begins late, so that what is asked before a statement would be asked outside its
+    transaction, and another one could change it in between.
+    """
+    raw = unwrap(connection.connection)
+    dialect = connection.dialect
+    if dialect.name == "sqlite" and transaction_state(dialect.driver, raw) is TransactionState.IDLE:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def is_autocommit(connection: Connection) -> bool:
@@ -486,8 +511,13 @@ def _around_prepare(
             lambda: dialect.do_rollback_twophase(connection, xid, is_prepared=False)
         )
         raise
+    # from now on only the second phase decides, unless the database itself refuses to prepare
     transaction.prepared = True
-    return proceed()
+    try:
+        return proceed()
+    except BaseException as err:
+        transaction.prepared = not transaction.is_definite(err)
+        raise
 
 
 def _around_commit_twophase(

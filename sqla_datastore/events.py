@@ -38,7 +38,7 @@ from sqla_datastore.drivers import TransactionState
 from sqla_datastore.edits import RowLink, store_attributes, values_of
 from sqla_datastore.endings import Transaction, transaction_of
 from sqla_datastore.ledger import Name
-from sqla_datastore.statements import Effects, binds_values, effects_of, names_of
+from sqla_datastore.statements import Effects, binds_values, effects_of, follows, names_of
 
 __all__ = ["install"]
 
@@ -79,7 +79,8 @@ def _before_cursor_execute(
     compiled: Any = getattr(context, "compiled", None)
     if compiled is None or context.isddl or context.is_text:  # type: ignore[union-attr]
         _note_text(connection, statement)
-        return statement, parameters
+        if compiled is None or context.isddl:  # type: ignore[union-attr]
+            return statement, parameters
     if context.is_crud or compiled.bind_names:  # type: ignore[union-attr]
         _look_at(connection, context)
         if binds_values(compiled):
@@ -93,22 +94,33 @@ def _look_at(connection: Connection, context: Any) -> None:
         return
     context._sqla_datastore = None
     autocommit = context.is_crud and endings.is_autocommit(connection)
+    if follows(context) and not autocommit:
+        endings.begin_immediately(connection)
     effects = effects_of(
         connection,
         context,
         flushing=_in_flush(connection),
         autocommit=autocommit,
+        pending=_pending_values(connection),
         superseded=lambda name: transaction_of(connection).ledger.is_superseded(name),
     )
     if effects is None:
         return
     context._sqla_datastore = effects
     transaction = transaction_of(connection)
-    transaction.metadatas[effects.store.table.metadata] = None
+    schemas = frozenset((context.execution_options.get("schema_translate_map") or {}).items())
+    transaction.metadatas[effects.store.table.metadata, schemas] = None
     if autocommit:
         # there is no moment between the statement and its COMMIT, so the write comes first
         _write(transaction, effects.reserved)
         transaction.ledger.make_durable()
+
+
+def _pending_values(connection: Connection) -> set[int]:
+    """Return the identities of values that a running flush has given a URL but not stored yet."""
+    transaction = endings.open_transaction(endings.unwrap(connection.connection))
+    pending = transaction.pending if transaction is not None else []
+    return {id(reserved.value) for effects in pending for reserved in effects.reserved}
 
 
 def _with_urls(parameters: Any) -> Any:
@@ -170,7 +182,7 @@ def _handle_error(context: Any) -> None:
     effects: Effects | None = getattr(context.execution_context, "_sqla_datastore", None)
     if endings.is_autocommit(connection):
         _end_failed_autocommit(connection, transaction, effects)
-    elif effects is not None and effects.reserved:
+    elif effects is not None:
         transaction.failed.append((transaction.ledger.size, effects))
     if transaction.state is TransactionState.IDLE and not transaction.ledger.is_empty:
         # no database commits because of an error, so this one has rolled back (SQLITE_FULL,
@@ -208,15 +220,17 @@ def _carry_out(transaction: Transaction, effects: list[Effects]) -> None:
         UnsupportedTypeError: a value was refused while it was written.
     """
     ledger = transaction.ledger
+    adopted: set[Name] = set()
     for effect in effects:
         ledger.drop(effect.dropped)
-        ledger.adopt(name for reserved in effect.reserved for name in _names(reserved))
+        names = [name for reserved in effect.reserved for name in _names(reserved)]
+        ledger.adopt(names)
+        adopted.update(names)
     _write(transaction, [reserved for effect in effects for reserved in effect.reserved])
     folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
     for folder in folders:
-        ledger.listed(
-            Name(folder.storage, found.path) for found in folder.storage.list(folder.path)
-        )
+        listed = [Name(folder.storage, found.path) for found in folder.storage.list(folder.path)]
+        ledger.listed(name for name in listed if name not in adopted)
 
 
 def _names(reservation: Reservation) -> list[Name]:

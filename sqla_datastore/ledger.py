@@ -169,10 +169,14 @@ class Ledger:
         return name in dropped and name not in live
 
     def candidates(self) -> set[Name]:
-        """Return the names that were listed and that nothing else in the ledger explains."""
-        known = {name for kind, name in self._log if kind is not _Kind.LIST}
-        listed = {name for kind, name in self._log if kind is _Kind.LIST}
-        return listed - known - self._written.keys()
+        """Return the names of which listing is the last that is known, and that may be referred to.
+
+        Among them may be objects of this transaction, whose rows a cascade has deleted since.
+        """
+        live, dropped = self._replay()
+        last = {name: kind for kind, name in self._log}
+        listed = {name for name, kind in last.items() if kind is _Kind.LIST}
+        return listed - ((dropped | self._written.keys()) - live)
 
     def prepare(self, referenced: Callable[[set[Name]], set[Name]]) -> None:
         """Make everything durable and decide what goes. Called right before COMMIT; may fail.
@@ -186,14 +190,12 @@ class Ledger:
         Raises:
             Exception: whatever the storage or the question raised.
         """
-        live = self.live()
         candidates = self.candidates()
-        listed = candidates - referenced(candidates) if candidates else set()
+        unreferenced = candidates - referenced(candidates) if candidates else set()
         self.make_durable()
-        dropped = {name for kind, name in self._log if kind is _Kind.DROP}
-        self._doomed = sorted(
-            (dropped | self._written.keys() | listed) - live, key=lambda name: name.path
-        )
+        live, dropped = self._replay()
+        gone = (dropped | self._written.keys()) - (live | candidates)
+        self._doomed = sorted(gone | unreferenced, key=lambda name: name.path)
 
     def finish(self) -> None:
         """Remove what the transaction superseded. Called once COMMIT has succeeded; never fails.

@@ -19,7 +19,13 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.dml import Insert, Update, UpdateBase
 
 from sqla_datastore.assignments import MISSING, Assignments, Reservation, is_sql, items_of, take
-from sqla_datastore.columns import StoreColumn, TableStore, declared, table_store
+from sqla_datastore.columns import (
+    StoreColumn,
+    TableStore,
+    declared,
+    holds_values,
+    table_store,
+)
 from sqla_datastore.datastore import DataStore
 from sqla_datastore.exceptions import RefusedStatementError, RefusedURLError
 from sqla_datastore.ledger import Name
@@ -111,6 +117,7 @@ def effects_of(
     *,
     flushing: bool,
     autocommit: bool,
+    pending: set[int],
     superseded: Callable[[Name], bool],
 ) -> Effects | None:
     """Return what a compiled statement will do to objects, or None if nothing.
@@ -123,6 +130,7 @@ def effects_of(
         context: its execution context, parameters bound.
         flushing: whether an ORM flush runs it, so that every value is its row's own.
         autocommit: whether its objects are written before it runs, without its rows' locks.
+        pending: the identities of values that have a URL already, but are not stored yet.
         superseded: whether an object lost its row in this transaction, so that it may be its
             row's again.
 
@@ -134,26 +142,30 @@ def effects_of(
     compiled = context.compiled
     _refuse_inner_dml(compiled)
     effects = None
-    if context.isinsert or context.isupdate or context.isdelete:
+    store = follows(context)
+    if store is not None:
         dml = compiled.compile_state.statement
-        # the statement's own table may be an annotated copy
-        store = table_store(dml.table.metadata.tables.get(dml.table.key, dml.table))
-        if store is not None:
-            effects = _Run(
-                connection, context, dml, store, flushing, autocommit, superseded
-            ).effects()
+        run = _Run(connection, context, dml, store, flushing, autocommit, pending, superseded)
+        effects = run.effects()
     if binds_values(compiled):
         _refuse_elsewhere(context, effects.reserved if effects else ())
     return effects
+
+
+def follows(context: Any) -> TableStore | None:
+    """Return what a statement's table has to do with storages, if it changes one that has."""
+    if not (context.isinsert or context.isupdate or context.isdelete):
+        return None
+    table = context.compiled.compile_state.statement.table
+    # it may be an annotated copy
+    return table_store(table.metadata.tables.get(table.key, table))
 
 
 def binds_values(compiled: Any) -> bool:
     """Return whether a compiled statement has parameters of the column type; kept with it."""
     known = compiled.__dict__.get("_sqla_datastore_binds")
     if known is None:
-        from sqla_datastore.types import DataStoreType
-
-        known = any(isinstance(bind.type, DataStoreType) for bind in compiled.bind_names)
+        known = any(holds_values(bind.type) for bind in compiled.bind_names)
         compiled.__dict__["_sqla_datastore_binds"] = known
     return bool(known)
 
@@ -173,8 +185,9 @@ def _refuse_elsewhere(context: Any, placed: Sequence[Reservation]) -> None:
     known = {id(reservation) for reservation in placed}
     for parameters in context.parameters:
         for item in items_of(parameters):
-            if isinstance(item, Reservation) and id(item) not in known and item.url is None:
-                item.url = _comparable(item.value)
+            for each in item if isinstance(item, (list, tuple)) else (item,):
+                if isinstance(each, Reservation) and id(each) not in known and each.url is None:
+                    each.url = _comparable(each.value)
 
 
 def _comparable(value: DataStore) -> ObjectURL:
@@ -199,6 +212,7 @@ class _Run:
     store: TableStore
     flushing: bool
     autocommit: bool
+    pending: set[int]
     superseded: Callable[[Name], bool]
 
     @cached_property
@@ -298,7 +312,8 @@ class _Run:
     ) -> None:
         """Give a value its URL and encode it; a value that has a home elsewhere is copied."""
         value = reservation.value
-        taken = any(value is other.value for other in effects.reserved)
+        taken = id(value) in self.pending
+        taken = taken or any(value is other.value for other in effects.reserved)
         if taken or (value.url is not None and not (own or self.flushing)):
             value = reservation.value = value.copy()
         reservation.storage = self.storage(column)

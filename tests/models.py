@@ -78,3 +78,12 @@ class Texts(Base):
     __tablename__ = "texts"
     id: Mapped[str] = mapped_column(String(20), primary_key=True)
     data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+
+
+class Touched(Base):
+    """Gets a new value with every UPDATE."""
+
+    __tablename__ = "touched"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(50))
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType(), onupdate=lambda: DataStore(n=1))

@@ -256,8 +256,8 @@ def test_listed_names_go_unless_a_row_refers_to_them():
         asked.append({name.path for name in names})
         return {name for name in names if name.path == "referenced"}
 
-    inserted(ledger, storage, "adopted")
     ledger.listed(names_of(storage, "orphan", "referenced", "adopted"))
+    inserted(ledger, storage, "adopted")
     ledger.prepare(referenced)
     ledger.finish()
     assert asked == [{"orphan", "referenced"}]
@@ -271,11 +271,22 @@ def test_nothing_is_asked_where_nothing_unknown_was_listed():
         raise AssertionError(f"asked for {names}")
 
     ledger.drop(names_of(storage, "old"))
-    inserted(ledger, storage, "new")
     ledger.listed(names_of(storage, "old", "new"))
+    inserted(ledger, storage, "new")
     ledger.prepare(referenced)
     ledger.finish()
     assert storage.paths == {"new"}
+
+
+@pytest.mark.parametrize("refers", [True, False])
+def test_an_adopted_name_that_is_listed_later_is_asked_about(refers):
+    """A cascade may have deleted its row since."""
+    storage, ledger = Names(), Ledger()
+    inserted(ledger, storage, "new")
+    ledger.listed(names_of(storage, "new"))
+    ledger.prepare(lambda names: names if refers else set())
+    ledger.finish()
+    assert storage.paths == ({"new"} if refers else set())
 
 
 def test_names_listed_in_a_rolled_back_savepoint_stay():

@@ -8,12 +8,33 @@ import pandas as pd
 import pytest
 from conftest import make_engine
 from exactness import assert_exact
-from models import Base, Counter, Keyed, Project, Run, Texts
-from sqlalchemy import bindparam, delete, event, insert, select, text, update
+from models import Base, Counter, Keyed, Project, Run, Texts, Touched
+from sqlalchemy import (
+    Column,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    bindparam,
+    delete,
+    event,
+    insert,
+    inspect,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from sqla_datastore import DataStore, RefusedStatementError, StaleValueError, StorageError
+from sqla_datastore import (
+    ConfigurationError,
+    DataStore,
+    DataStoreType,
+    RefusedStatementError,
+    StaleValueError,
+    StorageError,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -338,6 +359,107 @@ def test_what_is_held_over_the_end_of_a_transaction_is_saved(engine, exact, endi
     with Session(engine) as session:
         data = session.get(Keyed, 1).data
         assert data.l == [1, 2] or list(data.f) == ["a", "b"] or 2 in (data.c.n, data.get("n"))
+
+
+def test_a_value_that_a_listener_of_the_flush_inserts_elsewhere(engine, exact):
+    """As an audit trail does: within the flush, by a statement of its own."""
+
+    @event.listens_for(Keyed, "after_insert")
+    def audit(_mapper, connection, target):
+        connection.execute(insert(Counter).values(name="audit", data=target.data))
+
+    try:
+        with Session(engine) as session:
+            row = Keyed(id=1, data=value(1))
+            session.add(row)
+            session.commit()
+            row.data["items"].append(2)
+            session.commit()
+            audited = session.query(Counter).one()
+            assert row.data.url != audited.data.url
+            assert (row.data["items"], audited.data["items"]) == ([1, 2], [1])
+    finally:
+        event.remove(Keyed, "after_insert", audit)
+    exact(2)
+
+
+def test_an_edit_where_only_the_state_of_a_row_is_left(engine, exact):
+    with Session(engine) as session:
+        session.add(Keyed(id=1, data=value(1)))
+        session.commit()
+    with Session(engine) as session:
+        row = session.get(Keyed, 1)
+        state, data = inspect(row), row.data
+        del row
+        data.n = 5
+        session.commit()
+        assert state.obj() is None
+    exact(1)
+    with Session(engine) as session:
+        assert session.get(Keyed, 1).data.n == 5
+
+
+def test_a_cascade_takes_what_the_same_transaction_wrote(engine, exact):
+    with engine.begin() as connection:
+        connection.execute(insert(Project).values(id=1))
+        connection.execute(insert(Run).values(id_project=1, data=value(1)))
+        connection.execute(delete(Project).where(Project.id == 1))
+    exact(0)
+
+
+def test_a_delete_whose_listener_fails_and_is_caught(engine, exact):
+    with engine.begin() as connection:
+        connection.execute(insert(Keyed).values(id=1, data=value(1)))
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def fail(_connection, _cursor, statement, *_):
+        if statement.startswith("DELETE"):
+            raise RuntimeError("listener")
+
+    try:
+        with engine.connect() as connection:
+            with pytest.raises(RuntimeError, match="listener"):
+                connection.execute(delete(Keyed))
+            connection.commit()
+    finally:
+        event.remove(engine, "after_cursor_execute", fail)
+    exact()
+
+
+def test_a_column_default_for_updates(engine, exact):
+    with Session(engine) as session:
+        row = Touched(id=1, name="a")
+        session.add(row)
+        session.commit()
+        assert row.data is None
+        row.name = "b"
+        session.commit()
+        assert row.data.n == 1
+        row.name = "c"
+        session.commit()
+    exact(1)
+
+
+# -- where values cannot be followed ---------------------------------------------------------------
+
+
+def test_a_value_in_text_is_refused(engine, exact):
+    statement = text("INSERT INTO keyed (id, data) VALUES (1, :data)").bindparams(
+        bindparam("data", type_=DataStoreType())
+    )
+    with engine.connect() as connection, pytest.raises(RefusedStatementError):
+        connection.execute(statement, {"data": value()})
+    exact(0)
+
+
+def test_a_column_type_inside_another_is_refused():
+    class Wrapped(TypeDecorator):
+        impl = DataStoreType
+        cache_ok = True
+
+    for type_ in (Wrapped(), String().with_variant(DataStoreType(), "sqlite")):
+        with pytest.raises(ConfigurationError, match="wraps DataStoreType"):
+            Table("wrapped", MetaData(), Column("data", type_))
 
 
 # -- bulk statements and the rows of a Session -----------------------------------------------------
