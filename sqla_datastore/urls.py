@@ -2,9 +2,10 @@
 
 A column holds ``<scheme>:///<folder>/<object>``, relative to the base of its storage, so that a
 storage can be moved without rewriting a row. An object's name is 32 random hexadecimal digits and
-the container's suffix. A value with *n* nested values is a family of *n* + 1 objects whose names
-follow from the first one, ``<hex>-<n>.zip``: the nested ones are ``<hex>-<n>.1.zip`` to
-``<hex>-<n>.<n>.zip``. So whoever knows a row's URL knows all its objects without reading one.
+the container's suffix ``.zip``, or ``.io.zip`` for one that no row owns. A value with *n* nested
+values is a family of *n* + 1 objects whose names follow from the first one, ``<hex>-<n>.zip``: the
+nested ones are ``<hex>-<n>.1.zip`` to ``<hex>-<n>.<n>.zip``. So whoever knows a row's URL knows all
+its objects without reading one.
 """
 
 from __future__ import annotations
@@ -17,10 +18,22 @@ from urllib.parse import quote, unquote
 
 from sqla_datastore.exceptions import RefusedURLError
 
-__all__ = ["OBJECT_NAME", "ObjectURL", "check_path", "new_object_name", "quote_segment"]
+__all__ = [
+    "MANAGED_SUFFIX",
+    "OBJECT_NAME",
+    "ObjectURL",
+    "check_path",
+    "is_managed",
+    "new_object_name",
+    "quote_segment",
+]
 
 SUFFIX = ".zip"
-OBJECT_NAME = re.compile(r"[0-9a-f]{32}(-(?P<n>[1-9][0-9]{0,6})(\.(?P<i>[1-9][0-9]{0,6}))?)?\.zip")
+MANAGED_SUFFIX = ".io.zip"
+_STEM = r"[0-9a-f]{32}(-(?P<n>[1-9][0-9]{0,6})(\.(?P<i>[1-9][0-9]{0,6}))?)?"
+OBJECT_NAME = re.compile(rf"{_STEM}\.zip")
+_FAMILY_NAME = re.compile(rf"{_STEM}(\.io)?\.zip")
+_MANAGED_NAME = re.compile(rf"{_STEM}\.io\.zip|[0-9a-f]{{32}}\.bin")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _HARMLESS = re.compile(r"[^/\\\0]*")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9_.~!$'()*+,;=:@-]|%[0-9A-F]{2})+")
@@ -74,9 +87,14 @@ def check_path(path: str, *, url: str | None = None) -> str:
     return path
 
 
-def new_object_name(nested: int = 0) -> str:
+def new_object_name(nested: int = 0, suffix: str = SUFFIX) -> str:
     """Return a new random object name, for a value with so many nested values."""
-    return f"{uuid.uuid4().hex}{f'-{nested}' if nested else ''}{SUFFIX}"
+    return f"{uuid.uuid4().hex}{f'-{nested}' if nested else ''}{suffix}"
+
+
+def is_managed(name: str) -> bool:
+    """Return whether an object's name says that its user manages it, and no row."""
+    return _MANAGED_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +148,19 @@ class ObjectURL:
     @property
     def nested_count(self) -> int:
         """How many nested objects belong to this one; 0 for a nested object itself."""
-        match = OBJECT_NAME.fullmatch(self.name)
+        match = _FAMILY_NAME.fullmatch(self.name)
         return int(match["n"]) if match and match["n"] and not match["i"] else 0
 
     @property
     def family_size(self) -> int:
         """How many nested objects the family has that this object is the first or one of."""
-        match = OBJECT_NAME.fullmatch(self.name)
+        match = _FAMILY_NAME.fullmatch(self.name)
         return int(match["n"]) if match and match["n"] else 0
 
     @property
     def number(self) -> int:
         """The object's number in its family: from 0 for nested objects, -1 for the first one."""
-        match = OBJECT_NAME.fullmatch(self.name)
+        match = _FAMILY_NAME.fullmatch(self.name)
         return int(match["i"]) - 1 if match and match["i"] else -1
 
     def nested(self, index: int) -> ObjectURL:
@@ -151,12 +169,13 @@ class ObjectURL:
         Args:
             index: from 0; the same for every member of the family.
         """
-        stem = re.sub(r"(-[0-9]+)(\.[0-9]+)?\.zip$", r"\1", self.name)
-        return ObjectURL(self.scheme, f"{self.folder}/{stem}.{index + 1}{SUFFIX}".lstrip("/"))
+        suffix = MANAGED_SUFFIX if self.name.endswith(MANAGED_SUFFIX) else SUFFIX
+        stem = re.sub(r"(-[0-9]+)(\.[0-9]+)?$", r"\1", self.name.removesuffix(suffix))
+        return ObjectURL(self.scheme, f"{self.folder}/{stem}.{index + 1}{suffix}".lstrip("/"))
 
     def root(self) -> ObjectURL:
         """Return the URL that a row holds for this object: its own, or its family's first."""
-        name = re.sub(r"^([0-9a-f]{32}-[0-9]+)\.[0-9]+\.zip$", r"\1.zip", self.name)
+        name = re.sub(r"^([0-9a-f]{32}-[0-9]+)\.[0-9]+((\.io)?\.zip)$", r"\1\2", self.name)
         return ObjectURL(self.scheme, f"{self.folder}/{name}".lstrip("/"))
 
     def family(self) -> list[ObjectURL]:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqla_datastore.exceptions import RefusedURLError
-from sqla_datastore.urls import OBJECT_NAME, ObjectURL, check_path, new_object_name, quote_segment
+from sqla_datastore.urls import (
+    MANAGED_SUFFIX,
+    OBJECT_NAME,
+    ObjectURL,
+    check_path,
+    is_managed,
+    new_object_name,
+    quote_segment,
+)
 
 HEX = "0123456789abcdef" * 2
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -134,6 +142,24 @@ class TestFamilies:
         assert [each.family_size for each in url.family()] == [3] * 4
         single = ObjectURL.parse(f"file:///runs/{HEX}.zip")
         assert (single.number, single.family_size) == (-1, 0)
+
+    def test_managed_objects_have_families_too(self):
+        name = new_object_name(2, MANAGED_SUFFIX)
+        family = ObjectURL.parse(f"file:///runs/{name}").family()
+        assert [each.name for each in family] == [
+            name,
+            name.replace(".io", ".1.io"),
+            name.replace(".io", ".2.io"),
+        ]
+        assert {each.root() for each in family} == {family[0]}
+        assert family[1].nested(1) == family[2]
+        assert all(is_managed(each.name) for each in family)
+        assert not any(OBJECT_NAME.fullmatch(each.name) for each in family)
+
+    def test_names_of_managed_objects(self):
+        assert is_managed(f"{HEX}.bin")
+        for name in (new_object_name(), new_object_name(1), f"{HEX}-1.bin", "x.bin", "x.io.zip"):
+            assert not is_managed(name)
 
     def test_a_nested_object_has_no_family_of_its_own(self):
         assert ObjectURL.parse(f"file:///{HEX}-3.2.zip").nested_count == 0
