@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
 
@@ -21,6 +20,7 @@ from sqla_datastore.urls import ObjectURL
 
 if TYPE_CHECKING:
     from sqla_datastore.inspection import Inspection
+    from sqla_datastore.options import StorageLike
     from sqla_datastore.saving import ValuePlan
     from sqla_datastore.storage.protocol import Storage
 
@@ -102,13 +102,14 @@ class DataStore(Mutable, EntryMapping):
         self.update(mapping_or_pairs, **entries)
 
     @classmethod
-    def from_url(cls, url: str, *, storage: str | os.PathLike[str] | Storage | None = None) -> Self:
+    def from_url(cls, url: str, *, storage: StorageLike = None) -> Self:
         """Return the value that a URL stands for; nothing is read yet.
 
         Args:
             url: as a column holds it, for example ``file:///experiments/1/0f3c….zip``.
-            storage: the storage's URL or path, or a `Storage`; by default the one that
-                `options` and the environment name, looked up when it is first needed.
+            storage: the storage's URL or path, a `Storage`, or an engine, connection or session
+                (asynchronous ones too) that stands for the storage bound to it; by default the
+                one that `options` and the environment name, looked up when it is first needed.
 
         Returns:
             A value that belongs to no row; assigning it to one stores a copy of the object.
@@ -116,13 +117,12 @@ class DataStore(Mutable, EntryMapping):
         Raises:
             RefusedURLError: for a URL that this library does not serve.
             ConfigurationError: for a storage that it does not know.
+            TypeError: for what is no storage.
         """
-        from sqla_datastore.options import storage_for
+        from sqla_datastore.options import storage_given
 
         ObjectURL.parse(url)
-        if isinstance(storage, (str, os.PathLike)):
-            storage = storage_for(os.fspath(storage), None)
-        return cls._at(storage, url)
+        return cls._at(None if storage is None else storage_given(storage), url)
 
     @classmethod
     def fromkeys(cls, names: Iterable[str], value: Any = None) -> Self:

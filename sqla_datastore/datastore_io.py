@@ -8,7 +8,7 @@ import os
 import pickle
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO, ClassVar, TypeAlias, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 from typing_extensions import Buffer
 
@@ -21,18 +21,25 @@ from sqla_datastore.exceptions import (
     UnsupportedFormatError,
     UnsupportedTypeError,
 )
-from sqla_datastore.options import storage_for
+from sqla_datastore.options import StorageLike, storage_given
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage
-from sqla_datastore.urls import ObjectURL, check_path, new_object_name, quote_segment
+from sqla_datastore.urls import (
+    MANAGED_SUFFIX,
+    ObjectURL,
+    check_path,
+    is_managed,
+    new_object_name,
+    quote_segment,
+)
 
 __all__ = ["DataStoreIO"]
 
 T = TypeVar("T")
-StorageLike: TypeAlias = "str | os.PathLike[str] | Storage | None"
 
 _PIECE = 1024 * 1024
 _BUFFER = 64 * 1024
 _RAW = ".bin"
+_FOREIGN = "its name is none that DataStoreIO gives"
 _ONLY = "__value__"
 """The name of the only entry of an object that holds a value other than a `DataStore`."""
 
@@ -59,14 +66,19 @@ class DataStoreIO:
         DataStoreIO(run.report_url).read()
 
     No transaction knows of these objects: they stay when one is rolled back, until `remove` or
-    `delete` removes them. A prefix in the folders that rows own is refused. All methods block.
+    `delete` removes them. Their names tell them from those that rows own: these can be read here,
+    and are refused by `remove` and `delete`. A prefix in the folders that rows own is refused. All
+    methods block.
 
     Args:
         url: as `write` or `serialize_write` gave it.
-        storage: the storage's URL or path, or a `Storage`; by default the one that `options` and
-            the environment name, looked up when it is needed.
+        storage: the storage's URL or path, a `Storage`, or an engine, connection or session
+            (asynchronous ones too) that stands for the storage bound to it; by default the one
+            that `options` and the environment name. URLs, paths and the default are looked up
+            when they are needed.
 
     Raises:
+        TypeError: for a storage that is none of these.
         RefusedURLError: for a URL that this library does not serve.
     """
 
@@ -76,7 +88,9 @@ class DataStoreIO:
 
     def __init__(self, url: str, *, storage: StorageLike = None) -> None:
         self._url = ObjectURL.parse(url)
-        self._storage = storage
+        is_text = storage is None or isinstance(storage, (str, os.PathLike))
+        # no engine or session is kept
+        self._storage = storage if is_text else storage_given(storage)
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -91,13 +105,13 @@ class DataStoreIO:
                 pieces of 1 MiB.
             relative_path_prefix: the folder below the storage's base, in plain text: segments
                 separated by ``/``, for example ``"models/run 1"``.
-            storage: the storage's URL or path, or a `Storage`.
+            storage: as for the class.
 
         Returns:
             The object, ``<prefix>/<32 hexadecimal digits>.bin``.
 
         Raises:
-            TypeError: the data are no bytes.
+            TypeError: the data are no bytes, or the storage is none.
             RefusedURLError: the prefix is empty, leaves the base, or rows own it.
             StorageError: the storage failed; nothing was written.
         """
@@ -124,8 +138,8 @@ class DataStoreIO:
             storage: as for `write`.
 
         Returns:
-            The object, ``<prefix>/<32 hexadecimal digits>.zip``; a `DataStore` with nested ones
-            is several objects beside each other.
+            The object, ``<prefix>/<32 hexadecimal digits>.io.zip``; a `DataStore` with nested
+            ones is several objects beside each other.
 
         Raises:
             UnsupportedTypeError: no codec takes the value.
@@ -134,7 +148,8 @@ class DataStoreIO:
         """
         folder = _folder(relative_path_prefix)
         plan = _plan(obj)
-        first = ObjectURL("file", f"{folder}/{new_object_name(len(plan.nested_values))}")
+        name = new_object_name(len(plan.nested_values), MANAGED_SUFFIX)
+        first = ObjectURL("file", f"{folder}/{name}")
         paths = [url.path for url in first.family()]
         writes = [content.write for content in plan.objects]
         return cls._written(storage, list(zip(paths, writes, strict=True)))
@@ -144,7 +159,7 @@ class DataStoreIO:
         cls, storage: StorageLike, objects: list[tuple[str, Callable[[ObjectWriter], None]]]
     ) -> DataStoreIO:
         """Write all objects or none, make them durable, and return the first."""
-        place = _resolved(storage)
+        place = storage_given(storage)
         written: list[str] = []
         try:
             for path, write in objects:
@@ -234,30 +249,42 @@ class DataStoreIO:
         """Remove the object, with those of nested values; one that is gone already is no error.
 
         Raises:
-            RefusedURLError: a row owns it: assign another value to the row, or delete the row.
+            RefusedURLError: it was not written here, or a row owns it: assign another value to the
+                row, or delete the row.
             StorageError: the storage failed.
         """
+        if not is_managed(self._url.name):
+            raise RefusedURLError(self.url, f"{_FOREIGN}; a row's goes with the row")
         if self._url.folder:
             refuse_owned(self._url.folder)
         self._place().remove([url.path for url in self._url.family()])
 
     @classmethod
     def delete(cls, relative_path_prefix: str, storage: StorageLike = None) -> None:
-        """Remove everything under a prefix; one that does not exist is no error.
+        """Remove every object under a prefix; one that does not exist is no error.
+
+        Where there is any other file, nothing is removed: rows of a database that this process
+        does not know may own it.
 
         Args:
             relative_path_prefix: as it was given to `write`.
             storage: as for `write`.
 
         Raises:
-            RefusedURLError: the prefix is empty, leaves the base, or rows own it.
+            RefusedURLError: the prefix is empty, leaves the base, or rows own it; or it holds an
+                object that was not written here.
             StorageError: the storage failed.
         """
-        folder, place = _folder(relative_path_prefix), _resolved(storage)
-        place.remove([found.path for found in place.list(folder)])
+        folder, place = _folder(relative_path_prefix), storage_given(storage)
+        paths = [found.path for found in place.list(folder)]
+        for path in paths:
+            if not is_managed(path.rpartition("/")[2]):
+                url = str(ObjectURL(place.scheme, path))
+                raise RefusedURLError(url, f"{_FOREIGN}; nothing under the prefix was removed")
+        place.remove(paths)
 
     def _place(self) -> Storage:
-        place = self._storage = _resolved(self._storage)
+        place = self._storage = storage_given(self._storage)
         if self._url.scheme != place.scheme:
             raise RefusedURLError(self.url, f"{place.url!r} serves {place.scheme}: URLs")
         return place
@@ -311,12 +338,6 @@ class _Stream(io.RawIOBase):
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
-
-
-def _resolved(storage: StorageLike) -> Storage:
-    if storage is None or isinstance(storage, (str, os.PathLike)):
-        return storage_for(None if storage is None else os.fspath(storage), None)
-    return storage
 
 
 def _folder(prefix: str) -> str:

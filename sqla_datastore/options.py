@@ -6,17 +6,23 @@ import os
 import re
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from sqla_datastore.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect, Engine
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+    from sqlalchemy.orm import Session
 
     from sqla_datastore.storage.protocol import Storage
 
-__all__ = ["bind_storage", "options", "storage_for"]
+__all__ = ["StorageLike", "bind_storage", "options", "storage_for", "storage_given"]
+
+StorageLike: TypeAlias = (
+    "str | os.PathLike[str] | Storage | Engine | Connection | Session"
+    " | AsyncEngine | AsyncConnection | AsyncSession | None"
+)
 
 ENVIRONMENT_VARIABLE = "SQLA_DATASTORE_URL"
 DEFAULT_FOLDER = "sqla.datastore"
@@ -135,6 +141,29 @@ def storage_for(url: str | None, dialect: Dialect | None) -> Storage:
     return _opened(options.url or os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER)
 
 
+def storage_given(storage: StorageLike) -> Storage:
+    """Return the storage that a caller names in one of the ways that public calls accept.
+
+    Args:
+        storage: a URL or path, a ready `Storage`, or an engine, a connection or a session, each
+            synchronous or asynchronous, whose binding by `bind_storage` counts; None for the
+            default. Does no I/O.
+
+    Raises:
+        TypeError: when it is none of these.
+        ConfigurationError: when no storage serves the URL.
+        sqlalchemy.exc.UnboundExecutionError: when the session has no engine for all classes.
+    """
+    if storage is None:
+        return storage_for(None, None)
+    if isinstance(storage, (str, os.PathLike)):
+        return storage_for(_text(storage), None)
+    if hasattr(storage, "make_durable"):
+        return cast("Storage", storage)
+    bound = storage.get_bind() if hasattr(storage, "get_bind") else storage
+    return storage_for(None, _dialect_of(bound))
+
+
 def _opened(url: str) -> Storage:
     text = url if _HAS_SCHEME.match(url) else os.path.abspath(os.path.expanduser(url))
     storage = _by_text.get(text)
@@ -161,5 +190,5 @@ def _dialect_of(engine: Any) -> Dialect:
     sync = getattr(engine, "sync_engine", None) or getattr(engine, "sync_connection", None)
     dialect = getattr(engine if sync is None else sync, "dialect", None)
     if dialect is None:
-        raise TypeError(f"bind_storage takes an Engine or a Connection, not {engine!r}")
+        raise TypeError(f"expected an Engine or a Connection, not {engine!r}")
     return cast("Dialect", dialect)

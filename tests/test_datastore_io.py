@@ -9,6 +9,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from values import store
 
 from sqla_datastore import (
     DamagedObjectError,
@@ -19,6 +23,7 @@ from sqla_datastore import (
     StorageError,
     UnsupportedFormatError,
     UnsupportedTypeError,
+    bind_storage,
     datastore_io,
     options,
 )
@@ -137,6 +142,60 @@ class TestWrite:
             assert DataStoreIO(written.url, storage=storage).exists()
         assert len(files(other)) == 3
 
+    @pytest.mark.parametrize("way", ["engine", "connection", "session", "scoped"])
+    def test_the_storage_of_an_engine(self, base, tmp_path, way):
+        engine = create_engine("sqlite://")
+        bind_storage(engine, tmp_path / "bound")
+        with engine.connect() as connection, Session(engine) as session:
+            scoped = scoped_session(sessionmaker(engine))
+            given = {
+                "engine": engine.execution_options(),
+                "connection": connection,
+                "session": session,
+                "scoped": scoped,
+            }[way]
+            check_bound(given, tmp_path / "bound")
+        engine.dispose()
+        assert not base.exists()
+
+    def test_the_storage_of_an_async_engine(self, base, tmp_path):
+        engine = create_async_engine("sqlite+aiosqlite://")
+        bind_storage(engine, tmp_path / "bound")
+        for given in (engine, engine.connect(), AsyncSession(engine)):
+            check_bound(given, tmp_path / "bound")
+        assert not base.exists()
+
+    def test_an_engine_without_a_binding_means_the_default(self, base):
+        engine = create_engine("sqlite://")
+        assert DataStoreIO.write(b"a", "p", engine).exists()
+        assert len(files(base)) == 1
+        engine.dispose()
+
+    @pytest.mark.parametrize("storage", [1, object(), b"x", ["s"]])
+    def test_what_is_no_storage_is_refused(self, storage):
+        url = f"file:///p/{'0' * 32}.bin"
+        for act in (
+            lambda: DataStoreIO(url, storage=storage),
+            lambda: DataStoreIO.write(b"a", "p", storage),
+            lambda: DataStoreIO.serialize_write(1, "p", storage),
+            lambda: DataStoreIO.delete("p", storage),
+            lambda: DataStore.from_url(url, storage=storage),
+        ):
+            with pytest.raises(TypeError):
+                act()
+
+
+def check_bound(given, bound):
+    """Check that all that takes a storage takes an engine, and means the storage bound to it."""
+    raw = DataStoreIO.write(b"a", "p", given)
+    value = DataStoreIO.serialize_write(DataStore(x=1), "p", given)
+    assert len(files(bound)) == 2
+    assert DataStoreIO(raw.url, storage=given).read() == b"a"
+    assert DataStore.from_url(value.url, storage=given).x == 1
+    assert pickle.loads(pickle.dumps(DataStoreIO(raw.url, storage=given))).read() == b"a"
+    DataStoreIO.delete("p", given)
+    assert files(bound) == []
+
 
 class TestPrefix:
     @pytest.mark.parametrize(
@@ -240,7 +299,7 @@ class TestSerialize:
         written = DataStoreIO.write(b"abc", "p")
         with pytest.raises(UnsupportedFormatError, match=r"use read\(\)"):
             written.read_deserialize()
-        (base / "p" / "x.zip").write_bytes(b"abc")
+        (base / "p" / "x.zip").write_bytes(b"abc")  # whoever wrote it, it may be read
         with pytest.raises(DamagedObjectError):
             DataStoreIO("file:///p/x.zip").read_deserialize()
 
@@ -293,6 +352,9 @@ class TestRemoving:
     def test_remove_is_idempotent(self, base):
         written = DataStoreIO.serialize_write(DataStore(n=DataStore(a=1), m=DataStore()), "p")
         assert len(files(base)) == 3
+        assert re.fullmatch(r"file:///p/[0-9a-f]{32}-2\.io\.zip", written.url)
+        assert all(name.endswith(".io.zip") for name in files(base))
+        assert written.read_deserialize().n.url == written.url.replace(".io.zip", ".1.io.zip")
         written.remove()
         written.remove()
         assert files(base) == []
@@ -307,6 +369,31 @@ class TestRemoving:
         DataStoreIO.delete("never")
         assert len(files(base)) == 2
         assert all(each.exists() for each in kept)
+
+    @pytest.mark.parametrize(
+        "name", [f"{'0' * 32}.zip", f"{'0' * 32}-1.zip", "notes.txt", f"{'0' * 32}.npy"]
+    )
+    def test_what_was_not_written_here_is_never_removed(self, base, name):
+        DataStoreIO.write(b"a", "p/deep")
+        DataStoreIO.serialize_write(1, "p")
+        (base / "p" / name).write_bytes(b"somebody's")
+        before = files(base)
+        foreign = DataStoreIO(f"file:///p/{name}")
+        assert foreign.read() == b"somebody's"
+        for act in (foreign.remove, lambda: DataStoreIO.delete("p")):
+            with pytest.raises(RefusedURLError, match=f"file:///p/{name}"):
+                act()
+        assert files(base) == before
+        DataStoreIO.delete("p/deep")
+        assert len(files(base)) == len(before) - 1
+
+    def test_a_row_s_object_can_be_read_and_not_removed(self, base):
+        ds = DataStore(a=1)
+        store(ds, LocalStorage(base), "rows/1")
+        assert DataStoreIO(ds.url).read_deserialize() == ds
+        with pytest.raises(RefusedURLError):
+            DataStoreIO(ds.url).remove()
+        assert DataStoreIO(ds.url).exists()
 
 
 def test_a_value_of_its_own():
