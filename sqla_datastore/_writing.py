@@ -60,12 +60,14 @@ class ObjectPlan:
 
     Attributes:
         nbytes: the number of payload bytes, without index and padding.
+        names_with_nested: the names of entries that refer to nested values.
     """
 
     def __init__(self, entries: list[EncodedEntry], nested_values: list[object]) -> None:
         self._entries = entries
         self._nested_values = nested_values  # grows until the whole plan is made
         self.nbytes = sum(payload.nbytes for entry in entries for payload in entry.payloads)
+        self.names_with_nested = frozenset(entry.name for entry in entries if entry.has_nested)
 
     def write(self, writer: ObjectWriter) -> None:
         """Write the object in one pass; at most once, since payloads hand over their bytes once.

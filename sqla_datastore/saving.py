@@ -193,7 +193,9 @@ def switch(value: DataStore, storage: Storage, url: ObjectURL, planned: ValuePla
 
     def one(each: DataStore, its_url: ObjectURL) -> None:
         written = planned.taken.pop(id(each))
-        undos.append(_switched(each, Source(storage, str(its_url)), written))
+        with_nested = planned.objects[numbers.get(id(each), -1) + 1].names_with_nested
+        source = Source(storage, str(its_url))
+        undos.append(_switched(each, source, written, with_nested))
         for child in list(_children(each)):
             if id(child) in numbers and id(child) in planned.taken:
                 one(child, url.nested(numbers[id(child)]))
@@ -213,7 +215,9 @@ def _children(value: DataStore) -> Iterator[DataStore]:
         yield from entry.children
 
 
-def _switched(value: DataStore, source: Source, written: dict[str, _Taken]) -> Undo:
+def _switched(
+    value: DataStore, source: Source, written: dict[str, _Taken], with_nested: frozenset[str]
+) -> Undo:
     """Switch one value; entries that were replaced since they were planned stay unsaved."""
     before = dict(value._index())
     source_before, changed_before = value._source, value._changed
@@ -221,7 +225,9 @@ def _switched(value: DataStore, source: Source, written: dict[str, _Taken]) -> U
     for name, entry in before.items():
         item = written.get(name)
         current = item is not None and item.entry is entry
-        after[name] = _stored_form(item, source, value) if item and current else entry
+        if item and current:
+            entry = _stored_form(item, source, value, has_nested=name in with_nested)
+        after[name] = entry
     value._changed = any(entry.source is not source for entry in after.values())
     value._changed |= list(after) != list(written)
     value._entries, value._source = dict(after), source
@@ -255,12 +261,14 @@ def _switched(value: DataStore, source: Source, written: dict[str, _Taken]) -> U
     return undo
 
 
-def _stored_form(item: _Taken, source: Source, owner: DataStore) -> Entry:
+def _stored_form(item: _Taken, source: Source, owner: DataStore, *, has_nested: bool) -> Entry:
     """Return a written entry as it is from now on."""
     value, stored = item.entry.value, Entry(source=source)
     if not _stays(item):
         return stored
-    children = item.entry.children or tuple(_nested_in(value))
+    children = item.entry.children
+    if has_nested and not children:
+        children = tuple(_nested_in(value))
     if not _can_live_in(owner, children):
         return stored
     for child in children:

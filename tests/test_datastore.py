@@ -28,6 +28,7 @@ from sqla_datastore import (
     StaleValueError,
     UnsupportedTypeError,
     inspect,
+    saving,
 )
 from sqla_datastore.storage import LocalStorage
 from sqla_datastore.urls import ObjectURL
@@ -933,3 +934,20 @@ def test_a_nested_value_in_two_places_is_saved_in_both(storage):
     assert reloaded(ds, storage).a["items"] == [1, 2]
     assert not ds._scan()
     assert not ds._changed
+
+
+def test_lists_without_nested_values_are_not_walked(storage, monkeypatch):
+    """A long list would take seconds, whatever else is nested in the value."""
+    walked = []
+    nested_in = saving._nested_in
+
+    def spy(value):
+        walked.append(value)
+        return nested_in(value)
+
+    monkeypatch.setattr(saving, "_nested_in", spy)
+    inner = [DataStore(k=1)]
+    ds = DataStore(a=[1, 2], n=DataStore(items=[3], inner=inner))
+    store(ds, storage)
+    assert [each for each in walked if isinstance(each, list)] == [inner]
+    assert ds.n["inner"][0].url == ds.url.replace(".zip", ".2.zip")
