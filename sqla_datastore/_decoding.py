@@ -183,16 +183,19 @@ class Container:
     def describe(self, name: str) -> Description:
         """Return type, dtype, shape and size of an entry from the index alone.
 
-        The size is that of its blobs, or of its node where it has none. An entry of an unknown
-        codec is described by the codec's name.
+        The size is the payload's own where the codec knows it, else that of its blobs, or of its
+        node where it has none. An entry of an unknown codec is described by the codec's name.
 
         Raises:
             KeyError: there is none of that name.
         """
         index = self._index[name]
+        description = _describe(self._node(name))
+        if description.nbytes >= 0:
+            return description
         blobs, text = self._blobs_of(index), self._manifest.nodes[index]
         nbytes = sum(self._manifest.sizes[blob] for blob in blobs) if blobs else len(text.encode())
-        return dataclasses.replace(_describe(self._node(name)), nbytes=nbytes)
+        return dataclasses.replace(description, nbytes=nbytes)
 
     def load(self, name: str) -> Any:
         """Return an entry's value; reads and verifies its own blobs only.
@@ -326,6 +329,8 @@ def _crc_error(url: str, entry: str | None, expected: int, found: int) -> Damage
 
 
 def _describe(node: JSON) -> Description:
+    if isinstance(node, str):
+        return Description("str", nbytes=len(node.encode("utf-8", "surrogatepass")))
     if not isinstance(node, list):
         return Description(_BARE.get(type(node), "unknown"))
     name = node[0] if node and isinstance(node[0], str) else "unknown"

@@ -27,9 +27,11 @@ class Inspection:
         changed: whether saving it would write something new. Entries edited in place count; one
             that only looks edited may count too until the next flush has compared it.
         loaded: the names of the entries whose values are in memory, in order.
-        entries: type, dtype, shape and ``nbytes`` (payload size in bytes) by name, in order. The
-            size is that in the object for what is stored, that in memory for what is not, and 0
-            where nobody can tell.
+        entries: type, dtype, shape and ``nbytes`` by name, in order. That is the payload's own size
+            in bytes: ``nbytes`` for NumPy arrays and scalars, the length of bytes, the UTF-8 length
+            of text, the same before and after the value is stored. For frames, tables and
+            collections it is what their columns or items take, in memory before and in the object
+            after (headers included), and 0 where nobody can tell.
     """
 
     url: str | None
@@ -98,7 +100,9 @@ def _type_name(cls: type) -> str:
 
 
 def _size_bytes(value: Any) -> int:
-    if isinstance(value, (bytes, bytearray, str)):
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, (bytes, bytearray)):
         return len(value)
     if hasattr(type(value), "nbytes"):
         return int(value.nbytes)

@@ -47,7 +47,7 @@ def test_a_stored_value_is_described_from_the_index(storage):
     assert list(known.entries) == list(example())
     array = known.entries["array"]
     assert (array.type, array.dtype, array.shape) == ("numpy.ndarray", "float32", (100, 20))
-    assert array.nbytes >= 8000
+    assert array.nbytes == 8000
     _ = fresh.array
     assert inspect(fresh).loaded == ("array",)
 
@@ -59,6 +59,41 @@ def test_types_are_named_alike_before_and_after(storage):
     store(ds, storage)
     fresh = reloaded(ds, storage)
     assert {name: what.type for name, what in inspect(fresh).entries.items()} == before
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(10.0),
+        np.zeros((100, 200), "i2").T,
+        np.zeros((0, 5)),
+        np.array(1.5),
+        np.array(["ab", "c"]),
+        np.zeros(3, [("a", "i4"), ("b", "f8", (2,))]),
+        np.zeros(3, [("a", "i4")]).view(np.recarray),
+        np.ma.array([1, 2, 3], mask=[0, 1, 0]),
+        np.float32(1),
+        np.datetime64("2024-01-01"),
+        b"abc",
+        b"x" * 10_000,
+        bytearray(b"abc"),
+        "text \u2603",
+        "\u2603" * 10_000,
+        "\ud800",
+        "",
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_sizes_are_the_payload_s_own_before_and_after(storage, value):
+    ds = DataStore(v=value)
+    before = inspect(ds).entries["v"].nbytes
+    assert before == (value.nbytes if hasattr(value, "nbytes") else len(_bytes(value)))
+    store(ds, storage)
+    assert inspect(reloaded(ds, storage)).entries["v"].nbytes == before
+
+
+def _bytes(value):
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
 
 
 def test_changes_show(storage):

@@ -24,7 +24,14 @@ from ._base import field, lacks, text_in
 from ._collections import is_json
 from .protocol import JSON, Decoder
 
-__all__ = ["RefusedDtypeError", "dtype_node", "dtype_text", "read_dtype", "read_shape"]
+__all__ = [
+    "RefusedDtypeError",
+    "dtype_node",
+    "dtype_text",
+    "item_bytes",
+    "read_dtype",
+    "read_shape",
+]
 
 _MAX_DEPTH: Final = 16
 _MAX_NDIM: Final = 64
@@ -202,6 +209,14 @@ def dtype_text(node: Any) -> str | None:
     except (_NotReadableError, UnsupportedFormatError):
         return None
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+
+
+def item_bytes(node: Any) -> int | None:
+    """Return a dtype's item size from any node, or None."""
+    try:
+        return read_dtype(node, _Unchecked()).itemsize
+    except (_NotReadableError, UnsupportedFormatError):
+        return None
 
 
 class _NotReadableError(Exception):

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from ._base import ExactCodec, bytes_node, field, int_node, read_bytes, read_int, text_in
-from .protocol import JSON, Codec, Decoder, Encoder
+from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 __all__ = ["SCALAR_CODECS", "is_bare"]
 
@@ -82,7 +82,15 @@ def _unpacked(layout: str, node: Any, decoder: Decoder) -> tuple[float, ...]:
         raise decoder.damaged("a float is not the bits of binary64") from None
 
 
-class StrCodec(ExactCodec):
+class _OfBytes(ExactCodec):
+    """What is one node of bytes."""
+
+    def describe(self, node: Any) -> Description:
+        nbytes = len(node) // 2 if isinstance(node, str) else -1
+        return Description(self.python_types[0].__name__, nbytes=nbytes)
+
+
+class StrCodec(_OfBytes):
     """Text that is not bare JSON; surrogates pass through UTF-8."""
 
     name = "plain.str"
@@ -98,7 +106,7 @@ class StrCodec(ExactCodec):
             raise decoder.damaged("text is not UTF-8") from None
 
 
-class BytesCodec(ExactCodec):
+class BytesCodec(_OfBytes):
     """Bytes."""
 
     name = "plain.bytes"
@@ -111,7 +119,7 @@ class BytesCodec(ExactCodec):
         return read_bytes(node, decoder)
 
 
-class BytearrayCodec(ExactCodec):
+class BytearrayCodec(_OfBytes):
     """Bytes that can be edited, so that they are copied at once."""
 
     name = "plain.bytearray"

@@ -17,17 +17,22 @@ dtype's metadata and titles. C and Fortran order survive, other strides become C
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Final
 
 import numpy as np
 
 from ._base import ExactCodec, bytes_node, field, read_bytes
-from ._dtypes import RefusedDtypeError, dtype_node, dtype_text, read_dtype
+from ._dtypes import RefusedDtypeError, dtype_node, dtype_text, item_bytes, read_dtype
 from ._npy import Array, array_node, check_values, read_array
 from ._string_arrays import is_string_array, read_string_array, string_array_node
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 __all__ = ["CODECS"]
+
+_STRING_BYTES: Final = 16
+"""What `StringDType` counts for an item, wherever its text is."""
+_MAX_BYTES: Final = 1 << 62
 
 
 class ArrayCodec(ExactCodec):
@@ -126,8 +131,7 @@ class ScalarCodec(ExactCodec):
         return _item(dtype, read_bytes(field(node, "bytes", decoder), decoder), decoder)[()]
 
     def describe(self, node: Any) -> Description:
-        text = dtype_text(node.get("dtype")) if isinstance(node, dict) else None
-        return Description(self.described, text, ())
+        return _described(self.described, node | {"shape": []} if isinstance(node, dict) else None)
 
 
 class StrCodec(ExactCodec):
@@ -216,8 +220,16 @@ def _described(name: str, node: Any) -> Description:
         return Description(name)
     shape = node.get("shape")
     known = isinstance(shape, list) and all(type(length) is int for length in shape)
-    dtype = "StringDType" if "strings" in node else dtype_text(node.get("dtype"))
-    return Description(name, dtype, tuple(shape) if known else None)  # type: ignore[arg-type]
+    if not known:
+        return Description(name, _dtype_text(node))
+    items = math.prod(shape)  # type: ignore[arg-type]
+    item = _STRING_BYTES if "strings" in node else item_bytes(node.get("dtype"))
+    nbytes = -1 if item is None or not 0 <= items * item <= _MAX_BYTES else items * item
+    return Description(name, _dtype_text(node), tuple(shape), nbytes)  # type: ignore[arg-type]
+
+
+def _dtype_text(node: dict[str, Any]) -> str | None:
+    return "StringDType" if "strings" in node else dtype_text(node.get("dtype"))
 
 
 CODECS: tuple[Codec, ...] = (

@@ -43,13 +43,15 @@ class Description:
         type: the Python type's usual name, for example ``numpy.ndarray``.
         dtype: the dtype as text, or None where the type has none.
         shape: lengths by dimension, or None where the type has none.
-        nbytes: the payload's size in bytes as stored, headers included; set by the container.
+        nbytes: the payload's own size in bytes, for an array its ``nbytes``. Where a codec leaves
+            it at -1, the container puts the size of the blobs there, headers included, or that of
+            the node where there are none.
     """
 
     type: str
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
-    nbytes: int = 0
+    nbytes: int = -1
 
 
 class Encoder(Protocol):
@@ -139,4 +141,4 @@ class Codec(Protocol):
         """Return the value of a node: equal to and of the type of what was encoded."""
 
     def describe(self, node: Any) -> Description:
-        """Return type, dtype and shape from the node alone; tolerates any node."""
+        """Return type, dtype, shape and size from the node alone; tolerates any node."""
