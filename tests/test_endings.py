@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -455,8 +456,17 @@ def test_the_backend_is_killed_before_commit(run, driver, caplog):
             with pytest.raises(DBAPIError):
                 connection.commit()
 
-    with caplog.at_level(logging.WARNING, "sqla_datastore"):
+    # pg8000 fails to close the broken connection and leaves its socket to the garbage collector;
+    # the pool's log would keep the error, and with it the connection, until some later test
+    with (
+        caplog.at_level(logging.CRITICAL, "sqlalchemy.pool"),
+        caplog.at_level(logging.WARNING, "sqla_datastore"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
         run(driver, scenario)
+        gc.collect()
+    assert "nobody can tell how a transaction ended" in caplog.text
     assert run.rows < run.files
 
 
