@@ -40,7 +40,7 @@ def test_imports_none_of_the_heavy_libraries():
 
 
 def test_costs_less_than_60_ms():
-    assert min(run(SCRIPT)["seconds"] for _ in range(5)) < 0.060
+    assert any(run(SCRIPT)["seconds"] < 0.060 for _ in range(5))
 
 
 def test_the_column_type_imports_none_of_them_either():
