@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
+from sqla_datastore.exceptions import (
+    ConfigurationError,
+    MissingObjectError,
+    RefusedURLError,
+    StorageError,
+)
 from sqla_datastore.storage import LocalStorage, _posix, open_storage
 from sqla_datastore.testing import StorageSuite
 
@@ -403,3 +408,68 @@ def test_importing_loads_no_library():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+class TestLeftovers:
+    """What a crash leaves is told, and removed, without touching anything else."""
+
+    def put(self, base, path):
+        file = base / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"12")
+
+    def test_unfinished_writes_and_empty_folders_are_told(self, storage, base):
+        write(storage, "a/1/whole.zip")
+        self.put(base, f"a/1/#{'0' * 32}.part")
+        self.put(base, f"#{'1' * 32}.part")
+        (base / "a" / "2" / "3").mkdir(parents=True)
+        found = {each.path: each for each in storage.leftovers()}
+        assert set(found) == {f"a/1/#{'0' * 32}.part", f"#{'1' * 32}.part", "a/2/3/"}
+        assert found[f"#{'1' * 32}.part"].size_bytes == 2
+        assert all(each.modified > 0 for each in found.values())
+        storage.remove_leftovers(found)
+        assert files_below(base) == {"a/1/whole.zip"}
+        assert not (base / "a" / "2").exists()
+        assert list(storage.leftovers()) == []
+
+    def test_a_write_that_is_at_work_is_told_as_one(self, storage, base):
+        with storage.create("a/1.zip") as writer:
+            writer.write(b"data")
+            (found,) = storage.leftovers()
+            assert (found.path[:3], found.size_bytes) == ("a/#", 4)
+        assert list(storage.leftovers()) == []
+
+    def test_a_missing_base_has_none(self, storage, base):
+        assert list(storage.leftovers()) == []
+        assert not base.exists()
+
+    def test_a_folder_that_got_a_file_meanwhile_stays(self, storage, base):
+        (base / "a").mkdir(parents=True)
+        (found,) = storage.leftovers()
+        write(storage, "a/1.zip")
+        storage.remove_leftovers([found.path, f"gone/#{'0' * 32}.part"])
+        assert files_below(base) == {"a/1.zip"}
+
+    @pytest.mark.parametrize(
+        "path", ["a/1.zip", "../x", "../#" + "0" * 32 + ".part", "#b.part", "../"]
+    )
+    def test_nothing_else_is_removed(self, storage, base, path):
+        write(storage, "a/1.zip")
+        self.put(base.parent, f"#{'0' * 32}.part")
+        with pytest.raises(RefusedURLError):
+            storage.remove_leftovers([path])
+        assert files_below(base.parent) == {"base/a/1.zip", f"#{'0' * 32}.part"}
+
+    def test_links_are_not_followed(self, storage, base, tmp_path):
+        self.put(tmp_path / "outside", f"#{'0' * 32}.part")
+        base.mkdir(parents=True)
+        (base / "link").symlink_to(tmp_path / "outside")
+        assert list(storage.leftovers()) == []
+
+
+def test_a_large_folder_is_listed_in_order(storage, monkeypatch):
+    monkeypatch.setattr("sqla_datastore.storage.local._LISTED", 3)
+    paths = sorted([*(f"a/{n}/x" for n in range(11)), *(f"a/{n}" for n in range(20, 33)), "a.b"])
+    for path in paths:
+        write(storage, path)
+    assert [found.path for found in storage.list("")] == paths

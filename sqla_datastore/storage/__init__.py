@@ -8,9 +8,16 @@ from urllib.parse import unquote
 
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.storage.local import LocalStorage
-from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage, StoredObject
+from sqla_datastore.storage.protocol import (
+    KeepsLeftovers,
+    ObjectReader,
+    ObjectWriter,
+    Storage,
+    StoredObject,
+)
 
 __all__ = [
+    "KeepsLeftovers",
     "LocalStorage",
     "ObjectReader",
     "ObjectWriter",

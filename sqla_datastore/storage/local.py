@@ -8,6 +8,7 @@ nothing is ever overwritten. Large ranges are memory maps; no descriptor outlive
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 import uuid
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from operator import itemgetter
 from urllib.parse import quote
 
 from typing_extensions import Buffer
@@ -35,6 +35,8 @@ __all__ = ["LocalStorage"]
 _MAPPED_FROM = 128 * 1024
 _SYNC_THREADS = 16
 _ATTEMPTS = 100
+_LISTED = 1_000
+_TEMPORARY = re.compile(r"#[0-9a-f]{32}\.part")
 
 
 class LocalStorage:
@@ -141,20 +143,42 @@ class LocalStorage:
 
     def _below(self, folder: str, url: str) -> Iterator[StoredObject]:
         with _posix.storage_errors(url, self.base):
-            children = _children(self.base, folder)
-        for path, found in children:
-            if found is None:
-                yield from self._below(path.removesuffix("/"), url)
+            names = _names(self.base, folder)
+        for start in range(0, len(names), _LISTED):
+            batch = names[start : start + _LISTED]
+            with _posix.storage_errors(url, self.base):
+                objects = _objects(self.base, folder, batch)
+            for name in batch:
+                if name.endswith("/"):
+                    yield from self._below(f"{folder}/{name[:-1]}".lstrip("/"), url)
+                elif name in objects:
+                    yield objects[name]
+
+    def leftovers(self) -> Iterator[StoredObject]:
+        """Yield what interrupted writes left: temporary files, and empty folders."""
+        with _posix.storage_errors(self.url, self.base):
+            yield from _leftovers(self.base, "")
+
+    def remove_leftovers(self, paths: Iterable[str]) -> None:
+        """Remove temporary files and empty folders; a folder that got a file meanwhile stays."""
+        files = []
+        for path in paths:
+            if path.endswith("/"):
+                _posix.prune(self.base, check_path(path[:-1]))
             else:
-                yield found
+                files.append(path)
+        self._remove(files, _leftover_url)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove objects, and folders that became empty; what is already gone is no error."""
+        self._remove(paths, _object_url)
+
+    def _remove(self, paths: Iterable[str], url_of: Callable[[str], str]) -> None:
         failures: list[DataStoreError] = []
         folders: set[str] = set()
         for path in paths:
             try:
-                self._unlink(path)
+                self._unlink(path, url_of(path))
                 folders.add(path.rpartition("/")[0])
             except DataStoreError as err:
                 failures.append(err)
@@ -165,9 +189,9 @@ class LocalStorage:
                 failures[0].add_note(f"and {len(failures) - 1} more objects could not be removed")
             raise failures[0]
 
-    def _unlink(self, path: str) -> None:
+    def _unlink(self, path: str, url: str) -> None:
         folder, _, name = path.rpartition("/")
-        with _posix.storage_errors(_object_url(path), self.base):
+        with _posix.storage_errors(url, self.base):
             try:
                 with _posix.folder_opened(self.base, folder) as parent:
                     os.unlink(name, dir_fd=parent)
@@ -310,6 +334,39 @@ def _object_url(path: str) -> str:
     return str(ObjectURL("file", check_path(path)))
 
 
+def _leftover_url(path: str) -> str:
+    """Return what to call a temporary file in messages, refusing any other name."""
+    folder, _, name = path.rpartition("/")
+    if not _TEMPORARY.fullmatch(name):
+        raise RefusedURLError(path, "it is no temporary file of this library")
+    return f"{_object_url(folder) if folder else 'file://'}/{name}"
+
+
+def _leftovers(base: str, folder: str) -> Iterator[StoredObject]:
+    """Yield temporary files and empty folders below a folder; symbolic links are not followed."""
+    path = f"{folder}/" if folder else ""
+    folders: list[str] = []
+    found: list[StoredObject] = []
+    is_empty = bool(folder)
+    # gone, or a writer has just finished: then it is no leftover
+    with suppress(FileNotFoundError), _posix.folder_opened(base, folder) as descriptor:
+        modified = os.fstat(descriptor).st_mtime
+        with os.scandir(descriptor) as children:
+            for child in children:
+                is_empty = False
+                if child.is_dir(follow_symlinks=False):
+                    folders += [child.name] * _is_segment(child.name)
+                elif _TEMPORARY.fullmatch(child.name):
+                    with suppress(FileNotFoundError):
+                        file = child.stat(follow_symlinks=False)
+                        found.append(StoredObject(path + child.name, file.st_size, file.st_mtime))
+        if is_empty:
+            found.append(StoredObject(path, 0, modified))
+    yield from found
+    for name in sorted(folders):
+        yield from _leftovers(base, path + name)
+
+
 def _folders_above(path: str) -> Iterator[str]:
     """Yield the folders of a path, the nearest first and the base (``""``) last."""
     while path:
@@ -317,31 +374,36 @@ def _folders_above(path: str) -> Iterator[str]:
         yield path
 
 
-def _children(base: str, folder: str) -> list[tuple[str, StoredObject | None]]:
-    """Return the objects and (with None) the folders in a folder, in the order of full paths.
+def _names(base: str, folder: str) -> list[str]:
+    """Return the names in a folder that a path can hold, in the order of full paths.
 
-    A folder's path ends with ``/``, since that is how the paths below it go on.
+    A folder's name ends with ``/``, since that is how the paths below it go on. Nothing else is
+    kept: a table of a million rows has as many folders beside each other.
     """
     try:
         with _posix.folder_opened(base, folder) as descriptor, os.scandir(descriptor) as children:
-            named = [(child, f"{folder}/{child.name}".lstrip("/")) for child in children]
-            found = [_child(*each) for each in named if _is_segment(each[0].name)]
+            return sorted(
+                child.name + "/" * child.is_dir(follow_symlinks=False)
+                for child in children
+                if _is_segment(child.name)
+            )
     except FileNotFoundError:
         return []
-    return sorted((child for child in found if child), key=itemgetter(0))
 
 
-def _child(child: os.DirEntry[str], path: str) -> tuple[str, StoredObject | None] | None:
-    """Return what a directory entry is, or None where it is neither or has just gone."""
-    if child.is_dir(follow_symlinks=False):
-        return path + "/", None
-    try:
-        found = child.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    return path, StoredObject(path, found.st_size, found.st_mtime)
+def _objects(base: str, folder: str, names: list[str]) -> dict[str, StoredObject]:
+    """Return, by name, what is an object; what has just gone is none."""
+    found: dict[str, StoredObject] = {}
+    files = [name for name in names if not name.endswith("/")]
+    with suppress(FileNotFoundError), ExitStack() as stack:
+        parent = stack.enter_context(_posix.folder_opened(base, folder)) if files else -1
+        for name in files:
+            with suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    path = f"{folder}/{name}".lstrip("/")
+                    found[name] = StoredObject(path, status.st_size, status.st_mtime)
+    return found
 
 
 def _is_segment(name: str) -> bool:

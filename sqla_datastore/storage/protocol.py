@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from typing_extensions import Buffer
 
-__all__ = ["ObjectReader", "ObjectWriter", "Storage", "StoredObject"]
+__all__ = ["KeepsLeftovers", "ObjectReader", "ObjectWriter", "Storage", "StoredObject"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +106,21 @@ class Storage(Protocol):
 
     def make_durable(self, paths: Iterable[str]) -> None:
         """Return once these published objects, and the folders that name them, survive a crash."""
+
+
+@runtime_checkable
+class KeepsLeftovers(Protocol):
+    """What a `Storage` offers beside, where a crash can leave what `Storage.list` does not show."""
+
+    def leftovers(self) -> Iterator[StoredObject]:
+        """Yield unfinished writes, and empty folders with a ``/`` at the end, at any depth.
+
+        Some may belong to a writer that is at work: their age tells.
+        """
+
+    def remove_leftovers(self, paths: Iterable[str]) -> None:
+        """Remove what `leftovers` yielded, and folders that became empty.
+
+        A folder that has got a file meanwhile stays; what is already gone is no error. Tries every
+        path before it raises.
+        """
