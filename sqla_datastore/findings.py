@@ -1,0 +1,297 @@
+"""What maintenance finds: typed findings, and the reports that hold them.
+
+A report counts everything, and keeps the first `MOST_KEPT` findings of each kind, so that it stays
+small where a whole storage is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+__all__ = [
+    "MOST_KEPT",
+    "CheckReport",
+    "ColumnUsage",
+    "DamagedObject",
+    "DanglingRow",
+    "Findings",
+    "ForeignName",
+    "GcReport",
+    "Leftover",
+    "Orphan",
+    "TypeUsage",
+    "UsageReport",
+]
+
+MOST_KEPT = 10_000
+
+F = TypeVar("F")
+
+
+@dataclass(frozen=True, slots=True)
+class DanglingRow:
+    """A row whose URL has no whole object.
+
+    Attributes:
+        table: the table, with its schema where it has one.
+        key: the row's primary key by column name.
+        column: the column that holds the URL.
+        url: the URL.
+        storage: where the object should be.
+        reason: what is missing, in words.
+    """
+
+    kind: ClassVar[str] = "dangling"
+    table: str
+    key: dict[str, Any]
+    column: str
+    url: str
+    storage: str
+    reason: str
+
+    def __str__(self) -> str:
+        key = ", ".join(f"{name}={value}" for name, value in self.key.items())
+        return f"{self.table}({key}).{self.column}: {self.url}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An object of this library, in a folder of declared columns, that no row refers to.
+
+    Attributes:
+        path: below the storage's base.
+        size_bytes: its size.
+        modified: seconds since the epoch (UTC).
+        storage: where it lies.
+    """
+
+    kind: ClassVar[str] = "orphan"
+    path: str
+    size_bytes: int
+    modified: float
+    storage: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.size_bytes} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What an interrupted write or removal left: a temporary file, or (``…/``) an empty folder."""
+
+    kind: ClassVar[str] = "leftover"
+    path: str
+    size_bytes: int
+    modified: float
+    storage: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.size_bytes} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedObject:
+    """An object that a row refers to and that cannot be read as it was written."""
+
+    kind: ClassVar[str] = "damaged"
+    url: str
+    problems: tuple[str, ...]
+    storage: str
+
+    def __str__(self) -> str:
+        return f"{self.url}: {'; '.join(self.problems)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignName:
+    """A file that is none of the declared columns' business; it is never touched."""
+
+    kind: ClassVar[str] = "foreign"
+    path: str
+    size_bytes: int
+    storage: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class Findings(Generic[F]):
+    """Findings of one kind.
+
+    Attributes:
+        first: the first of them, in the order of their paths.
+        count: how many there are.
+        size_bytes: their size together; 0 for rows.
+    """
+
+    first: tuple[F, ...] = ()
+    count: int = 0
+    size_bytes: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[F]:
+        return iter(self.first)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``json.dumps`` takes: count, size and the first findings."""
+        return {
+            "count": self.count,
+            "size_bytes": self.size_bytes,
+            "first": [_plain(asdict(each)) for each in self.first],  # type: ignore[call-overload]
+        }
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found.
+
+    Attributes:
+        references: how many URLs the rows hold.
+        objects: how many objects they refer to were found.
+        size_bytes: the size of these.
+        dangling: rows without object.
+        orphans: objects without row.
+        leftovers: what interrupted writes and removals left.
+        damaged: objects that cannot be read as they were written.
+        foreign: what is none of the declared columns' business, so no fault.
+        deep: whether checksums of payloads were compared.
+    """
+
+    references: int
+    objects: int
+    size_bytes: int
+    dangling: Findings[DanglingRow]
+    orphans: Findings[Orphan]
+    leftovers: Findings[Leftover]
+    damaged: Findings[DamagedObject]
+    foreign: Findings[ForeignName]
+    deep: bool
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the storages hold what rows refer to, whole, and nothing else of ours."""
+        return not (self.dangling or self.orphans or self.leftovers or self.damaged)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``json.dumps`` takes."""
+        return {"is_clean": self.is_clean, **_fields(self)}
+
+
+@dataclass(frozen=True)
+class GcReport:
+    """What `gc` found and did.
+
+    Attributes:
+        applied: whether it removed anything at all, or only told what it would remove.
+        grace_seconds: how old an object has to be.
+        references: how many URLs the rows hold.
+        orphans: objects without row, older than the grace period: removed when `applied`.
+        leftovers: what interrupted writes and removals left, older than the grace period.
+        young: objects without row and leftovers that are younger; they stay.
+        rescued: objects that a row came to refer to while `gc` was at work; they stay.
+        removed: how many objects and leftovers were removed.
+        removed_bytes: their size.
+        failures: what the storage said where it could not remove; the next run tries again.
+        foreign: what is none of the declared columns' business; it stays.
+    """
+
+    applied: bool
+    grace_seconds: float
+    references: int
+    orphans: Findings[Orphan]
+    leftovers: Findings[Leftover]
+    young: int
+    rescued: int
+    removed: int
+    removed_bytes: int
+    failures: tuple[str, ...]
+    foreign: Findings[ForeignName]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing past the grace period is left to remove."""
+        return not self.failures and (self.applied or not (self.orphans or self.leftovers))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``json.dumps`` takes."""
+        return {"is_clean": self.is_clean, **_fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class TypeUsage:
+    """What the entries of one type take.
+
+    Attributes:
+        type: as `sqla_datastore.inspect` names it, for example ``pandas.DataFrame``.
+        entries: how many there are.
+        size_bytes: the size of their payloads, without what an object adds.
+    """
+
+    type: str
+    entries: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnUsage:
+    """What one column's values take.
+
+    Attributes:
+        table: the table, with its schema where it has one.
+        column: the column.
+        rows: how many rows hold a URL.
+        objects: how many objects these have, nested values included.
+        size_bytes: the size of the objects.
+        unreadable: how many of them could not be opened, so that no type counts them.
+        types: by type, the largest first.
+    """
+
+    table: str
+    column: str
+    rows: int
+    objects: int
+    size_bytes: int
+    unreadable: int
+    types: tuple[TypeUsage, ...]
+
+
+@dataclass(frozen=True)
+class UsageReport:
+    """What the values of declared columns take.
+
+    Attributes:
+        columns: by column, in the order of the MetaData.
+        types: by type over all columns, the largest first.
+        objects: how many objects rows refer to.
+        size_bytes: the size of these.
+    """
+
+    columns: tuple[ColumnUsage, ...] = ()
+    types: tuple[TypeUsage, ...] = ()
+    objects: int = 0
+    size_bytes: int = field(default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``json.dumps`` takes."""
+        return _plain(asdict(self))  # type: ignore[no-any-return]
+
+
+def _fields(report: CheckReport | GcReport) -> dict[str, Any]:
+    return {
+        name: value.to_json() if isinstance(value, Findings) else _plain(value)
+        for name, value in vars(report).items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in JSON's types; what it lacks (a UUID, a date) as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,331 @@
+"""What rows refer to: the URLs of declared columns as raw text, sorted as storages list.
+
+The URLs of a storage are read in one short transaction by a server-side cursor and spooled to a
+temporary file. So no snapshot, lock or cursor stays open while a storage is listed for hours, and
+one connection at a time is enough.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+import sqlalchemy as sa
+from sqlalchemy import Integer, LargeBinary, MetaData, String, literal_column, select, type_coerce
+from sqlalchemy.util import concurrency
+
+from sqla_datastore.columns import StoreColumn, TableStore, check_metadata, declared
+from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
+from sqla_datastore.findings import DanglingRow
+from sqla_datastore.folders import Schemas
+from sqla_datastore.options import storage_for
+from sqla_datastore.owned import OwnedFolders
+from sqla_datastore.storage.local import LocalStorage
+from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.urls import OBJECT_NAME, ObjectURL
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+__all__ = ["Declared", "Odd", "Reference", "References", "stem_of"]
+
+_FETCHED = 10_000
+_BATCHES = {"postgresql": 10_000, "mysql": 10_000, "mariadb": 10_000, "sqlite": 10_000}
+_SMALL_BATCH = 500
+
+
+class Reference(NamedTuple):
+    """A URL in a row: the column's number, the path, and how many nested objects belong to it."""
+
+    source: int
+    path: str
+
+
+class Odd(NamedTuple):
+    """A URL in a row that names no object of this library: why, or "" where it may be read."""
+
+    source: int
+    url: str
+    reason: str
+
+
+def stem_of(path: str) -> str:
+    """Return what the paths of a family have in common: all before ``zip``, or ``<i>.zip``.
+
+    Families stay together, and in their order, when paths are sorted.
+    """
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{name.partition('.')[0]}."
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The declared columns of a MetaData in one database.
+
+    Attributes:
+        engine: the database.
+        schemas: its ``schema_translate_map``.
+        stores: the declared tables.
+        columns: the columns of those that are there; a column's number is its place here.
+        missing: the names of declared tables that the database lacks.
+    """
+
+    engine: Engine
+    schemas: Schemas
+    stores: tuple[TableStore, ...]
+    columns: tuple[StoreColumn, ...]
+    missing: tuple[str, ...]
+
+    @classmethod
+    def of(cls, engine: Any, metadata: MetaData) -> Declared:
+        """Look the declared tables up in the database.
+
+        Raises:
+            ConfigurationError: the engine is asynchronous and this is no greenlet of SQLAlchemy's,
+                or the MetaData declares no column.
+        """
+        engine = _synchronous(engine)
+        check_metadata(metadata)
+        stores = list(declared(metadata))
+        if not any(store.columns for store in stores):
+            raise ConfigurationError(
+                "the metadata has no DataStoreType column; name the Base of the models, and import "
+                "the modules that define them"
+            )
+        schemas: Schemas = engine.get_execution_options().get("schema_translate_map") or {}
+        with engine.connect() as connection:
+            inspector = sa.inspect(connection)
+            there = [
+                store
+                for store in stores
+                if inspector.has_table(
+                    store.table.name, schemas.get(store.table.schema, store.table.schema)
+                )
+            ]
+        return cls(
+            engine,
+            schemas,
+            tuple(stores),
+            tuple(column for store in there for column in store.columns),
+            tuple(store.table.fullname for store in stores if store not in there),
+        )
+
+    def storages(self) -> list[Storage]:
+        """Return the storages of the columns, one for each base."""
+        columns = (column for store in self.stores for column in store.columns)
+        return list({_place(s): s for s in map(self.storage_of, columns)}.values())
+
+    def owned(self, storage: Storage) -> OwnedFolders:
+        """Return the folders of a storage that belong to declared columns."""
+        templates = [store.class_folder for store in self.stores if store.class_folder]
+        for column in (column for store in self.stores for column in store.columns):
+            if _place(self.storage_of(column)) == _place(storage):
+                templates.append(column.folder)
+        return OwnedFolders(templates, self.schemas)
+
+    def held_stems(self, storage: Storage, paths: Sequence[str]) -> set[str]:
+        """Return the families of these objects that rows refer to now.
+
+        A storage that lies in another one has other names for the same objects: all count.
+        """
+        bases = [(other.scheme, _place(other)[1].rstrip("/") + "/") for other in self.storages()]
+        base = _place(storage)[1].rstrip("/") + "/"
+        near = [each for each in bases if each[1].startswith(base) or base.startswith(each[1])]
+        stems: dict[str, str] = {}
+        for path in paths:
+            for scheme, other in {(storage.scheme, base), *near}:
+                if f"{base}{path}".startswith(other):
+                    url = ObjectURL(scheme, f"{base}{path}".removeprefix(other))
+                    stems[str(url)] = stems[str(url.root())] = stem_of(path)
+        return {stems[url] for url in self.held(list(stems)) if url in stems}
+
+    def storage_of(self, column: StoreColumn) -> Storage:
+        """Return the storage of a column on this engine."""
+        return storage_for(column.type.url, self.engine.dialect)
+
+    @property
+    def batch_size(self) -> int:
+        """How many URLs one SELECT asks for: without an index each reads the whole table."""
+        name = self.engine.dialect.name
+        if name == "sqlite" and sqlite3.sqlite_version_info < (3, 32):
+            return _SMALL_BATCH
+        return _BATCHES.get(name, _SMALL_BATCH)
+
+    @contextmanager
+    def references(
+        self, storage: Storage, owned: OwnedFolders, tick: Callable[[], None]
+    ) -> Iterator[References]:
+        """Read the URLs of all columns that keep their objects in a storage.
+
+        Args:
+            storage: one of `storages`.
+            owned: learns the folders that URLs of owning rows remember.
+            tick: called for every URL.
+
+        Raises:
+            ConfigurationError: the database does not sort as its storage lists.
+        """
+        numbers = [
+            number
+            for number, column in enumerate(self.columns)
+            if _place(self.storage_of(column)) == _place(storage)
+        ]
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8") as spool,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as odd,
+        ):
+            references = References(spool, odd)
+            if numbers:
+                for source, url in self._sorted_urls(numbers):
+                    references.add(source, url, storage, self.columns[source], owned)
+                    tick()
+            yield references
+
+    def _sorted_urls(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+        selects = []
+        for number in numbers:
+            url = type_coerce(self.columns[number].column, String())
+            source = literal_column(str(number), Integer()).label("source")
+            selects.append(select(source, url.label("url")).where(url.is_not(None)))
+        rows = sa.union_all(*selects).subquery("datastore_urls")
+        query = select(rows.c.source, rows.c.url).order_by(_bytewise(self.engine, rows.c.url))
+        with self.engine.connect() as connection:
+            found = connection.execution_options(yield_per=_FETCHED).execute(query)
+            for source, text in found:
+                yield source, text
+
+    def held(self, urls: Sequence[str]) -> set[str]:
+        """Return those of the URLs that rows hold now, asked in a transaction of its own.
+
+        All columns are asked, whatever their storage: two storages can be one place.
+        """
+        held: set[str] = set()
+        with self.engine.connect() as connection:
+            for column in self.columns:
+                text = type_coerce(column.column, String())
+                for batch in batched(urls, self.batch_size):
+                    held.update(connection.scalars(select(text).where(text.in_(batch))))
+        return held
+
+    def dangling(self, source: int, reasons: dict[str, str]) -> Iterator[DanglingRow]:
+        """Yield the rows that hold one of the URLs now.
+
+        Args:
+            source: the column's number.
+            reasons: what is wrong, by URL.
+        """
+        column = self.columns[source]
+        table = column.column.table
+        text = type_coerce(column.column, String())
+        storage = self.storage_of(column).url
+        with self.engine.connect() as connection:
+            for batch in batched(list(reasons), self.batch_size):
+                query = select(text, *table.primary_key).where(text.in_(batch))
+                for url, *key in connection.execute(query):
+                    # a database may compare without regard to case
+                    if url in reasons:
+                        names = [each.name for each in table.primary_key]
+                        named = dict(zip(names, key, strict=True))
+                        name = column.column.name
+                        yield DanglingRow(table.fullname, named, name, url, storage, reasons[url])
+
+
+class References:
+    """The URLs that rows keep in one storage, spooled.
+
+    Attributes:
+        rows: how many there are.
+        objects: how many objects they stand for.
+    """
+
+    def __init__(self, spool: TextIO, odd: TextIO) -> None:
+        self._spool = spool
+        self._odd = odd
+        self.rows = 0
+        self.objects = 0
+        self._last = ""
+
+    def add(
+        self, source: int, url: str, storage: Storage, column: StoreColumn, owned: OwnedFolders
+    ) -> None:
+        """Spool a URL; one that names no object of this library is kept apart.
+
+        Raises:
+            ConfigurationError: the URL before it should have come after it.
+        """
+        self.rows += 1
+        try:
+            parsed = ObjectURL.parse(url)
+        except RefusedURLError as err:
+            self._note_odd(source, url, str(err))
+            return
+        if parsed.scheme != storage.scheme:
+            self._note_odd(source, url, f"{storage.url!r} serves {storage.scheme}: URLs")
+        elif not OBJECT_NAME.fullmatch(parsed.name):
+            self._note_odd(source, url, "")
+        else:
+            if parsed.path < self._last:
+                raise ConfigurationError(
+                    f"the database ({column.label!r}) does not sort URLs byte by byte: "
+                    f"{self._last!r} came before {parsed.path!r}"
+                )
+            self._last = parsed.path
+            self.objects += 1 + parsed.nested_count
+            self._spool.write(f"{source} {parsed.path}\n")
+            if column.folder.owns:
+                owned.remember(parsed.folder)
+
+    def _note_odd(self, source: int, url: str, reason: str) -> None:
+        self._odd.write(json.dumps([source, url, reason]) + "\n")
+
+    def __iter__(self) -> Iterator[Reference]:
+        self._spool.seek(0)
+        for line in self._spool:
+            source, _, path = line.rstrip("\n").partition(" ")
+            yield Reference(int(source), path)
+
+    def odd(self) -> Iterator[Odd]:
+        """Yield the URLs that name no object of this library."""
+        self._odd.seek(0)
+        for line in self._odd:
+            yield Odd(*json.loads(line))
+
+
+def _place(storage: Storage) -> tuple[str, str]:
+    """Return what two storages share whose objects are the same: two names of a folder are one."""
+    if isinstance(storage, LocalStorage):
+        return storage.scheme, os.path.realpath(storage.base)
+    return storage.scheme, storage.url
+
+
+def batched(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Yield slices of a sequence."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _bytewise(engine: Engine, url: Any) -> Any:
+    """Return what sorts texts as Python does, whatever the column's collation."""
+    name = engine.dialect.name
+    if name == "postgresql":
+        return sa.collate(url, "C")
+    if name in ("mysql", "mariadb"):
+        return sa.cast(url, LargeBinary())
+    return sa.collate(url, "BINARY") if name == "sqlite" else url
+
+
+def _synchronous(engine: Any) -> Engine:
+    sync = getattr(engine, "sync_engine", engine)
+    if not isinstance(sync, sa.Engine):
+        raise TypeError(f"maintenance takes an Engine, not {type(engine).__name__!r}")
+    if sync.dialect.is_async and not concurrency.in_greenlet():
+        raise ConfigurationError(
+            f"the engine {sync.url.drivername!r} is asynchronous; give an Engine of a synchronous "
+            "driver, or call from connection.run_sync()"
+        )
+    return sync
