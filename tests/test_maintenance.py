@@ -7,6 +7,7 @@ import json
 import os
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -396,6 +397,34 @@ def test_a_row_written_between_listing_and_removal_keeps_its_object(engine, stor
     report = gc(engine, Base.metadata, apply=True, grace_seconds=0, progress=write)
     assert (report.orphans.count, report.rescued, report.removed) == (3, 2, 1)
     assert_exact(engine, Base.metadata, stored, 2)
+    assert check(engine, Base.metadata, deep=True).is_clean
+
+
+def test_writers_at_work_lose_nothing(engine, stored):
+    add(engine, *(keyed(number) for number in range(100, 105)))
+    old = [put(stored.base, orphan_path(f"keyed/{number}")) for number in range(200, 220)]
+
+    def write(first):
+        for number in range(first, first + 8):
+            add(engine, keyed(number, inner=DataStore(a=number)))
+            with Session(engine) as session:
+                row = session.get(Keyed, number)
+                if number % 2:
+                    session.delete(row)
+                else:
+                    row.data = DataStore(b=DataStore(c=1))
+                session.commit()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write, 0)
+        while not writing.done():
+            gc(engine, Base.metadata, apply=True, grace_seconds=3600)
+            report = check(engine, Base.metadata, grace_seconds=3600)
+            assert (report.dangling.count, report.damaged.count) == (0, 0)
+        writing.result()
+    assert not any(file.exists() for file in old)
+    assert gc(engine, Base.metadata, apply=True, grace_seconds=0).removed == 0
+    assert_exact(engine, Base.metadata, stored, 5 + 4)
     assert check(engine, Base.metadata, deep=True).is_clean
 
 
