@@ -67,7 +67,7 @@ def test_demo_shows_every_step_on_80_columns(tmp_path, monkeypatch, capsys):
     assert [number for number, _ in titles] == ["1", "2", "3", "4"]
     for text in ("numpy.ndarray uint8 (3, 3)", "pandas.DataFrame", "pandas.Series category"):
         assert text in out
-    assert re.search(r"url_a = file:///weights/adam-2/[0-9a-f]{32}\.zip\n", out)
+    assert re.search(r"url_a = file:///weights/adam-2/[0-9a-f]{32}\.io\.zip\n", out)
     assert re.search(r"url_b = file:///reports/[0-9a-f]{32}\.bin\n", out)
     assert out.count("[ok]") == 10
 

@@ -11,6 +11,7 @@ from exactness import assert_exact
 from models import Base, Counter, Keyed, Project, Run, Texts, Touched
 from sqlalchemy import (
     Column,
+    Integer,
     MetaData,
     String,
     Table,
@@ -496,3 +497,26 @@ def test_a_stored_value_given_to_a_bulk_update_is_copied(engine, exact):
         session.commit()
         assert (first.data.n, second.data.n) == (1, 5)
     exact(2)
+
+
+def test_two_names_of_one_storage_are_one_storage(tmp_path):
+    """One row, two columns, one folder: through a symbolic link it is the same one."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    metadata = MetaData()
+    table = Table(
+        "linked",
+        metadata,
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("one", DataStoreType(str(tmp_path / "real"))),
+        Column("two", DataStoreType(str(tmp_path / "link"))),
+    )
+    engine = make_engine("sqlite://")
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(table).values(id=1, one=value(1), two=value(2)))
+    with engine.connect() as connection:
+        row = connection.execute(select(table)).one()
+        assert (row.one.n, row.two.n) == (1, 2)
+    assert len(list((tmp_path / "real").rglob("*.zip"))) == 2
+    engine.dispose()

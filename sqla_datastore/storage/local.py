@@ -49,13 +49,14 @@ class LocalStorage:
     processes that read its map (SIGBUS), so replace files by renaming.
 
     Args:
-        base: the folder; made absolute now, so that a later `os.chdir` does not move it.
+        base: the folder; resolved now, symbolic links too, so that it has one name and stays where
+            it is.
     """
 
     scheme = "file"
 
     def __init__(self, base: str | os.PathLike[str]) -> None:
-        self.base = os.path.abspath(os.fspath(base))
+        self.base = os.path.realpath(os.fspath(base))
         self._above_base = {os.path.dirname(self.base)}
 
     def __repr__(self) -> str:
