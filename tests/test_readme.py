@@ -17,10 +17,10 @@ README = (ROOT / "README.md").read_text()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def code_blocks() -> str:
-    """Return the Python blocks as one script in which every line has the README's number."""
+def code_blocks(page: str = README) -> str:
+    """Return the Python blocks as one script in which every line has the page's number."""
     lines, inside = [], False
-    for line in README.splitlines():
+    for line in page.splitlines():
         if inside and line == "```":
             inside = False
         lines.append(line if inside else "")
@@ -77,6 +77,21 @@ def test_the_code_prints_what_the_text_says(workplace):
     _, out = workplace
     assert re.search(r"weights +numpy\.ndarray +float64 +\(2, 3\)", out)
     assert "[[0. 1. 2.]\n [3. 4. 5.]]" in out
+
+
+def test_the_codec_of_the_docs_passes_its_suite(tmp_path):
+    script = tmp_path / "test_codec.py"
+    script.write_text(code_blocks((ROOT / "docs" / "codecs.md").read_text()))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_readme_opens_with_one_sentence_and_two_commands():
