@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -149,9 +150,7 @@ def table_store(table: Any) -> TableStore | None:
     """
     if not isinstance(table, Table):
         return None
-    store = _stores.get(table)
-    if store is None:
-        store = _stores[table] = _resolve(table)
+    store = _store(table)
     if not (store.columns or store.class_folder):
         return None
     check_metadata(table.metadata)
@@ -161,11 +160,16 @@ def table_store(table: Any) -> TableStore | None:
 def declared(metadata: Any) -> Iterator[TableStore]:
     """Yield every table of a MetaData that has to do with storages."""
     for table in list(metadata.tables.values()):
-        store = _stores.get(table)
-        if store is None:
-            store = _stores[table] = _resolve(table)
+        store = _store(table)
         if store.columns or store.class_folder:
             yield store
+
+
+def _store(table: Table) -> TableStore:
+    store = _stores.get(table)
+    if store is None:
+        store = _stores[table] = _resolve(table)
+    return store
 
 
 def holds_values(type_: Any) -> bool:
@@ -300,12 +304,17 @@ def refuse_owned_prefix(prefix: str, metadatas: Iterable[Any] | None = None) -> 
     if metadatas is None:
         with _lock:
             metadatas = list(_metadatas)
-    for metadata in metadatas:
-        for store in declared(metadata):
-            for owner, _ in _places(store):
-                if meets(owner, segments):
-                    raise RefusedURLError(
-                        prefix,
-                        f"it meets the folders {owner.template!r} of table {owner.table.name!r}; "
-                        "choose a prefix with a name of its own",
-                    )
+    for owner in _templates(metadatas):
+        if meets(owner, segments):
+            raise RefusedURLError(
+                prefix,
+                f"it meets the folders {owner.template!r} of table {owner.table.name!r}; choose a "
+                "prefix with a name of its own",
+            )
+
+
+def _templates(metadatas: Iterable[Any]) -> Iterator[FolderTemplate]:
+    for table in [table for metadata in metadatas for table in metadata.tables.values()]:
+        # one that cannot be resolved, not mapped yet for instance, has no rows of ours yet
+        with suppress(ConfigurationError):
+            yield from [owner for owner, _ in _places(_store(table))]

@@ -157,6 +157,9 @@ def follows(context: Any) -> TableStore | None:
     if not (context.isinsert or context.isupdate or context.isdelete):
         return None
     table = context.compiled.compile_state.statement.table
+    if not isinstance(table, Table):
+        # a lightweight `table()`, as migrations use it, declares nothing
+        return None
     # it may be an annotated copy
     return table_store(table.metadata.tables.get(table.key, table))
 

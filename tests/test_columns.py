@@ -496,3 +496,14 @@ def test_a_prefix_is_refused_before_any_statement_ran():
     with pytest.raises(RefusedURLError, match="never_used"):
         refuse_owned_prefix("kept/5/more")
     refuse_owned_prefix("others")
+
+
+def test_a_table_that_is_not_mapped_yet_refuses_no_prefix():
+    metadata = MetaData()
+    Table(
+        "unmapped",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("data", DataStoreType(folder="imperative/{key}")),
+    )
+    refuse_owned_prefix("weights/a")

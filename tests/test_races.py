@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     bindparam,
+    column,
     delete,
     event,
     insert,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy import table as table_clause
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -450,6 +452,19 @@ def test_a_value_in_text_is_refused(engine, exact):
     )
     with engine.connect() as connection, pytest.raises(RefusedStatementError):
         connection.execute(statement, {"data": value()})
+    exact(0)
+
+
+def test_lightweight_tables_are_none_of_our_business(engine, exact):
+    light = table_clause("keyed", column("id", Integer), column("name", String))
+    with engine.begin() as connection:
+        connection.execute(light.insert().values(id=1, name="a"))
+        connection.execute(light.update().where(light.c.id == 1).values(name="b"))
+        assert connection.execute(select(light.c.name)).scalar_one() == "b"
+        connection.execute(light.delete())
+    typed = table_clause("keyed", column("id", Integer), column("data", DataStoreType()))
+    with engine.connect() as connection, pytest.raises(RefusedStatementError):
+        connection.execute(typed.insert().values(id=1, data=value()))
     exact(0)
 
 
