@@ -131,8 +131,13 @@ class Assignments:
 
     def is_default(self, column: Column[Any], group: int) -> bool:
         """Return whether a row gets what the column's default made, perhaps for every row."""
-        made = {c.key for c in (*self.compiled.insert_prefetch, *self.compiled.update_prefetch)}
-        return not made.isdisjoint(self._names(column, group))
+        return not self._defaults.isdisjoint(self._names(column, group))
+
+    @cached_property
+    def _defaults(self) -> set[str]:
+        """The names of the parameters that defaults made."""
+        made = (*self.compiled.insert_prefetch, *self.compiled.update_prefetch)
+        return {column.key for column in made}
 
     def reservations(self, index: int) -> list[Reservation]:
         """Return the values bound in one set of parameters, in order."""

@@ -42,8 +42,8 @@ _LATE = (
 )
 
 _attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
-# with their rows (None for one that is gone), held until the transaction ends
-_armed: weakref.WeakKeyDictionary[Session, dict[int, tuple[Any, DataStore]]] = (
+# by the identity of their rows (of None for one that is gone), held until the transaction ends
+_armed: weakref.WeakKeyDictionary[Session, dict[int, dict[int, tuple[Any, DataStore]]]] = (
     weakref.WeakKeyDictionary()
 )
 # for one transaction more: what was handed out before a COMMIT may be edited after it
@@ -173,7 +173,7 @@ def arm(session: Session | None, row: Any, value: DataStore) -> None:
         value: the value.
     """
     if session is not None:
-        _armed.setdefault(session, {})[id(value)] = (row, value)
+        _armed.setdefault(session, {}).setdefault(id(row), {})[id(value)] = (row, value)
 
 
 def relink(state: InstanceState[Any]) -> None:
@@ -228,10 +228,12 @@ def discard(state: InstanceState[Any]) -> None:
 
     What was not edited by then is looked after still: an edit that comes later is refused.
     """
-    armed = _armed.get(state.session, {}) if state.session is not None else {}
-    for row, value in list(armed.values()):
-        gone = row is not None and row is state.obj() and not _is_current(row, value)
-        if gone and _is_edited(value):
+    row, session = state.obj(), state.session
+    if row is None or session is None:
+        return
+    armed = _armed.get(session, {}).get(id(row), {})
+    for _, value in list(armed.values()):
+        if not _is_current(row, value) and _is_edited(value):
             del armed[id(value)]
 
 
@@ -249,8 +251,9 @@ def end_transaction(session: Session) -> None:
         (None if row is None else weakref.ref(row), weakref.ref(value))
         for row, value in _looked_after(session)
     ]
-    armed = _armed.pop(session, {}).values()
+    armed = _all_armed(session)
     lingering = [(row, value) for row, value in armed if _belongs(session, row, value)]
+    _armed.pop(session, None)
     _watched.pop(session, None)
     _lingering.pop(session, None)
     if watched:
@@ -261,8 +264,13 @@ def _looked_after(session: Session) -> list[tuple[Any, DataStore]]:
     """Return the rows and values to look at: those that still belong together."""
     found = {id(value): (row, value) for row, value in _still_watched(session)}
     found |= {id(value): (row, value) for row, value in _lingering.get(session, ())}
-    found |= _armed.get(session, {})
+    found |= {id(value): (row, value) for row, value in _all_armed(session)}
     return [(row, value) for row, value in found.values() if _belongs(session, row, value)]
+
+
+def _all_armed(session: Session) -> list[tuple[Any, DataStore]]:
+    by_row = list(_armed.get(session, {}).values())
+    return [pair for armed in by_row for pair in list(armed.values())]
 
 
 def _still_watched(session: Session) -> Iterator[tuple[Any, DataStore]]:

@@ -37,6 +37,7 @@ __all__ = [
     "begun",
     "commit_checks",
     "flushed_by",
+    "found_on",
     "is_autocommit",
     "observe",
     "open_transaction",
@@ -63,6 +64,7 @@ class Transaction:
         ledger: its objects.
         flushing: the Session whose flush runs in it now, if any.
         pending: what statements of a running flush did, not yet carried out.
+        pending_values: the identities of the values in it: they have a URL, but are not stored.
         metadatas: the MetaData collections whose tables it touched, each with the items of the
             ``schema_translate_map`` that it did so by.
         failed: what statements that failed would have done, with the ledger's size then: some
@@ -77,6 +79,7 @@ class Transaction:
         self.flushing: Any = None
         self.dialect: Dialect = connection.dialect
         self.pending: list[Effects] = []
+        self.pending_values: set[int] = set()
         self.metadatas: dict[tuple[MetaData, Schemas], None] = {}
         self.failed: list[tuple[int, Effects]] = []
         self.root_savepoint: str | None = None
@@ -109,6 +112,21 @@ class Transaction:
     def used_by(self, connection: Connection) -> None:
         """Note which `Connection` runs its statements."""
         self._connection = weakref.ref(connection)
+
+    def defer(self, effects: Effects) -> None:
+        """Keep what a statement of a running flush did until the flush's end."""
+        self.pending.append(effects)
+        self.pending_values.update(id(reserved.value) for reserved in effects.reserved)
+
+    def take_pending(self) -> list[Effects]:
+        """Return what was kept, and keep it no longer."""
+        pending, self.pending = self.pending, []
+        self.pending_values.clear()
+        return pending
+
+    def note_failed(self, effects: Effects) -> None:
+        """Note what a statement that failed would have done."""
+        self.failed.append((self.ledger.size, effects))
 
     def close(self) -> None:
         """Take it off the list of open transactions."""
@@ -280,7 +298,7 @@ class Transaction:
         """Close the ledger: ``commit``, ``rollback``, or the reason why nobody can tell."""
         self.close()
         self.flushing = None
-        self.pending.clear()
+        self.take_pending()
         self.failed.clear()
         if outcome == "commit":
             self.ledger.finish()
@@ -297,7 +315,7 @@ def unwrap(connection: Any) -> Any:
 
 def transaction_of(connection: Connection) -> Transaction:
     """Return the transaction of a connection, opened now if it is the first time."""
-    found = open_transaction(unwrap(connection.connection))
+    found = found_on(connection)
     if found is None:
         observe(connection)
         raw = unwrap(connection.connection)
@@ -315,6 +333,11 @@ def open_transaction(raw: Any) -> Transaction | None:
     return found
 
 
+def found_on(connection: Connection) -> Transaction | None:
+    """Return the open transaction of a connection, if any."""
+    return open_transaction(unwrap(connection.connection))
+
+
 def flushed_by(session: Any) -> list[Transaction]:
     """Return the transactions that a Session's running flush has used."""
     return [found for found in list(_open.values()) if found.flushing is session]
@@ -326,7 +349,7 @@ def begun(connection: Connection) -> None:
     After an error in a listener of ``commit`` SQLAlchemy sends neither COMMIT nor ROLLBACK, so the
     next transaction of the connection is the same one to the database.
     """
-    found = open_transaction(unwrap(connection.connection))
+    found = found_on(connection)
     if found is None or found.busy or found.state is TransactionState.ACTIVE:
         return
     found.end("rollback" if found.commit_failed else "its connection began another one")
@@ -493,7 +516,7 @@ def _around_rollback_to(
     transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any], name: str
 ) -> Any:
     result = proceed()
-    transaction.pending.clear()
+    transaction.take_pending()
     transaction.statement_failed = False
     transaction.ledger.rollback_to(name)
     kept = transaction.ledger.size

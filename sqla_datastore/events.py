@@ -96,13 +96,14 @@ def _look_at(connection: Connection, context: Any) -> None:
     autocommit = context.is_crud and endings.is_autocommit(connection)
     if follows(context) and not autocommit:
         endings.begin_immediately(connection)
+    found = endings.found_on(connection)
     effects = effects_of(
         connection,
         context,
         flushing=_in_flush(connection),
         autocommit=autocommit,
-        pending=_pending_values(connection),
-        superseded=lambda name: transaction_of(connection).ledger.is_superseded(name),
+        pending=found.pending_values if found is not None else set(),
+        superseded=found.ledger.is_superseded if found is not None else lambda _: False,
     )
     if effects is None:
         return
@@ -114,13 +115,6 @@ def _look_at(connection: Connection, context: Any) -> None:
         # there is no moment between the statement and its COMMIT, so the write comes first
         _write(transaction, effects.reserved)
         transaction.ledger.make_durable()
-
-
-def _pending_values(connection: Connection) -> set[int]:
-    """Return the identities of values that a running flush has given a URL but not stored yet."""
-    transaction = endings.open_transaction(endings.unwrap(connection.connection))
-    pending = transaction.pending if transaction is not None else []
-    return {id(reserved.value) for effects in pending for reserved in effects.reserved}
 
 
 def _with_urls(parameters: Any) -> Any:
@@ -145,7 +139,7 @@ def _after_execute(
     try:
         effects.settle(connection, result.rowcount if not context.isinsert else -1)
     except BaseException:
-        transaction.failed.append((transaction.ledger.size, effects))
+        transaction.note_failed(effects)
         raise
     if endings.is_autocommit(connection) or transaction.state is TransactionState.IDLE:
         _carry_out(transaction, [effects])
@@ -156,14 +150,14 @@ def _after_execute(
             transaction.busy = False
         transaction.end("commit")
     elif _in_flush(connection):
-        transaction.pending.append(effects)
+        transaction.defer(effects)
     else:
         _carry_out(transaction, [effects])
 
 
 def _note_text(connection: Connection, statement: str) -> None:
     """Note transaction control that SQLAlchemy does not see; nobody can tell its effect."""
-    transaction = endings.open_transaction(endings.unwrap(connection.connection))
+    transaction = endings.found_on(connection)
     if transaction is None or transaction.ledger.is_empty:
         return
     implicit = connection.dialect.name in ("mysql", "mariadb", "oracle")
@@ -175,7 +169,7 @@ def _handle_error(context: Any) -> None:
     connection = context.connection
     if connection is None or connection.closed or connection.invalidated:
         return
-    transaction = endings.open_transaction(endings.unwrap(connection.connection))
+    transaction = endings.found_on(connection)
     if transaction is None or transaction.busy:
         return
     transaction.statement_failed = True
@@ -183,7 +177,7 @@ def _handle_error(context: Any) -> None:
     if endings.is_autocommit(connection):
         _end_failed_autocommit(connection, transaction, effects)
     elif effects is not None:
-        transaction.failed.append((transaction.ledger.size, effects))
+        transaction.note_failed(effects)
     if transaction.state is TransactionState.IDLE and not transaction.ledger.is_empty:
         # no database commits because of an error, so this one has rolled back (SQLITE_FULL,
         # INSERT OR ROLLBACK)
@@ -331,7 +325,7 @@ def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
 
 
 def _in_flush(connection: Connection) -> bool:
-    transaction = endings.open_transaction(endings.unwrap(connection.connection))
+    transaction = endings.found_on(connection)
     return transaction is not None and transaction.flushing is not None
 
 
@@ -348,7 +342,7 @@ def _attached(_session: Session, row: Any) -> None:
 def _after_flush(session: Session, _context: Any) -> None:
     for transaction in endings.flushed_by(session):
         transaction.flushing = None
-        pending, transaction.pending = transaction.pending, []
+        pending = transaction.take_pending()
         _carry_out(transaction, pending)
         for value in (reserved.value for effects in pending for reserved in effects.reserved):
             if isinstance(value._row, RowLink):

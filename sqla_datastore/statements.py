@@ -217,6 +217,7 @@ class _Run:
     autocommit: bool
     pending: set[int]
     superseded: Callable[[Name], bool]
+    placed: set[int] = field(default_factory=set)
 
     @cached_property
     def assignments(self) -> Assignments:
@@ -315,10 +316,10 @@ class _Run:
     ) -> None:
         """Give a value its URL and encode it; a value that has a home elsewhere is copied."""
         value = reservation.value
-        taken = id(value) in self.pending
-        taken = taken or any(value is other.value for other in effects.reserved)
+        taken = id(value) in self.pending or id(value) in self.placed
         if taken or (value.url is not None and not (own or self.flushing)):
             value = reservation.value = value.copy()
+        self.placed.add(id(value))
         reservation.storage = self.storage(column)
         reservation.plan = value._plan(column.label)
         name = new_object_name(len(reservation.plan.objects) - 1)
@@ -341,7 +342,8 @@ class _Run:
                     # the same row again: only its last value stays
                     key = (column, *rows[0].key(self.store.table))
                     earlier = last.get(key)
-                    effects.reserved = [r for r in effects.reserved if r is not earlier]
+                    if earlier is not None:
+                        effects.reserved = [r for r in effects.reserved if r is not earlier]
                     last[key] = reservation
         return effects
 
