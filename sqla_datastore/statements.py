@@ -144,6 +144,7 @@ def effects_of(
     effects = None
     store = follows(context)
     if store is not None:
+        _refuse_own_schemas(connection, context)
         dml = compiled.compile_state.statement
         run = _Run(connection, context, dml, store, flushing, autocommit, pending, superseded)
         effects = run.effects()
@@ -181,6 +182,16 @@ def _refuse_inner_dml(compiled: Any) -> None:
                 f"a CTE changes table {inner.table.description!r}, which has DataStore columns; "
                 "run it as a statement of its own, so that its objects can be followed"
             )
+
+
+def _refuse_own_schemas(connection: Connection, context: Any) -> None:
+    """Refuse a translation that only the statement has: what is asked about its rows lacks it."""
+    name = "schema_translate_map"
+    if context.execution_options.get(name) != connection.get_execution_options().get(name):
+        raise RefusedStatementError(
+            "a schema_translate_map of one statement is not followed; give it to the engine or the "
+            "connection: engine.execution_options(schema_translate_map=...)"
+        )
 
 
 def _refuse_elsewhere(context: Any, placed: Sequence[Reservation]) -> None:

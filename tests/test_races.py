@@ -468,6 +468,19 @@ def test_lightweight_tables_are_none_of_our_business(engine, exact):
     exact(0)
 
 
+def test_schemas_translated_for_one_statement_are_refused(engine, exact):
+    """The rows asked about beforehand would be those of another schema."""
+    with Session(engine) as session:
+        session.add(Keyed(id=1, data=value(1)))
+        session.commit()
+        options = {"schema_translate_map": {None: "elsewhere"}}
+        for statement in (delete(Keyed), update(Keyed).values(data=None)):
+            with pytest.raises(RefusedStatementError, match="schema_translate_map"):
+                session.execute(statement, execution_options=options)
+            session.rollback()
+    exact(1)
+
+
 def test_a_column_type_inside_another_is_refused():
     class Wrapped(TypeDecorator):
         impl = DataStoreType
