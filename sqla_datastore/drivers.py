@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-__all__ = ["TransactionState", "autocommits", "transaction_state"]
+__all__ = ["TransactionState", "autocommits", "state_after_error", "transaction_state"]
 
 
 class TransactionState(Enum):
@@ -112,6 +112,20 @@ def transaction_state(driver: str, raw: Any) -> TransactionState:
     except Exception:
         # a closed or lost connection; every driver raises another kind of error for it
         return TransactionState.UNKNOWN
+
+
+def state_after_error(driver: str, raw: Any) -> TransactionState:
+    """As `transaction_state`, right after a statement failed; a round trip on MySQL.
+
+    MySQL and MariaDB roll back the whole transaction on a deadlock, and the packet that tells of
+    the error does not say so.
+    """
+    if driver == "pymysql":
+        try:
+            raw.ping(reconnect=False)
+        except Exception:
+            return TransactionState.UNKNOWN
+    return transaction_state(driver, raw)
 
 
 def autocommits(driver: str, raw: Any) -> bool:

@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sqlalchemy import String, inspect, select, type_coerce
 
 from sqla_datastore.columns import declared
-from sqla_datastore.drivers import TransactionState, autocommits, transaction_state
+from sqla_datastore.drivers import (
+    TransactionState,
+    autocommits,
+    state_after_error,
+    transaction_state,
+)
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.ledger import Ledger, Name
 from sqla_datastore.options import storage_for
@@ -86,7 +91,6 @@ class Transaction:
         self.doubt: str | None = None
         self.statement_failed = False
         self.commit_failed = False
-        self.rolled_back = False
         self.prepared = False
         self.busy = False
         self._process = os.getpid()
@@ -100,6 +104,10 @@ class Transaction:
     def state(self) -> TransactionState:
         """What the driver says of its transaction."""
         return transaction_state(self.dialect.driver, self.raw)
+
+    def state_after_error(self) -> TransactionState:
+        """What the driver says after a statement failed; may ask the server."""
+        return state_after_error(self.dialect.driver, self.raw)
 
     @property
     def connection(self) -> Connection | None:
@@ -238,8 +246,6 @@ class Transaction:
         state = self.state
         if state is TransactionState.FAILED or self._server_says_failed():
             return "rollback"
-        if self.rolled_back:
-            return "rollback"
         if state is TransactionState.IDLE:
             return "it ended out of sight before COMMIT"
         return self.doubt
@@ -287,7 +293,7 @@ class Transaction:
     def rollback(self, rollback: Callable[[], Any]) -> Any:
         """Run the driver's ROLLBACK and undo what was written."""
         idle = self.state is TransactionState.IDLE
-        known = self.commit_failed or self.rolled_back or self.ledger.is_empty
+        known = self.commit_failed or self.ledger.is_empty
         outcome = "it ended out of sight before ROLLBACK" if idle and not known else "rollback"
         try:
             return rollback()

@@ -176,12 +176,12 @@ def _handle_error(context: Any) -> None:
     effects: Effects | None = getattr(context.execution_context, "_sqla_datastore", None)
     if endings.is_autocommit(connection):
         _end_failed_autocommit(connection, transaction, effects)
+    elif transaction.state_after_error() is TransactionState.IDLE:
+        # no database commits because of an error, so this one has rolled back all of it (SQLITE_FULL,
+        # INSERT OR ROLLBACK, a deadlock on MySQL); what follows is another transaction
+        transaction.end("rollback")
     elif effects is not None:
         transaction.note_failed(effects)
-    if transaction.state is TransactionState.IDLE and not transaction.ledger.is_empty:
-        # no database commits because of an error, so this one has rolled back (SQLITE_FULL,
-        # INSERT OR ROLLBACK)
-        transaction.rolled_back = True
 
 
 def _end_failed_autocommit(
