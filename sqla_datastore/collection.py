@@ -10,6 +10,7 @@ from typing import TextIO
 from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
 from sqla_datastore.findings import ForeignName, GcReport, Leftover, Orphan
 from sqla_datastore.references import Declared, stem_of
+from sqla_datastore.rows import batch_size
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage
 from sqla_datastore.survey import Collected, Progress, Survey, Ticker, leftovers
 
@@ -75,7 +76,7 @@ class Collection:
         ticker = Ticker(self.progress, "removing", self.orphans.count + self.leftovers.count)
         spool.seek(0)
         for number, lines in groupby(map(_spooled, spool), lambda line: line[0]):
-            for batch in _batches(lines, self.columns.batch_size):
+            for batch in _batches(lines, batch_size(self.columns.engine.dialect)):
                 self._remove_batch(storages[number], batch)
                 ticker(len(batch))
         ticker.tell()

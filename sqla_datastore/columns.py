@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, MetaData, Table, TypeDecorator
+from sqlalchemy import Column, MetaData, Table, TypeDecorator, inspect
 from sqlalchemy.orm import Mapper, registry
 
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
@@ -30,6 +30,8 @@ from sqla_datastore.options import storage_for
 from sqla_datastore.storage.protocol import Storage
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
     from sqla_datastore.types import DataStoreType
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "declared",
     "is_store",
     "note_mapper",
+    "present",
     "refuse_owned_prefix",
     "table_store",
 ]
@@ -76,6 +79,11 @@ class TableStore:
     table: Table
     columns: tuple[StoreColumn, ...]
     class_folder: FolderTemplate | None
+
+    @property
+    def plain_columns(self) -> list[Column[Any]]:
+        """The declared columns as SQLAlchemy's."""
+        return [column.column for column in self.columns]
 
     @property
     def needs(self) -> list[Column[Any]]:
@@ -163,6 +171,26 @@ def declared(metadata: Any) -> Iterator[TableStore]:
         store = _store(table)
         if store.columns or store.class_folder:
             yield store
+
+
+def present(
+    connection: Connection, metadata: Any, schemas: Mapping[str | None, str | None]
+) -> list[TableStore]:
+    """Return the declared tables that the database has.
+
+    Args:
+        connection: a connection to it.
+        metadata: declares the tables.
+        schemas: a ``schema_translate_map``.
+    """
+    inspector = inspect(connection)
+    return [
+        store
+        for store in declared(metadata)
+        if inspector.has_table(
+            store.table.name, schema=schemas.get(store.table.schema, store.table.schema)
+        )
+    ]
 
 
 def _store(table: Table) -> TableStore:

@@ -16,6 +16,7 @@ from sqla_datastore.findings import (
     Orphan,
 )
 from sqla_datastore.references import Declared, Odd, stem_of
+from sqla_datastore.rows import batch_size
 from sqla_datastore.storage.protocol import Storage, StoredObject
 from sqla_datastore.survey import Collected, Family, Survey, leftovers, open_container
 from sqla_datastore.urls import ObjectURL
@@ -53,7 +54,7 @@ class Comparison:
             else:
                 self._unreferenced += [o for o in family.objects if o.modified <= self.newest]
             suspects = len(self._unreferenced) + sum(map(len, self._missing.values()))
-            if suspects >= self.columns.batch_size:
+            if suspects >= batch_size(self.columns.engine.dialect):
                 self._ask(storage)
         for odd in survey.references.odd():
             self._check_odd(storage, odd)

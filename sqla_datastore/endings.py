@@ -11,13 +11,11 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqlalchemy import String, inspect, select, type_coerce
-
-from sqla_datastore.columns import declared
+from sqla_datastore.columns import present
 from sqla_datastore.drivers import (
     TransactionState,
     autocommits,
@@ -26,8 +24,8 @@ from sqla_datastore.drivers import (
 )
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.ledger import Ledger, Name
-from sqla_datastore.options import storage_for
-from sqla_datastore.urls import ObjectURL
+from sqla_datastore.rows import held_urls
+from sqla_datastore.statements import row_url
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 
     from sqla_datastore.statements import Effects
 
-Schemas: TypeAlias = frozenset[tuple[str | None, str | None]]
+SchemaItems: TypeAlias = frozenset[tuple[str | None, str | None]]
 
 __all__ = [
     "Transaction",
@@ -85,7 +83,7 @@ class Transaction:
         self.dialect: Dialect = connection.dialect
         self.pending: list[Effects] = []
         self.pending_values: set[int] = set()
-        self.metadatas: dict[tuple[MetaData, Schemas], None] = {}
+        self.metadatas: dict[tuple[MetaData, SchemaItems], None] = {}
         self.failed: list[tuple[int, Effects]] = []
         self.root_savepoint: str | None = None
         self.doubt: str | None = None
@@ -172,44 +170,15 @@ class Transaction:
         connection = self.connection
         if connection is None:
             return candidates
-        roots: dict[tuple[int, str], list[Name]] = {}
-        for name in candidates:
-            url = ObjectURL(name.storage.scheme, name.path)  # type: ignore[attr-defined]
-            roots.setdefault((id(name.storage), str(url.root())), []).append(name)
-        found: set[Name] = set()
-        for metadata, schemas in self.metadatas:
-            for key in self._asked(connection, metadata, dict(schemas), list(roots)):
-                found.update(roots[key])
-        return found
-
-    def _asked(
-        self,
-        connection: Connection,
-        metadata: MetaData,
-        schemas: dict[str | None, str | None],
-        roots: list[tuple[int, str]],
-    ) -> Iterable[tuple[int, str]]:
-        inspector = inspect(connection)
-        options = {"schema_translate_map": schemas} if schemas else {}
-        for store in declared(metadata):
-            schema = schemas.get(store.table.schema, store.table.schema)
-            if not inspector.has_table(store.table.name, schema=schema):
-                continue
-            for column in store.columns:
-                storage = id(storage_for(column.type.url, self.dialect))
-                urls = [url for at, url in roots if at == storage]
-                text = type_coerce(column.column, String())
-                for start in range(0, len(urls), 500):
-                    # Locked, so that a row that another transaction is changing is waited for:
-                    # its new object may be among the listed ones. On MySQL a locking read also
-                    # sees what others committed since this one's snapshot.
-                    query = (
-                        select(text)
-                        .where(text.in_(urls[start : start + 500]))
-                        .with_for_update(read=True)
-                    )
-                    for url in connection.scalars(query, execution_options=options):
-                        yield storage, url
+        urls = {name: row_url(name) for name in candidates}
+        held: set[str] = set()
+        for metadata, items in self.metadatas:
+            schemas = dict(items)
+            there = present(connection, metadata, schemas)
+            columns = [column.column for store in there for column in store.columns]
+            asked = sorted(set(urls.values()))
+            held |= held_urls(connection, columns, asked, locked=True, schemas=schemas)
+        return {name for name, url in urls.items() if url in held}
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -177,8 +177,8 @@ def _handle_error(context: Any) -> None:
     if endings.is_autocommit(connection):
         _end_failed_autocommit(connection, transaction, effects)
     elif transaction.state_after_error() is TransactionState.IDLE:
-        # no database commits because of an error, so this one has rolled back all of it (SQLITE_FULL,
-        # INSERT OR ROLLBACK, a deadlock on MySQL); what follows is another transaction
+        # no database commits because of an error, so this one has rolled back all of it
+        # (SQLITE_FULL, INSERT OR ROLLBACK, a deadlock on MySQL); what follows is another one
         transaction.end("rollback")
     elif effects is not None:
         transaction.note_failed(effects)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +19,13 @@ import sqlalchemy as sa
 from sqlalchemy import Integer, LargeBinary, MetaData, String, literal_column, select, type_coerce
 from sqlalchemy.util import concurrency
 
-from sqla_datastore.columns import StoreColumn, TableStore, check_metadata, declared
+from sqla_datastore.columns import StoreColumn, TableStore, check_metadata, declared, present
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
 from sqla_datastore.findings import DanglingRow
 from sqla_datastore.folders import Schemas
 from sqla_datastore.options import storage_for
 from sqla_datastore.owned import OwnedFolders
+from sqla_datastore.rows import batch_size, batched, held_urls
 from sqla_datastore.storage.local import LocalStorage
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.urls import OBJECT_NAME, ObjectURL
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Declared", "Odd", "Reference", "References", "stem_of"]
 
 _FETCHED = 10_000
-_BATCHES = {"postgresql": 10_000, "mysql": 10_000, "mariadb": 10_000, "sqlite": 10_000}
-_SMALL_BATCH = 500
 
 
 class Reference(NamedTuple):
@@ -100,14 +98,7 @@ class Declared:
             )
         schemas: Schemas = engine.get_execution_options().get("schema_translate_map") or {}
         with engine.connect() as connection:
-            inspector = sa.inspect(connection)
-            there = [
-                store
-                for store in stores
-                if inspector.has_table(
-                    store.table.name, schemas.get(store.table.schema, store.table.schema)
-                )
-            ]
+            there = present(connection, metadata, schemas)
         return cls(
             engine,
             schemas,
@@ -148,14 +139,6 @@ class Declared:
     def storage_of(self, column: StoreColumn) -> Storage:
         """Return the storage of a column on this engine."""
         return storage_for(column.type.url, self.engine.dialect)
-
-    @property
-    def batch_size(self) -> int:
-        """How many URLs one SELECT asks for: without an index each reads the whole table."""
-        name = self.engine.dialect.name
-        if name == "sqlite" and sqlite3.sqlite_version_info < (3, 32):
-            return _SMALL_BATCH
-        return _BATCHES.get(name, _SMALL_BATCH)
 
     @contextmanager
     def references(
@@ -205,13 +188,8 @@ class Declared:
 
         All columns are asked, whatever their storage: two storages can be one place.
         """
-        held: set[str] = set()
         with self.engine.connect() as connection:
-            for column in self.columns:
-                text = type_coerce(column.column, String())
-                for batch in batched(urls, self.batch_size):
-                    held.update(connection.scalars(select(text).where(text.in_(batch))))
-        return held
+            return held_urls(connection, [column.column for column in self.columns], urls)
 
     def dangling(self, source: int, reasons: dict[str, str]) -> Iterator[DanglingRow]:
         """Yield the rows that hold one of the URLs now.
@@ -225,7 +203,7 @@ class Declared:
         text = type_coerce(column.column, String())
         storage = self.storage_of(column).url
         with self.engine.connect() as connection:
-            for batch in batched(list(reasons), self.batch_size):
+            for batch in batched(list(reasons), batch_size(self.engine.dialect)):
                 query = select(text, *table.primary_key).where(text.in_(batch))
                 for url, *key in connection.execute(query):
                     # a database may compare without regard to case
@@ -302,11 +280,6 @@ def _place(storage: Storage) -> tuple[str, str]:
     if isinstance(storage, LocalStorage):
         return storage.scheme, os.path.realpath(storage.base)
     return storage.scheme, storage.url
-
-
-def batched(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Yield slices of a sequence."""
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _bytewise(engine: Engine, url: Any) -> Any:

@@ -5,9 +5,10 @@ URLs are selected as text: what a row held is a name to drop, not a value to loa
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Column, String, Table, and_, or_, select, type_coerce
 from sqlalchemy.sql import operators
@@ -17,13 +18,27 @@ from sqlalchemy.sql.visitors import replacement_traverse
 from sqla_datastore.columns import StoreColumn, TableStore
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Dialect
     from sqlalchemy.sql.compiler import SQLCompiler
 
-__all__ = ["AffectedRows", "Row", "held_urls", "inherited_values", "select_rows"]
+    from sqla_datastore.folders import Schemas
+
+__all__ = [
+    "AffectedRows",
+    "Row",
+    "batch_size",
+    "batched",
+    "held_urls",
+    "inherited_values",
+    "select_rows",
+]
 
 CHUNK = 500
 """Rows asked for in one SELECT; older SQLite versions take 999 parameters at most."""
+
+_BATCHES = {"postgresql": 10_000, "mysql": 10_000, "mariadb": 10_000, "sqlite": 10_000}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +82,47 @@ def select_rows(
     return list({row.key(store.table): row for row in rows}.values())
 
 
-def held_urls(connection: Connection, store: TableStore, urls: Sequence[str]) -> set[str]:
-    """Return those of the URLs that rows of the table hold."""
+def held_urls(
+    connection: Connection,
+    columns: Iterable[Column[Any]],
+    urls: Sequence[str],
+    *,
+    locked: bool = False,
+    schemas: Schemas | None = None,
+) -> set[str]:
+    """Return those of the URLs that rows hold.
+
+    Args:
+        connection: asks in its transaction.
+        columns: columns with URLs, of tables that are there.
+        urls: as the columns hold them.
+        locked: lock the rows that are found, so that one that another transaction is changing is
+            waited for. On MySQL a locking read also sees what others committed since this
+            transaction's snapshot.
+        schemas: a ``schema_translate_map``, by default the connection's own.
+    """
+    options = {"schema_translate_map": schemas} if schemas else {}
     held: set[str] = set()
-    for column in store.columns:
-        text = type_coerce(column.column, String())
-        for start in range(0, len(urls), CHUNK):
-            query = select(text).where(text.in_(urls[start : start + CHUNK]))
-            held.update(connection.scalars(query))
+    for column in columns:
+        text = type_coerce(column, String())
+        for batch in batched(urls, batch_size(connection.dialect)):
+            query = select(text).where(text.in_(batch))
+            if locked:
+                query = query.with_for_update(read=True)
+            held.update(connection.scalars(query, execution_options=options))
     return held
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield slices of a sequence."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def batch_size(dialect: Dialect) -> int:
+    """Return how many URLs one SELECT asks for: without an index each reads the whole table."""
+    if dialect.name == "sqlite" and sqlite3.sqlite_version_info < (3, 32):
+        return CHUNK
+    return _BATCHES.get(dialect.name, CHUNK)
 
 
 def inherited_values(
@@ -148,8 +195,8 @@ class AffectedRows:
         given = self.context.compiled_parameters
         wanted = [tuple(parameters[name] for name in keys.values()) for parameters in given]
         found: dict[tuple[Any, ...], Row] = {}
-        for start in range(0, len(wanted), CHUNK):
-            clause = _any_key(list(keys), wanted[start : start + CHUNK])
+        for batch in batched(wanted, CHUNK):
+            clause = _any_key(list(keys), batch)
             for row in select_rows(self.connection, self.store, columns, [clause]):
                 found[row.key(self.store.table)] = row
         for index, key in enumerate(wanted):
@@ -209,7 +256,7 @@ def _conjuncts(criteria: Iterable[Any]) -> Iterator[Any]:
             yield criterion
 
 
-def _any_key(columns: list[Column[Any]], keys: list[tuple[Any, ...]]) -> Any:
+def _any_key(columns: list[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> Any:
     if len(columns) == 1:
         return columns[0].in_([key[0] for key in keys])
     return or_(*(and_(*map(operators.eq, columns, key)) for key in keys))

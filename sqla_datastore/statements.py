@@ -30,14 +30,22 @@ from sqla_datastore.datastore import DataStore
 from sqla_datastore.exceptions import RefusedStatementError, RefusedURLError
 from sqla_datastore.ledger import Name
 from sqla_datastore.options import storage_for
-from sqla_datastore.rows import CHUNK, AffectedRows, Row, held_urls, inherited_values, select_rows
+from sqla_datastore.rows import (
+    CHUNK,
+    AffectedRows,
+    Row,
+    batched,
+    held_urls,
+    inherited_values,
+    select_rows,
+)
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.urls import ObjectURL, new_object_name
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-__all__ = ["Effects", "Folder", "binds_values", "effects_of", "names_of"]
+__all__ = ["Effects", "Folder", "binds_values", "effects_of", "follows", "names_of", "row_url"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +99,12 @@ class Effects:
     def keep(self, held: set[str]) -> None:
         """Keep what is true where rows hold these URLs and no others of its."""
         self.reserved = [r for r in self.reserved if str(r.url) in held]
-        self.dropped = [name for name in self.dropped if _row_url(name) not in held]
+        self.dropped = [name for name in self.dropped if row_url(name) not in held]
 
     def held(self, connection: Connection) -> set[str]:
         """Return which of its URLs, put or dropped, rows of the table hold now."""
-        urls = [str(r.url) for r in self.reserved] + [_row_url(name) for name in self.dropped]
-        return held_urls(connection, self.store, list(dict.fromkeys(urls)))
+        urls = [str(r.url) for r in self.reserved] + [row_url(name) for name in self.dropped]
+        return held_urls(connection, self.store.plain_columns, list(dict.fromkeys(urls)))
 
 
 def names_of(storage: Storage, url: ObjectURL) -> list[Name]:
@@ -104,7 +112,8 @@ def names_of(storage: Storage, url: ObjectURL) -> list[Name]:
     return [Name(storage, member.path) for member in url.family()]
 
 
-def _row_url(name: Name) -> str:
+def row_url(name: Name) -> str:
+    """Return the URL that a row holds for an object: its own, or its family's first."""
     return str(ObjectURL(name.storage.scheme, name.path).root())  # type: ignore[attr-defined]
 
 
@@ -535,7 +544,7 @@ class Upsert:
         held = {u for row in self._select(connection).values() for u in row.urls.values() if u}
         # rows whose keys the values did not tell, or that got other keys, are found by their URLs
         missing = {*before, *(str(r.url) for r in effects.reserved)} - held
-        held |= held_urls(connection, self.store, sorted(missing))
+        held |= held_urls(connection, self.store.plain_columns, sorted(missing))
         for url, storage in before.items():
             if url not in held:
                 effects.dropped += names_of(storage, ObjectURL.parse(url))
@@ -543,8 +552,8 @@ class Upsert:
 
     def _select(self, connection: Connection) -> dict[tuple[Any, ...], Row]:
         found: dict[tuple[Any, ...], Row] = {}
-        for start in range(0, len(self.criteria), CHUNK):
-            clause = or_(*self.criteria[start : start + CHUNK])
+        for batch in batched(self.criteria, CHUNK):
+            clause = or_(*batch)
             for row in select_rows(connection, self.store, self.store.columns, [clause]):
                 found[row.key(self.store.table)] = row
         return found
