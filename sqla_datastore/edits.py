@@ -24,6 +24,7 @@ __all__ = [
     "arm",
     "check_unsaved",
     "discard",
+    "discard_rolled_back",
     "end_transaction",
     "expire_unchanged",
     "relink",
@@ -39,6 +40,12 @@ _GONE = (
 _LATE = (
     "the value of {url!r} was edited after its row was flushed; commit the Session, or flush it "
     "after the edit, before its connection is committed"
+)
+
+_BEFORE_SAVEPOINT = (
+    "the value of {url!r} was edited after its row was flushed, and rolling back to the savepoint "
+    "that begins here would lose the edit; get the entry from the row again, which flushes it, "
+    "before begin_nested()"
 )
 
 _attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
@@ -196,15 +203,20 @@ def scan(session: Session) -> None:
             value._row.bring_back(session, row, value)
 
 
-def check_unsaved(session: Session) -> None:
-    """Refuse a COMMIT that would leave edits behind: one that no Session's commit came before.
+def check_unsaved(session: Session, *, savepoint: bool = False) -> None:
+    """Refuse what would leave edits behind that no flush has saved.
+
+    Args:
+        session: the Session.
+        savepoint: whether a savepoint begins; else a COMMIT that no Session's commit came before.
 
     Raises:
         StaleValueError: a value was edited after the last flush.
     """
     for _, value in _looked_after(session):
         if value._scan() or value._changed:
-            raise StaleValueError(_LATE.format(url=value.url))
+            why = _BEFORE_SAVEPOINT if savepoint else _LATE
+            raise StaleValueError(why.format(url=value.url))
 
 
 def expire_unchanged(row: Any, *, others_only: bool) -> None:
@@ -235,6 +247,28 @@ def discard(state: InstanceState[Any]) -> None:
     for _, value in list(armed.values()):
         if not _is_current(row, value) and _is_edited(value):
             del armed[id(value)]
+
+
+def discard_rolled_back(session: Session) -> None:
+    """Forget edits that no row has any more. Called after a rollback of all or to a savepoint.
+
+    An edit that was made before the savepoint was flushed before it.
+    """
+    for armed in list(_armed.get(session, {}).values()):
+        for row, value in list(armed.values()):
+            if _is_rolled_back(row, value):
+                del armed[id(value)]
+    if session in _watched:
+        _lingering[session] = [pair for pair in _lingering[session] if not _is_rolled_back(*pair)]
+        _watched[session] = [
+            (None if row is None else weakref.ref(row), weakref.ref(value))
+            for row, value in _still_watched(session)
+            if not _is_rolled_back(row, value)
+        ]
+
+
+def _is_rolled_back(row: Any, value: DataStore) -> bool:
+    return _is_edited(value) and (row is None or not _is_current(row, value))
 
 
 def _is_edited(value: DataStore) -> bool:

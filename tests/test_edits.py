@@ -1212,3 +1212,46 @@ def test_two_sessions_that_edit_one_row_are_told_apart_by_the_version(engine, ex
             one.commit()
     assert reload(engine)["n"] == 2
     exact(1)
+
+
+# -- rollbacks and savepoints -----------------------------------------------------------------------
+
+
+def test_an_edit_that_no_flush_has_saved_is_refused_before_a_savepoint(engine, exact):
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(items=[0])))
+        session.commit()
+        row = session.get(Entity, 1)
+        items = row.data["items"]
+        items.append(1)
+        session.flush()
+        items.append(2)
+        with pytest.raises(StaleValueError, match="before begin_nested"):
+            session.begin_nested()
+        session.rollback()
+        row.data["items"].append(3)
+        with session.begin_nested() as savepoint:
+            row.name = "flushed inside the savepoint"
+            session.flush()
+            savepoint.rollback()
+        session.commit()
+        assert row.data["items"] == [0, 3]
+    exact(1)
+
+
+@pytest.mark.parametrize("savepoint", [False, True])
+def test_a_rollback_discards_edits_of_a_row_whose_instance_is_gone(engine, exact, savepoint):
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(n=0, items=[0])))
+        session.commit()
+        session.expunge_all()
+        nested = session.begin_nested() if savepoint else session
+        data = session.get(Entity, 1).data
+        gc.collect()
+        data.n = 1
+        data["items"].append(1)
+        nested.rollback()
+        session.get(Entity, 1).data["items"].append(2)
+        session.commit()
+        assert session.get(Entity, 1).data.to_dict() == {"n": 0, "items": [0, 2]}
+    exact(1)
