@@ -40,6 +40,7 @@ __all__ = [
     "begun",
     "commit_checks",
     "flushed_by",
+    "forgotten",
     "found_on",
     "is_autocommit",
     "observe",
@@ -142,7 +143,7 @@ class Transaction:
     # -- before COMMIT ---------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make objects durable and decide what goes; may fail, nothing is committed then."""
+        """Refuse what is not saved, then `decide`; may fail, nothing is committed then."""
         for check in commit_checks:
             check(self.raw)
         if self.pending or self.ledger.incomplete():
@@ -152,6 +153,10 @@ class Transaction:
             )
         for _, effects in self.failed:
             self._account_for(effects)
+        self.decide()
+
+    def decide(self) -> None:
+        """Make objects durable and decide what goes, without looking for what is unsaved."""
         self.ledger.prepare(self._referenced)
 
     def _account_for(self, effects: Effects) -> None:
@@ -269,6 +274,12 @@ class Transaction:
         finally:
             self.end(self.doubt or outcome)
 
+    def lost(self) -> str:
+        """Return how it ends with its connection: without a COMMIT it is rolled back."""
+        if self.doubt is None and self.prepared:
+            return "its connection was closed after PREPARE"
+        return self.doubt or "rollback"
+
     def end(self, outcome: str) -> None:
         """Close the ledger: ``commit``, ``rollback``, or the reason why nobody can tell."""
         self.close()
@@ -356,6 +367,17 @@ def is_autocommit(connection: Connection) -> bool:
 _MARK = "_sqla_datastore_observed"
 
 
+def forgotten(raw: Any, _record: Any, state: Any) -> None:
+    """End the transaction of a connection that was garbage collected and is only dropped.
+
+    Called by the pool's ``reset``. Nothing is called on an asynchronous driver that cannot
+    terminate, and nobody can send a COMMIT any more: the server rolls back, once we let go of it.
+    """
+    transaction = open_transaction(raw) if state.terminate_only else None
+    if transaction is not None and not state.asyncio_safe:
+        transaction.end(transaction.lost())
+
+
 def observe(connection: Connection) -> None:
     """Observe the dialect of a connection's engine, and its pool's; once each."""
     engine = connection.engine
@@ -441,9 +463,7 @@ def _around_close(
     try:
         return proceed()
     finally:
-        # whoever sent neither COMMIT nor PREPARE has lost the transaction with the connection
-        reason = "its connection was closed after PREPARE" if transaction.prepared else "rollback"
-        transaction.end(transaction.doubt or reason)
+        transaction.end(transaction.lost())
 
 
 def _first_savepoint(connection: Any, raw: Any, name: str, proceed: Callable[[], Any]) -> Any:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import weakref
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from sqlalchemy.orm import (
     object_session,
 )
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
+from sqlalchemy.pool import Pool
 
 from sqla_datastore import columns, datastore_io, edits, endings
 from sqla_datastore.assignments import Reservation
@@ -41,6 +43,8 @@ from sqla_datastore.ledger import Name
 from sqla_datastore.statements import Effects, binds_values, effects_of, follows, names_of
 
 __all__ = ["install"]
+
+logger = logging.getLogger("sqla_datastore")
 
 WRITERS = 8
 """Objects of one flush written at the same time."""
@@ -114,7 +118,7 @@ def _look_at(connection: Connection, context: Any) -> None:
     if autocommit:
         # there is no moment between the statement and its COMMIT, so the write comes first
         _write(transaction, effects.reserved)
-        transaction.ledger.make_durable()
+        transaction.ledger.make_durable(name for r in effects.reserved for name in _names(r))
 
 
 def _with_urls(parameters: Any) -> Any:
@@ -142,17 +146,29 @@ def _after_execute(
         transaction.note_failed(effects)
         raise
     if endings.is_autocommit(connection) or transaction.state is TransactionState.IDLE:
-        _carry_out(transaction, [effects])
-        transaction.busy = True
-        try:
-            transaction.prepare()
-        finally:
-            transaction.busy = False
-        transaction.end("commit")
+        _write(transaction, effects.reserved)
+        _end_committed(transaction, effects)
     elif _in_flush(connection):
         transaction.defer(effects)
     else:
         _carry_out(transaction, [effects])
+
+
+def _end_committed(transaction: Transaction, effects: Effects) -> None:
+    """Remove what a statement superseded that was its own transaction; its failures are logged."""
+    transaction.busy = True
+    try:
+        _carry_out(transaction, [effects])
+        transaction.decide()
+    except BaseException as err:
+        transaction.end("looking after a statement that was its own transaction failed")
+        if not isinstance(err, Exception):
+            raise
+        logger.exception("what a committed statement superseded could not be found out")
+    else:
+        transaction.end("commit")
+    finally:
+        transaction.busy = False
 
 
 def _note_text(connection: Connection, statement: str) -> None:
@@ -358,8 +374,14 @@ def _after_flush_postexec(session: Session, _context: Any) -> None:
             session.expire(row, keys)
 
 
+def _after_transaction_create(session: Session, transaction: Any) -> None:
+    if transaction.nested and not endings.flushed_by(session):
+        edits.check_unsaved(session, savepoint=True)
+
+
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
     _to_expire.pop(session, None)
+    edits.discard_rolled_back(session)
     for transaction in endings.flushed_by(session):
         transaction.flushing = None
 
@@ -417,6 +439,7 @@ def install(_type: type) -> None:
     event.listen(Engine, "handle_error", _handle_error)
     event.listen(Engine, "begin", _begin)
     event.listen(Engine, "begin_twophase", _begin)
+    event.listen(Pool, "reset", endings.forgotten)
     event.listen(Column, "after_parent_attach", columns.note_column)
     event.listen(Mapper, "after_mapper_constructed", columns.note_mapper)
     event.listen(Mapper, "mapper_configured", _mapper_configured)
@@ -431,6 +454,7 @@ def install(_type: type) -> None:
     event.listen(Session, "after_flush_postexec", _after_flush_postexec)
     event.listen(Session, "before_commit", _before_commit)
     event.listen(Session, "after_soft_rollback", _after_soft_rollback)
+    event.listen(Session, "after_transaction_create", _after_transaction_create)
     event.listen(Session, "after_transaction_end", _after_transaction_end)
     event.listen(Session, "do_orm_execute", _do_orm_execute)
     DataStore.associate_with(_type)

@@ -62,6 +62,7 @@ class Ledger:
         self._savepoints: list[tuple[str, int, int]] = []
         self._written: dict[Name, None] = {}
         self._complete: set[Name] = set()
+        self._durable: set[Name] = set()
         self._undos: list[Undo] = []
         self._doomed: list[Name] | None = None
 
@@ -91,11 +92,13 @@ class Ledger:
         """Return the objects that rows refer to and whose writing failed."""
         return (self.live() & self._written.keys()) - self._complete
 
-    def make_durable(self) -> None:
-        """Make what rows refer to durable; may fail. Called before COMMIT, by `prepare` as well."""
-        live = self.live()
-        for storage, paths in _by_storage(name for name in self._written if name in live):
+    def make_durable(self, names: Iterable[Name]) -> None:
+        """Make written objects durable; may fail. Called before COMMIT, by `prepare` as well."""
+        wanted = set(names) - self._durable
+        todo = [name for name in self._written if name in wanted]
+        for storage, paths in _by_storage(todo):
             storage.make_durable(paths)
+        self._durable.update(todo)
 
     def on_rollback(self, undo: Undo) -> None:
         """Keep a callable that puts a value back as it was before it was stored.
@@ -192,8 +195,8 @@ class Ledger:
         """
         candidates = self.candidates()
         unreferenced = candidates - referenced(candidates) if candidates else set()
-        self.make_durable()
         live, dropped = self._replay()
+        self.make_durable(live)
         gone = (dropped | self._written.keys()) - (live | candidates)
         self._doomed = sorted(gone | unreferenced, key=lambda name: name.path)
 
@@ -245,6 +248,7 @@ class Ledger:
         self._savepoints.clear()
         self._written.clear()
         self._complete.clear()
+        self._durable.clear()
         self._undos.clear()
         self._doomed = None
 
