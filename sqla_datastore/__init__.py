@@ -31,6 +31,7 @@ from sqla_datastore.options import bind_storage, options
 if TYPE_CHECKING:
     from sqla_datastore.datastore_io import DataStoreIO
     from sqla_datastore.inspection import inspect
+    from sqla_datastore.removals import enable_removals
     from sqla_datastore.types import DataStoreType
 
     __version__: str
@@ -50,6 +51,7 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedTypeError",
     "bind_storage",
+    "enable_removals",
     "inspect",
     "options",
     "register_codec",
@@ -59,6 +61,7 @@ __all__ = [
 _MODULES = {
     "DataStoreIO": "sqla_datastore.datastore_io",
     "DataStoreType": "sqla_datastore.types",
+    "enable_removals": "sqla_datastore.removals",
     "inspect": "sqla_datastore.inspection",
 }
 

@@ -26,6 +26,7 @@ class Collection:
     progress: Progress | None
     references: int = 0
     young: int = 0
+    pending: int = 0
     rescued: int = 0
     removed: int = 0
     removed_bytes: int = 0
@@ -40,6 +41,9 @@ class Collection:
         self.references += survey.references.rows
         for family in survey.families():
             if family.references:
+                continue
+            if family.is_pending:
+                self.pending += len(family.objects)
                 continue
             # a family goes as a whole
             if max(found.modified for found in family.objects) > self.newest:
@@ -108,6 +112,7 @@ class Collection:
             orphans=self.orphans.findings(),
             leftovers=self.leftovers.findings(),
             young=self.young,
+            pending=self.pending,
             rescued=self.rescued,
             removed=self.removed,
             removed_bytes=self.removed_bytes,

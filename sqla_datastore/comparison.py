@@ -36,6 +36,7 @@ class Comparison:
     references: int = 0
     objects: int = 0
     size_bytes: int = 0
+    pending: int = 0
     dangling: Collected[DanglingRow] = field(default_factory=Collected)
     orphans: Collected[Orphan] = field(default_factory=Collected)
     leftovers: Collected[Leftover] = field(default_factory=Collected)
@@ -51,6 +52,8 @@ class Comparison:
         for family in survey.families():
             if family.references:
                 self._check_family(storage, family)
+            elif family.is_pending:
+                self.pending += len(family.objects)
             else:
                 self._unreferenced += [o for o in family.objects if o.modified <= self.newest]
             suspects = len(self._unreferenced) + sum(map(len, self._missing.values()))
@@ -118,6 +121,7 @@ class Comparison:
             references=self.references,
             objects=self.objects,
             size_bytes=self.size_bytes,
+            pending=self.pending,
             dangling=self.dangling.findings(),
             orphans=self.orphans.findings(),
             leftovers=self.leftovers.findings(),

@@ -12,6 +12,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,6 +25,7 @@ from sqla_datastore.drivers import (
 )
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.ledger import Ledger, Name
+from sqla_datastore.removals import Removals, removals_of
 from sqla_datastore.rows import held_urls
 from sqla_datastore.statements import row_url
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
     from sqlalchemy.schema import MetaData
 
+    from sqla_datastore.folders import Schemas
     from sqla_datastore.statements import Effects
 
 SchemaItems: TypeAlias = frozenset[tuple[str | None, str | None]]
@@ -158,6 +161,7 @@ class Transaction:
     def decide(self) -> None:
         """Make objects durable and decide what goes, without looking for what is unsaved."""
         self.ledger.prepare(self._referenced)
+        self._note_removals()
 
     def _account_for(self, effects: Effects) -> None:
         """Find out what a failed statement did all the same: a database may keep its first rows."""
@@ -184,6 +188,60 @@ class Transaction:
             asked = sorted(set(urls.values()))
             held |= held_urls(connection, columns, asked, locked=True, schemas=schemas)
         return {name for name, url in urls.items() if url in held}
+
+    # -- durable removals ------------------------------------------------------------------------
+
+    def _removals(self) -> tuple[Removals, Schemas] | None:
+        """Return where removals are written down, where that is enabled."""
+        found = ((removals_of(metadata), dict(items)) for metadata, items in self.metadatas)
+        return next(((removals, schemas) for removals, schemas in found if removals), None)
+
+    def _note_removals(self) -> None:
+        """Write down what goes, in this transaction."""
+        found, connection = self._removals(), self.connection
+        urls = dict.fromkeys(map(row_url, self.ledger.doomed))
+        if found is not None and connection is not None and urls:
+            removals, schemas = found
+            removals.note(connection, urls, schemas)
+
+    def _finish(self) -> None:
+        """Remove what the committed transaction superseded, now or later; never fails."""
+        found = self._removals()
+        if found is None:
+            self.ledger.finish()
+            return
+        removals, schemas = found
+        removed: list[Name] = []
+        if removals.keep_seconds:
+            self.ledger.postpone()
+        else:
+            doomed = set(self.ledger.doomed)
+            removed = self.ledger.finish()
+            # a value goes as a whole
+            left = set(map(row_url, doomed.difference(removed)))
+            removed = [name for name in removed if row_url(name) not in left]
+        self._strike_off(removals, schemas, list(dict.fromkeys(map(row_url, removed))))
+
+    def _strike_off(self, removals: Removals, schemas: Schemas, urls: list[str]) -> None:
+        """Strike off what was removed, and look for what others left; never fails."""
+        connection = self.connection
+        if connection is None:
+            return
+
+        def commit() -> None:
+            # unobserved: this is no transaction of the application's
+            stock = getattr(self.dialect.do_commit, "__wrapped__", self.dialect.do_commit)
+            stock(connection.connection)
+
+        try:
+            if urls:
+                removals.strike(connection, urls, schemas)
+                commit()
+            removals.look(connection, commit, schemas)
+        except Exception:
+            logger.warning("removals could not be struck off; the next look tries", exc_info=True)
+            with suppress(Exception):
+                self.dialect.do_rollback(connection.connection)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -287,7 +345,7 @@ class Transaction:
         self.take_pending()
         self.failed.clear()
         if outcome == "commit":
-            self.ledger.finish()
+            self._finish()
         elif outcome == "rollback":
             self.ledger.abort()
         else:

@@ -16,6 +16,7 @@ __all__ = [
     "ColumnUsage",
     "DamagedObject",
     "DanglingRow",
+    "DrainReport",
     "Findings",
     "ForeignName",
     "GcReport",
@@ -154,6 +155,7 @@ class CheckReport:
         references: how many URLs the rows hold.
         objects: how many objects they refer to were found.
         size_bytes: the size of these.
+        pending: objects that wait for their removal, as `enable_removals` has it; no fault.
         dangling: rows without object.
         orphans: objects without row.
         leftovers: what interrupted writes and removals left.
@@ -165,6 +167,7 @@ class CheckReport:
     references: int
     objects: int
     size_bytes: int
+    pending: int
     dangling: Findings[DanglingRow]
     orphans: Findings[Orphan]
     leftovers: Findings[Leftover]
@@ -193,6 +196,7 @@ class GcReport:
         orphans: objects without row, older than the grace period: removed when `applied`.
         leftovers: what interrupted writes and removals left, older than the grace period.
         young: objects without row and leftovers that are younger; they stay.
+        pending: objects that wait for their removal, as `enable_removals` has it; they stay.
         rescued: objects that a row came to refer to while `gc` was at work; they stay.
         removed: how many objects and leftovers were removed.
         removed_bytes: their size.
@@ -206,6 +210,7 @@ class GcReport:
     orphans: Findings[Orphan]
     leftovers: Findings[Leftover]
     young: int
+    pending: int
     rescued: int
     removed: int
     removed_bytes: int
@@ -216,6 +221,36 @@ class GcReport:
     def is_clean(self) -> bool:
         """Whether nothing past the grace period is left to remove."""
         return not self.failures and (self.applied or not (self.orphans or self.leftovers))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``json.dumps`` takes."""
+        return {"is_clean": self.is_clean, **_fields(self)}
+
+
+@dataclass(frozen=True)
+class DrainReport:
+    """What `drain` did.
+
+    Attributes:
+        keep_seconds: how old a removal had to be.
+        carried_out: how many removals were carried out and struck off.
+        referenced: how many were struck off because a row holds the URL again.
+        foreign: how many were struck off because they name no object of this library.
+        waiting: how many are younger; they stay.
+        failures: what the storage said where it could not remove; the next run tries again.
+    """
+
+    keep_seconds: float
+    carried_out: int
+    referenced: int
+    foreign: int
+    waiting: int
+    failures: tuple[str, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing that is due is left."""
+        return not self.failures
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``json.dumps`` takes."""
@@ -281,7 +316,7 @@ class UsageReport:
         return _plain(asdict(self))  # type: ignore[no-any-return]
 
 
-def _fields(report: CheckReport | GcReport) -> dict[str, Any]:
+def _fields(report: CheckReport | DrainReport | GcReport) -> dict[str, Any]:
     return {
         name: value.to_json() if isinstance(value, Findings) else _plain(value)
         for name, value in vars(report).items()

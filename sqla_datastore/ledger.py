@@ -200,14 +200,26 @@ class Ledger:
         gone = (dropped | self._written.keys()) - (live | candidates)
         self._doomed = sorted(gone | unreferenced, key=lambda name: name.path)
 
-    def finish(self) -> None:
+    @property
+    def doomed(self) -> list[Name]:
+        """What `finish` will remove, once `prepare` has decided."""
+        return list(self._doomed or ())
+
+    def finish(self) -> list[Name]:
         """Remove what the transaction superseded. Called once COMMIT has succeeded; never fails.
 
         A removal that fails is logged; the object stays findable as an orphan.
+
+        Returns:
+            What was removed.
         """
-        doomed = self._doomed or []
+        doomed = self.doomed
         self._clear()
-        _remove(doomed, "superseded by a committed transaction")
+        return _remove(doomed, "superseded by a committed transaction")
+
+    def postpone(self) -> None:
+        """Leave what the transaction superseded to others. As `finish`, which removes it."""
+        self._clear()
 
     def abort(self) -> None:
         """Undo what was written. Called once ROLLBACK is certain; never fails.
@@ -260,9 +272,13 @@ def _by_storage(names: Iterable[Name]) -> list[tuple[Remover, list[str]]]:
     return list(grouped.values())
 
 
-def _remove(names: Iterable[Name], why: str) -> None:
+def _remove(names: Iterable[Name], why: str) -> list[Name]:
+    removed: list[Name] = []
     for storage, paths in _by_storage(names):
         try:
             storage.remove(paths)
         except Exception:
             logger.exception("could not remove %d objects %s: %r", len(paths), why, paths[:3])
+        else:
+            removed += [Name(storage, path) for path in paths]
+    return removed

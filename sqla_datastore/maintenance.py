@@ -1,4 +1,4 @@
-"""Maintenance of storages: `check`, `gc` and `usage`.
+"""Maintenance of storages: `check`, `gc`, `usage` and `drain`.
 
 ::
 
@@ -7,7 +7,7 @@
     report = check(engine, Base.metadata, deep=True)
     gc(engine, Base.metadata, apply=True)
 
-All three stream: memory stays flat however many objects and rows there are. They read URLs as raw
+All of them stream: memory stays flat however many objects and rows there are. They read URLs as raw
 text and never load a value, may run while others write, and may be interrupted and run again.
 ``docs/maintenance.md`` has the whole story.
 """
@@ -22,11 +22,13 @@ from sqlalchemy import MetaData
 from sqla_datastore.accounting import Account
 from sqla_datastore.collection import Collection
 from sqla_datastore.comparison import Comparison
+from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.findings import (
     CheckReport,
     ColumnUsage,
     DamagedObject,
     DanglingRow,
+    DrainReport,
     Findings,
     ForeignName,
     GcReport,
@@ -35,13 +37,24 @@ from sqla_datastore.findings import (
     TypeUsage,
     UsageReport,
 )
-from sqla_datastore.survey import Collected, Progress, declared_in, newest, surveyed
+from sqla_datastore.removals import Drainage, check_seconds, removals_of
+from sqla_datastore.rows import batch_size
+from sqla_datastore.survey import (
+    Collected,
+    Progress,
+    Ticker,
+    declared_in,
+    newest,
+    refuse_missing_bases,
+    surveyed,
+)
 
 __all__ = [
     "CheckReport",
     "ColumnUsage",
     "DamagedObject",
     "DanglingRow",
+    "DrainReport",
     "Findings",
     "ForeignName",
     "GcReport",
@@ -51,6 +64,7 @@ __all__ = [
     "TypeUsage",
     "UsageReport",
     "check",
+    "drain",
     "gc",
     "usage",
 ]
@@ -140,6 +154,53 @@ def gc(
         if apply:
             collection.remove(storages, spool)
     return collection.report(applied=apply, grace_seconds=grace_seconds)
+
+
+def drain(
+    engine: Any,
+    metadata: MetaData,
+    *,
+    keep_seconds: float | None = None,
+    progress: Progress | None = None,
+) -> DrainReport:
+    """Carry out durable removals that are due: what a crash, a failure or a trigger left.
+
+    The database is asked before each batch goes; what a row holds again stays and is struck off.
+    Blocks; may be interrupted and run again, and by several processes at once.
+
+    Args:
+        engine: the database, with the storage bound as for the application.
+        metadata: the declared tables, with `enable_removals`.
+        keep_seconds: how old a removal has to be, by default as `enable_removals` was told.
+        progress: called now and then with what is being done, how much is done, and of how much.
+
+    Returns:
+        What was done. What the storage did not remove is among its failures.
+
+    Raises:
+        ConfigurationError: removals are not enabled; a declared table is missing; the storage's
+            base does not exist; or the engine is asynchronous.
+        sqlalchemy.exc.SQLAlchemyError: the database failed.
+    """
+    removals = removals_of(metadata)
+    if removals is None:
+        raise ConfigurationError(
+            "removals are not enabled for these models; call enable_removals(metadata) where they "
+            "are defined"
+        )
+    keep = removals.keep_seconds if keep_seconds is None else keep_seconds
+    check_seconds(keep)
+    columns = declared_in(engine, metadata)
+    refuse_missing_bases(columns)
+    drainage = Drainage(removals, keep, columns.schemas)
+    size = batch_size(columns.engine.dialect)
+    with columns.engine.connect() as connection:
+        ticker = Ticker(progress, "removing", drainage.count(connection, due=True))
+        while drainage.is_busy:
+            ticker(drainage.batch(connection, size))
+            connection.commit()
+        ticker.tell()
+        return drainage.report(connection)
 
 
 def usage(engine: Any, metadata: MetaData, *, progress: Progress | None = None) -> UsageReport:

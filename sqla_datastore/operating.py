@@ -1,4 +1,4 @@
-"""The commands ``sqla-datastore check``, ``gc`` and ``usage``."""
+"""The commands ``sqla-datastore check``, ``gc``, ``drain`` and ``usage``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sqla_datastore.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from sqlalchemy import Engine, MetaData
 
-    from sqla_datastore.findings import CheckReport, Findings, GcReport, UsageReport
+    from sqla_datastore.findings import CheckReport, DrainReport, Findings, GcReport, UsageReport
 
-    Report: TypeAlias = CheckReport | GcReport | UsageReport
+    Report: TypeAlias = CheckReport | DrainReport | GcReport | UsageReport
 
 __all__ = ["add_commands"]
 
@@ -39,6 +39,13 @@ def add_commands(commands: Commands) -> None:
         "--force",
         action="store_true",
         help="go on though a table is missing, or though no row's object was found",
+    )
+    drain = _add(commands, "drain", "carry out durable removals that are due")
+    drain.add_argument(
+        "--keep-seconds",
+        metavar="N",
+        type=float,
+        help="leave what is younger than this (default: as enable_removals was told)",
     )
     _add(commands, "usage", "tell what values take, by column and by type")
 
@@ -84,6 +91,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 grace_seconds=arguments.grace_seconds,
                 force=arguments.force,
                 progress=progress,
+            )
+        elif arguments.command == "drain":
+            report = maintenance.drain(
+                engine, metadata, keep_seconds=arguments.keep_seconds, progress=progress
             )
         else:
             report = maintenance.usage(engine, metadata, progress=progress)
@@ -175,7 +186,7 @@ def _refuse_missing_file(url: Any) -> None:
 
 
 def _show(report: Report, *, as_json: bool) -> int:
-    from sqla_datastore.findings import CheckReport, GcReport
+    from sqla_datastore.findings import CheckReport, DrainReport, GcReport, UsageReport
 
     if as_json:
         _print(json.dumps(report.to_json(), indent=2))
@@ -183,15 +194,17 @@ def _show(report: Report, *, as_json: bool) -> int:
         _show_check(report)
     elif isinstance(report, GcReport):
         _show_gc(report)
+    elif isinstance(report, DrainReport):
+        _show_drain(report)
     else:
         _show_usage(report)
-    if isinstance(report, GcReport) and report.failures:
+    if isinstance(report, (DrainReport, GcReport)) and report.failures:
         print(  # noqa: T201
             f"sqla-datastore: error: not all was removed: {report.failures[0]}; run it again",
             file=sys.stderr,
         )
         return 2
-    return 0 if not isinstance(report, (CheckReport, GcReport)) or report.is_clean else 1
+    return 0 if isinstance(report, UsageReport) or report.is_clean else 1
 
 
 def _show_check(report: CheckReport) -> None:
@@ -203,6 +216,7 @@ def _show_check(report: CheckReport) -> None:
         f"{report.references} URLs in rows, {report.objects} objects, "
         f"{report.size_bytes} bytes; {report.foreign.count} foreign files"
     )
+    _show_pending(report.pending)
     counts = (
         f"{report.dangling.count} dangling, {report.damaged.count} damaged, "
         f"{report.orphans.count} orphans, {report.leftovers.count} leftovers"
@@ -217,6 +231,7 @@ def _show_gc(report: GcReport) -> None:
         f"{report.references} URLs in rows; {report.young} younger than "
         f"{report.grace_seconds:g} s stay, {report.foreign.count} foreign files stay"
     )
+    _show_pending(report.pending)
     if report.applied:
         rescued = f"; {report.rescued} stay: a row refers to them now" if report.rescued else ""
         _print(f"removed {report.removed} ({report.removed_bytes} bytes){rescued}")
@@ -226,6 +241,23 @@ def _show_gc(report: GcReport) -> None:
         size = report.orphans.size_bytes + report.leftovers.size_bytes
         count = report.orphans.count + report.leftovers.count
         _print(f"would remove {count} ({size} bytes); run it with --apply to do so")
+
+
+def _show_pending(pending: int) -> None:
+    if pending:
+        _print(f"{pending} objects wait for their removal; sqla-datastore drain carries it out")
+
+
+def _show_drain(report: DrainReport) -> None:
+    _print(
+        f"{report.carried_out} removals carried out; {report.waiting} younger than "
+        f"{report.keep_seconds:g} s wait"
+    )
+    if report.referenced or report.foreign:
+        _print(
+            f"struck off: {report.referenced} that rows hold again, {report.foreign} that name no "
+            "object of this library"
+        )
 
 
 def _show_usage(report: UsageReport) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.types import TypeEngine
 
 from sqla_datastore.conversion import BATCH_SIZE, convert_column, reflected_table
 from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.urls import URL_LENGTH
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
@@ -196,8 +197,6 @@ def _convert_from_datastore(operations: Operations, op: ConvertFromDataStoreOp) 
 
 
 def _holds_urls(type_: TypeEngine[Any]) -> bool:
-    from sqla_datastore.types import URL_LENGTH
-
     return isinstance(type_, String) and type_.length == URL_LENGTH
 
 

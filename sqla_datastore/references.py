@@ -25,6 +25,7 @@ from sqla_datastore.findings import DanglingRow
 from sqla_datastore.folders import Schemas
 from sqla_datastore.options import storage_for
 from sqla_datastore.owned import OwnedFolders
+from sqla_datastore.removals import Removals, removals_of
 from sqla_datastore.rows import batch_size, batched, held_urls
 from sqla_datastore.storage.local import LocalStorage
 from sqla_datastore.storage.protocol import Storage
@@ -33,13 +34,17 @@ from sqla_datastore.urls import OBJECT_NAME, ObjectURL
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-__all__ = ["Declared", "Odd", "Reference", "References", "stem_of"]
+__all__ = ["PENDING", "Declared", "Odd", "Reference", "References", "stem_of"]
 
 _FETCHED = 10_000
 
 
+PENDING = -1
+"""The source of a URL that waits for its removal: no row holds it any more."""
+
+
 class Reference(NamedTuple):
-    """A URL in a row: the column's number, the path, and how many nested objects belong to it."""
+    """A URL in a row: the column's number, or `PENDING`, and the path."""
 
     source: int
     path: str
@@ -72,6 +77,7 @@ class Declared:
         stores: the declared tables.
         columns: the columns of those that are there; a column's number is its place here.
         missing: the names of declared tables that the database lacks.
+        removals: the table of durable removals, where they are enabled and it is there.
     """
 
     engine: Engine
@@ -79,6 +85,7 @@ class Declared:
     stores: tuple[TableStore, ...]
     columns: tuple[StoreColumn, ...]
     missing: tuple[str, ...]
+    removals: Removals | None
 
     @classmethod
     def of(cls, engine: Any, metadata: MetaData) -> Declared:
@@ -99,12 +106,18 @@ class Declared:
         schemas: Schemas = engine.get_execution_options().get("schema_translate_map") or {}
         with engine.connect() as connection:
             there = present(connection, metadata, schemas)
+            removals = removals_of(metadata)
+            noted = removals is not None and removals.is_there(connection, schemas)
+        missing = [store.table.fullname for store in stores if store not in there]
+        if removals is not None and not noted:
+            missing.append(removals.table.fullname)
         return cls(
             engine,
             schemas,
             tuple(stores),
             tuple(column for store in there for column in store.columns),
-            tuple(store.table.fullname for store in stores if store not in there),
+            tuple(missing),
+            removals if noted else None,
         )
 
     def storages(self) -> list[Storage]:
@@ -166,7 +179,8 @@ class Declared:
             references = References(spool, odd)
             if numbers:
                 for source, url in self._sorted_urls(numbers):
-                    references.add(source, url, storage, self.columns[source], owned)
+                    column = None if source == PENDING else self.columns[source]
+                    references.add(source, url, storage, column, owned)
                     tick()
             yield references
 
@@ -176,6 +190,9 @@ class Declared:
             url = type_coerce(self.columns[number].column, String())
             source = literal_column(str(number), Integer()).label("source")
             selects.append(select(source, url.label("url")).where(url.is_not(None)))
+        if self.removals is not None:
+            pending = literal_column(str(PENDING), Integer()).label("source")
+            selects.append(select(pending, self.removals.table.c.url))
         rows = sa.union_all(*selects).subquery("datastore_urls")
         query = select(rows.c.source, rows.c.url).order_by(_bytewise(self.engine, rows.c.url))
         with self.engine.connect() as connection:
@@ -184,12 +201,16 @@ class Declared:
                 yield source, text
 
     def held(self, urls: Sequence[str]) -> set[str]:
-        """Return those of the URLs that rows hold now, asked in a transaction of its own.
+        """Return those of the URLs that rows hold now, or that wait for their removal.
 
-        All columns are asked, whatever their storage: two storages can be one place.
+        Asked in a transaction of its own. All columns are asked, whatever their storage: two
+        storages can be one place.
         """
+        columns = [column.column for column in self.columns]
+        if self.removals is not None:
+            columns.append(self.removals.table.c.url)
         with self.engine.connect() as connection:
-            return held_urls(connection, [column.column for column in self.columns], urls)
+            return held_urls(connection, columns, urls)
 
     def dangling(self, source: int, reasons: dict[str, str]) -> Iterator[DanglingRow]:
         """Yield the rows that hold one of the URLs now.
@@ -230,14 +251,26 @@ class References:
         self._last = ""
 
     def add(
-        self, source: int, url: str, storage: Storage, column: StoreColumn, owned: OwnedFolders
+        self,
+        source: int,
+        url: str,
+        storage: Storage,
+        column: StoreColumn | None,
+        owned: OwnedFolders,
     ) -> None:
         """Spool a URL; one that names no object of this library is kept apart.
+
+        Args:
+            source: the column's number, or `PENDING`.
+            url: the URL.
+            storage: where its object should be.
+            column: the column, or None for a URL that waits for its removal.
+            owned: learns the folders that URLs of owning rows remember.
 
         Raises:
             ConfigurationError: the URL before it should have come after it.
         """
-        self.rows += 1
+        self.rows += column is not None
         try:
             parsed = ObjectURL.parse(url)
         except RefusedURLError as err:
@@ -250,17 +283,18 @@ class References:
         else:
             if parsed.path < self._last:
                 raise ConfigurationError(
-                    f"the database ({column.label!r}) does not sort URLs byte by byte: "
+                    f"the database ({url!r}) does not sort URLs byte by byte: "
                     f"{self._last!r} came before {parsed.path!r}"
                 )
             self._last = parsed.path
             self.objects += 1 + parsed.nested_count
             self._spool.write(f"{source} {parsed.path}\n")
-            if column.folder.owns:
+            if column is not None and column.folder.owns:
                 owned.remember(parsed.folder)
 
     def _note_odd(self, source: int, url: str, reason: str) -> None:
-        self._odd.write(json.dumps([source, url, reason]) + "\n")
+        if source != PENDING:
+            self._odd.write(json.dumps([source, url, reason]) + "\n")
 
     def __iter__(self) -> Iterator[Reference]:
         self._spool.seek(0)

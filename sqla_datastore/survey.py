@@ -17,7 +17,7 @@ from sqla_datastore.container import Container
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.findings import MOST_KEPT, Findings, ForeignName, Leftover
 from sqla_datastore.owned import OwnedFolders
-from sqla_datastore.references import Declared, Reference, References, stem_of
+from sqla_datastore.references import PENDING, Declared, Reference, References, stem_of
 from sqla_datastore.storage.local import LocalStorage
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, StoredObject
 from sqla_datastore.urls import OBJECT_NAME, ObjectURL, is_managed
@@ -32,6 +32,7 @@ __all__ = [
     "leftovers",
     "newest",
     "open_container",
+    "refuse_missing_bases",
     "surveyed",
 ]
 
@@ -39,6 +40,10 @@ Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Takes what is being done, how much of it is done, and how much there is, or None."""
 
 _TOLD_EVERY = 1_000
+_MISSING_BASE = (
+    "the storage's base {!r} does not exist; give the right storage, or mount it (the first write "
+    "creates it)"
+)
 
 F = TypeVar("F")
 
@@ -93,11 +98,19 @@ class Family:
         stem: what their paths have in common.
         references: the rows' URLs.
         objects: what the storage has of the family, in the order of paths.
+        is_pending: whether it waits for its removal.
     """
 
     stem: str
     references: list[Reference]
     objects: list[StoredObject]
+    is_pending: bool = False
+
+    @classmethod
+    def of(cls, stem: str, found: list[Reference], objects: list[StoredObject]) -> Family:
+        """Tell rows that refer to it from what waits for its removal."""
+        references = [reference for reference in found if reference.source != PENDING]
+        return cls(stem, references, objects, len(references) < len(found))
 
     def missing(self, path: str) -> str | None:
         """Return the first path that a reference stands for and the storage lacks."""
@@ -148,7 +161,7 @@ class Survey:
         while row or found:
             if found is None or (row and row[0] < found[0]):
                 assert row is not None
-                yield Family(row[0], row[1], [])
+                yield Family.of(row[0], row[1], [])
                 row = _next(rows)
             elif row is None or found[0] < row[0]:
                 if found[0].rpartition("/")[0] in self.owned:
@@ -158,8 +171,9 @@ class Survey:
                     self._add_foreign(found[1])
                 found = _next(objects)
             else:
-                self.matched += 1
-                yield Family(row[0], row[1], found[1])
+                family = Family.of(row[0], row[1], found[1])
+                self.matched += bool(family.references)
+                yield family
                 row, found = _next(rows), _next(objects)
 
     def _listed(self) -> Iterator[StoredObject]:
@@ -275,15 +289,23 @@ def surveyed(
             survey.refuse_strangers()
 
 
+def refuse_missing_bases(columns: Declared) -> None:
+    """Refuse where none of the storages is there.
+
+    Raises:
+        ConfigurationError: their folders do not exist.
+    """
+    storages = columns.storages()
+    if all(map(_lacks_base, storages)):
+        raise ConfigurationError(_MISSING_BASE.format(storages[0].url))
+
+
 def _refuse_missing_base(columns: Declared, storage: Storage, references: References) -> None:
     """Refuse a local storage without its folder, unless another one serves and this is unused."""
     if not _lacks_base(storage):
         return
     if references.rows or all(map(_lacks_base, columns.storages())):
-        raise ConfigurationError(
-            f"the storage's base {storage.url!r} does not exist; give the right storage, or mount "
-            "it (the first write creates it)"
-        )
+        raise ConfigurationError(_MISSING_BASE.format(storage.url))
 
 
 def _lacks_base(storage: Storage) -> bool:

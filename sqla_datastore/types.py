@@ -16,10 +16,9 @@ from sqla_datastore.datastore import DataStore
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.folders import check_template
 from sqla_datastore.options import storage_for
+from sqla_datastore.urls import URL_LENGTH
 
 __all__ = ["DataStoreType"]
-
-URL_LENGTH = 1024
 
 
 class DataStoreType(TypeDecorator[DataStore]):

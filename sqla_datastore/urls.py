@@ -21,6 +21,7 @@ from sqla_datastore.exceptions import RefusedURLError
 __all__ = [
     "MANAGED_SUFFIX",
     "OBJECT_NAME",
+    "URL_LENGTH",
     "ObjectURL",
     "check_path",
     "is_managed",
@@ -37,7 +38,9 @@ _MANAGED_NAME = re.compile(rf"{_STEM}\.io\.zip|[0-9a-f]{{32}}\.bin")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _HARMLESS = re.compile(r"[^/\\\0]*")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9_.~!$'()*+,;=:@-]|%[0-9A-F]{2})+")
-_MAX_URL = 1024
+URL_LENGTH = 1024
+"""How many characters a column with URLs takes."""
+
 _MAX_SEGMENT = 150
 _ESCAPED = re.compile(r"[~/\\\0]")
 _CUT = re.compile(r"[%~][0-9A-F]?$")
@@ -126,8 +129,8 @@ class ObjectURL:
             raise RefusedURLError(
                 url, "it has an authority; expected '<scheme>:///<folder>/<object>'"
             )
-        if len(url) > _MAX_URL:
-            raise RefusedURLError(url[:80] + "…", f"it is longer than {_MAX_URL} characters")
+        if len(url) > URL_LENGTH:
+            raise RefusedURLError(url[:80] + "…", f"it is longer than {URL_LENGTH} characters")
         if "?" in rest or "#" in rest:
             raise RefusedURLError(url, "query and fragment are reserved for a later version")
         return cls(scheme, check_path(rest[3:], url=url))

@@ -1,4 +1,4 @@
-"""The commands check, gc and usage: what they print, their exit statuses, what they refuse."""
+"""The commands check, gc, drain and usage: what they print, their exit statuses, what they refuse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sqla_datastore.urls import new_object_name
 
 MODELS = """
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqla_datastore import DataStore, DataStoreType
+from sqla_datastore import DataStore, DataStoreType, enable_removals
 
 class Base(DeclarativeBase):
     pass
@@ -30,6 +30,16 @@ class Shot(Base):
     __tablename__ = "shots"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+
+class Kept(DeclarativeBase):
+    pass
+
+class Photo(Kept):
+    __tablename__ = "photos"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+
+enable_removals(Kept.metadata, keep_seconds=3600)
 
 class Namespace:
     Base = Base
@@ -90,6 +100,58 @@ def error_of(capsys):
     assert err.startswith("sqla-datastore: error: ")
     assert err.count("\n") == 1
     return err
+
+
+# -- drain -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(application):
+    """Have two removals wait for an hour; return the model's name."""
+    engine = create_engine(application.database)
+    bind_storage(engine, application.storage)
+    photo = application.models.Photo
+    application.models.Kept.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all(photo(id=n, data=DataStore(a=n)) for n in (1, 2, 3))
+        session.commit()
+        session.delete(session.get(photo, 1))
+        session.get(photo, 2).data = DataStore(a=5)
+        session.commit()
+    engine.dispose()
+    return f"{application.package}.models:Kept"
+
+
+def test_drain_carries_out_what_is_due(application, photos, capsys):
+    before = application.files()
+    assert application.run("check", model=photos) == 0
+    assert application.run("gc", "--apply", "--grace-seconds", "0", model=photos) == 0
+    assert capsys.readouterr().out.count("2 objects wait for their removal") == 2
+    assert application.run("drain", model=photos) == 0
+    assert application.files() == before
+    assert application.run("drain", "--keep-seconds", "0", model=photos) == 0
+    out = capsys.readouterr().out
+    assert "0 removals carried out; 2 younger than 3600 s wait" in out
+    assert "2 removals carried out; 0 younger than 0 s wait" in out
+    assert len(application.files()) == len(before) - 2
+    assert application.run("drain", "--json", model=photos) == 0
+    assert json.loads(capsys.readouterr().out)["is_clean"] is True
+
+
+def test_drain_tells_what_the_storage_refused(application, photos, capsys, monkeypatch):
+    def refuse(_self, paths):
+        raise StorageError("read-only file system", url=next(iter(paths)))
+
+    before = application.files()
+    monkeypatch.setattr(LocalStorage, "remove", refuse)
+    assert application.run("drain", "--keep-seconds", "0", model=photos) == 2
+    assert "read-only file system" in capsys.readouterr().err
+    assert application.files() == before
+
+
+def test_drain_is_for_models_with_removals(application, capsys):
+    assert application.run("drain") == 2
+    assert "enable_removals" in error_of(capsys)
 
 
 # -- statuses --------------------------------------------------------------------------------------

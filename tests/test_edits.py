@@ -1214,7 +1214,7 @@ def test_two_sessions_that_edit_one_row_are_told_apart_by_the_version(engine, ex
     exact(1)
 
 
-# -- rollbacks and savepoints -----------------------------------------------------------------------
+# -- rollbacks and savepoints -------------------------------------------------------------------
 
 
 def test_an_edit_that_no_flush_has_saved_is_refused_before_a_savepoint(engine, exact):

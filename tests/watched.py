@@ -1,0 +1,96 @@
+"""A storage whose every call can be made to fail, to hang, or to be the last of its process."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+
+class Watched:
+    """A storage that tells a callable before, amid and after everything it does.
+
+    Args:
+        storage: what does the work.
+        at: called with the call's name and ``before``, ``amid`` or ``after``. What it raises is
+            the call's failure: half done if it was told ``amid``, done if ``after``.
+    """
+
+    def __init__(self, storage, at):
+        self._storage = storage
+        self._at = at
+        self.scheme = storage.scheme
+        self.url = storage.url
+
+    @contextmanager
+    def create(self, path):
+        self._at("create", "before")
+        with self._storage.create(path) as writer:
+            self._at("create", "after")
+            yield _Writer(writer, self._at)
+            self._at("publish", "before")
+        self._at("publish", "after")
+
+    def open(self, path):
+        self._at("open", "before")
+        return _Reader(self._storage.open(path), self._at)
+
+    def size_bytes(self, path):
+        self._at("size_bytes", "before")
+        return self._storage.size_bytes(path)
+
+    def list(self, folder):
+        self._at("list", "before")
+        for found in self._storage.list(folder):
+            yield found
+            self._at("list", "amid")
+        self._at("list", "after")
+
+    def remove(self, paths):
+        self._by_halves("remove", self._storage.remove, list(paths))
+
+    def make_durable(self, paths):
+        self._by_halves("make_durable", self._storage.make_durable, list(paths))
+
+    def _by_halves(self, name, do, paths):
+        self._at(name, "before")
+        if len(paths) > 1:
+            do(paths[: len(paths) // 2])
+            self._at(name, "amid")
+        do(paths)
+        self._at(name, "after")
+
+
+class _Writer:
+    def __init__(self, writer, at):
+        self._writer = writer
+        self._at = at
+
+    def write(self, data):
+        data = memoryview(data).cast("B")
+        self._at("write", "before")
+        self._writer.write(data[: len(data) // 2])
+        self._at("write", "amid")
+        self._writer.write(data[len(data) // 2 :])
+
+    def patch(self, offset, data):
+        data = memoryview(data).cast("B")
+        half = len(data) // 2
+        self._at("patch", "before")
+        self._writer.patch(offset, data[:half])
+        self._at("patch", "amid")
+        self._writer.patch(offset + half, data[half:])
+
+
+class _Reader:
+    def __init__(self, reader, at):
+        self._reader = reader
+        self._at = at
+        self.size_bytes = reader.size_bytes
+        self.maps = reader.maps
+
+    def read(self, offset, size_bytes):
+        self._at("read", "before")
+        return self._reader.read(offset, size_bytes)
+
+    def view(self, offset, size_bytes):
+        self._at("view", "before")
+        return self._reader.view(offset, size_bytes)
