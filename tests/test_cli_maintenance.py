@@ -1,4 +1,4 @@
-"""The commands check, gc, drain and usage: what they print, their exit statuses, what they refuse."""
+"""The commands check, gc, drain and usage: output, exit statuses, and what they refuse."""
 
 from __future__ import annotations
 
