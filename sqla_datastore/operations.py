@@ -1,4 +1,4 @@
-"""Alembic operations that turn columns into `DataStoreType` columns with their data, and back.
+"""Alembic operations: columns converted with their data, and triggers for durable removals.
 
 `sqla_datastore.alembic` imports this module, so that they are there as methods of ``op``.
 """
@@ -15,6 +15,7 @@ from sqlalchemy.types import TypeEngine
 
 from sqla_datastore.conversion import BATCH_SIZE, convert_column, reflected_table
 from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.triggers import escaped, removal_triggers
 from sqla_datastore.urls import URL_LENGTH
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
     from sqla_datastore.types import DataStoreType
 
-__all__ = ["ConvertFromDataStoreOp", "ConvertToDataStoreOp"]
+__all__ = [
+    "ConvertFromDataStoreOp",
+    "ConvertToDataStoreOp",
+    "CreateRemovalTriggersOp",
+    "DropRemovalTriggersOp",
+]
 
 ColumnTypes: TypeAlias = Mapping[str, TypeEngine[Any] | type[TypeEngine[Any]]]
 
@@ -323,3 +329,112 @@ class _Conversion:
                     f"SQLite changes table {op.table_name!r} by dropping it, which with PRAGMA "
                     f"foreign_keys=ON reaches the rows of {other!r}; migrate with it OFF"
                 )
+
+
+# -- triggers for durable removals -----------------------------------------------------------------
+
+
+class _TriggersOp(MigrateOperation):
+    """What both directions have in common: the columns."""
+
+    def __init__(
+        self,
+        table_name: str,
+        column_names: tuple[str, ...],
+        schema: str | None,
+        removals_schema: str | None = None,
+    ) -> None:
+        if not column_names:
+            raise CommandError(f"name the DataStoreType columns of table {table_name!r}")
+        self.table_name = table_name
+        self.column_names = column_names
+        self.schema = schema
+        self.removals_schema = removals_schema
+
+
+@Operations.register_operation("create_removal_triggers")
+class CreateRemovalTriggersOp(_TriggersOp):
+    """Create triggers that write down removals for rows that go without SQLAlchemy."""
+
+    @classmethod
+    def create_removal_triggers(
+        cls,
+        operations: Operations,
+        table_name: str,
+        *column_names: str,
+        schema: str | None = None,
+        removals_schema: str | None = None,
+    ) -> None:
+        """Create the triggers of `DataStoreType` columns, or renew those that are there.
+
+        As `sqla_datastore.triggers.create_removal_triggers`, which says when to renew them.
+
+        Args:
+            operations: ``op``.
+            table_name: the table.
+            column_names: its `DataStoreType` columns.
+            schema: the table's schema.
+            removals_schema: the schema of the table of removals.
+
+        Raises:
+            ConfigurationError: the database has none, or a cascade has too many ways.
+            CommandError: no column is named; offline mode (``--sql``) on MySQL and MariaDB, whose
+                triggers depend on foreign keys.
+        """
+        operations.invoke(cls(table_name, column_names, schema, removals_schema))
+
+
+@Operations.register_operation("drop_removal_triggers")
+class DropRemovalTriggersOp(_TriggersOp):
+    """Drop the triggers that `CreateRemovalTriggersOp` created."""
+
+    @classmethod
+    def drop_removal_triggers(
+        cls,
+        operations: Operations,
+        table_name: str,
+        *column_names: str,
+        schema: str | None = None,
+    ) -> None:
+        """Drop the triggers of `DataStoreType` columns; those that are not there are no error.
+
+        Args:
+            operations: ``op``.
+            table_name: the table.
+            column_names: its `DataStoreType` columns.
+            schema: the table's schema.
+
+        Raises:
+            ConfigurationError: the database has none.
+            CommandError: as `create_removal_triggers`.
+        """
+        operations.invoke(cls(table_name, column_names, schema))
+
+
+@Operations.implementation_for(CreateRemovalTriggersOp)
+def _create_removal_triggers(operations: Operations, op: CreateRemovalTriggersOp) -> None:
+    _run_triggers(operations, op, creates=True)
+
+
+@Operations.implementation_for(DropRemovalTriggersOp)
+def _drop_removal_triggers(operations: Operations, op: DropRemovalTriggersOp) -> None:
+    _run_triggers(operations, op, creates=False)
+
+
+def _run_triggers(operations: Operations, op: _TriggersOp, *, creates: bool) -> None:
+    context = operations.get_context()
+    for column in op.column_names:
+        triggers = removal_triggers(
+            context.dialect, op.table_name, column, op.schema, op.removals_schema
+        )
+        if context.as_sql and triggers.asks_database:
+            raise CommandError(
+                f"the triggers of {op.table_name}.{column} depend on foreign keys, which takes a "
+                "connection: run this migration online, without --sql"
+            )
+        connection = None if context.as_sql else operations.get_bind()
+        statements = triggers.drops(connection)
+        if creates:
+            statements += triggers.creates(connection)
+        for statement in statements:
+            operations.execute(escaped(statement))

@@ -30,7 +30,9 @@ from sqlalchemy import (
     func,
     insert,
     inspect,
+    not_,
     select,
+    true,
 )
 
 from sqla_datastore.columns import StoreColumn, declared, present
@@ -41,6 +43,7 @@ from sqla_datastore.rows import batch_size, batched, held_urls
 from sqla_datastore.urls import OBJECT_NAME, URL_LENGTH, ObjectURL
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection, Dialect
 
     from sqla_datastore.folders import Schemas
@@ -244,14 +247,19 @@ class Drainage:
 
     def _due(self, connection: Connection, size: int) -> list[Any]:
         table = self.removals.table
-        latest = int(time.time() - self.keep_seconds)
         query = (
             select(table.c.id, table.c.url)
-            .where(table.c.id > self._last, table.c.superseded_at <= latest)
+            .where(table.c.id > self._last, self._is_due())
             .order_by(table.c.id)
             .limit(size)
         )
         return list(connection.execute(query, execution_options=_options(self.schemas)))
+
+    def _is_due(self) -> ColumnElement[bool]:
+        """Return the condition; without a period the clocks of hosts do not matter."""
+        if not self.keep_seconds:
+            return true()
+        return self.removals.table.c.superseded_at <= int(time.time() - self.keep_seconds)
 
     def _columns(self, connection: Connection) -> list[StoreColumn]:
         metadata = self.removals.table.metadata
@@ -285,9 +293,9 @@ class Drainage:
 
     def count(self, connection: Connection, *, due: bool) -> int:
         """Return how many removals there are: those that are due, or those that are not yet."""
-        column = self.removals.table.c.superseded_at
-        latest = int(time.time() - self.keep_seconds)
-        query = select(func.count()).where(column <= latest if due else column > latest)
+        is_due = self._is_due()
+        query = select(func.count()).select_from(self.removals.table)
+        query = query.where(is_due if due else not_(is_due))
         return connection.scalar(query, execution_options=_options(self.schemas)) or 0
 
     def report(self, connection: Connection) -> DrainReport:

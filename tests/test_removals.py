@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 from conftest import make_engine
 from exactness import assert_exact, delete_rows, tables_of, urls_of
 from sqlalchemy import MetaData, delete, event, func, insert, select, update
@@ -426,3 +428,25 @@ def test_enabling_twice_is_once():
     assert enable_removals(metadata) is enable_removals(metadata)
     with pytest.raises(ConfigurationError, match="already"):
         enable_removals(metadata, keep_seconds=1)
+
+
+# -- Alembic ---------------------------------------------------------------------------------------
+
+
+def differences(engine):
+    with engine.connect() as connection:
+        opts = {"include_name": lambda name, kind, _: kind != "table" or name == noted.name}
+        context = MigrationContext.configure(connection, opts=opts)
+        metadata = MetaData()
+        enable_removals(metadata)
+        return compare_metadata(context, metadata)
+
+
+def test_autogenerate_creates_the_table_and_is_content_with_it(engine):
+    assert differences(engine) == []
+    noted.drop(engine)
+    try:
+        kinds = [each[0] for each in differences(engine)]
+    finally:
+        noted.create(engine)
+    assert kinds == ["add_table", "add_index"]
