@@ -578,21 +578,19 @@ def _around_rollback_to(
 
 
 def _around_prepare(
-    transaction: Transaction, dialect: Any, connection: Any, proceed: Callable[[], Any], xid: Any
+    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any], _xid: Any
 ) -> Any:
-    try:
-        transaction.prepare()
-    except BaseException:
-        transaction._roll_back_now(
-            lambda: dialect.do_rollback_twophase(connection, xid, is_prepared=False)
-        )
-        raise
+    # if this fails nothing was sent: SQLAlchemy's rollback follows, and may be sent only once
+    transaction.prepare()
     # from now on only the second phase decides, unless the database itself refuses to prepare
     transaction.prepared = True
     try:
         return proceed()
     except BaseException as err:
         transaction.prepared = not transaction.is_definite(err)
+        if transaction.prepared and transaction.connection is None:
+            # lost within this call, so that its close was taken for a nested one
+            transaction.end(f"PREPARE was sent and raised {type(err).__name__}")
         raise
 
 
