@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -76,6 +76,7 @@ class Transaction:
             ``schema_translate_map`` that it did so by.
         failed: what statements that failed would have done, with the ledger's size then: some
             rows may have it all the same.
+        noted: what goes and was written down as a durable removal.
     """
 
     def __init__(self, connection: Connection, raw: Any) -> None:
@@ -89,6 +90,7 @@ class Transaction:
         self.pending_values: set[int] = set()
         self.metadatas: dict[tuple[MetaData, SchemaItems], None] = {}
         self.failed: list[tuple[int, Effects]] = []
+        self.noted: list[Name] = []
         self.root_savepoint: str | None = None
         self.doubt: str | None = None
         self.statement_failed = False
@@ -199,10 +201,13 @@ class Transaction:
     def _note_removals(self) -> None:
         """Write down what goes, in this transaction."""
         found, connection = self._removals(), self.connection
-        urls = dict.fromkeys(map(row_url, self.ledger.doomed))
-        if found is not None and connection is not None and urls:
-            removals, schemas = found
-            removals.note(connection, urls, schemas)
+        if found is None:
+            return
+        removals, schemas = found
+        storages = {id(storage) for storage in removals.storages(self.dialect)}
+        self.noted = [name for name in self.ledger.doomed if id(name.storage) in storages]
+        if self.noted and connection is not None:
+            removals.note(connection, _row_urls(self.noted), schemas)
 
     def _finish(self) -> None:
         """Remove what the committed transaction superseded, now or later; never fails."""
@@ -211,16 +216,11 @@ class Transaction:
             self.ledger.finish()
             return
         removals, schemas = found
-        removed: list[Name] = []
-        if removals.keep_seconds:
-            self.ledger.postpone()
-        else:
-            doomed = set(self.ledger.doomed)
-            removed = self.ledger.finish()
-            # a value goes as a whole
-            left = set(map(row_url, doomed.difference(removed)))
-            removed = [name for name in removed if row_url(name) not in left]
-        self._strike_off(removals, schemas, list(dict.fromkeys(map(row_url, removed))))
+        removed = set(self.ledger.finish(self.noted if removals.keep_seconds else ()))
+        # a value is struck off when all its objects are gone
+        left = set(_row_urls(name for name in self.noted if name not in removed))
+        urls = _row_urls(name for name in self.noted if name in removed)
+        self._strike_off(removals, schemas, [url for url in urls if url not in left])
 
     def _strike_off(self, removals: Removals, schemas: Schemas, urls: list[str]) -> None:
         """Strike off what was removed, and look for what others left; never fails."""
@@ -350,6 +350,10 @@ class Transaction:
             self.ledger.abort()
         else:
             self.ledger.forget(outcome)
+
+
+def _row_urls(names: Iterable[Name]) -> list[str]:
+    return list(dict.fromkeys(map(row_url, names)))
 
 
 def unwrap(connection: Any) -> Any:

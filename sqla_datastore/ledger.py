@@ -205,21 +205,21 @@ class Ledger:
         """What `finish` will remove, once `prepare` has decided."""
         return list(self._doomed or ())
 
-    def finish(self) -> list[Name]:
+    def finish(self, kept: Iterable[Name] = ()) -> list[Name]:
         """Remove what the transaction superseded. Called once COMMIT has succeeded; never fails.
 
         A removal that fails is logged; the object stays findable as an orphan.
 
+        Args:
+            kept: what somebody else will remove.
+
         Returns:
             What was removed.
         """
-        doomed = self.doomed
+        kept = set(kept)
+        doomed = [name for name in self.doomed if name not in kept]
         self._clear()
         return _remove(doomed, "superseded by a committed transaction")
-
-    def postpone(self) -> None:
-        """Leave what the transaction superseded to others. As `finish`, which removes it."""
-        self._clear()
 
     def abort(self) -> None:
         """Undo what was written. Called once ROLLBACK is certain; never fails.

@@ -35,7 +35,7 @@ from sqlalchemy import (
     true,
 )
 
-from sqla_datastore.columns import StoreColumn, declared, present
+from sqla_datastore.columns import declared, present
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError, StorageError
 from sqla_datastore.findings import DrainReport
 from sqla_datastore.options import storage_for
@@ -137,6 +137,12 @@ class Removals:
     table: Table
     keep_seconds: float
 
+    def storages(self, dialect: Dialect) -> list[Storage]:
+        """Return the storages of the MetaData's columns in a database."""
+        columns = (column for s in declared(self.table.metadata) for column in s.columns)
+        storages = (storage_for(column.type.url, dialect) for column in columns)
+        return list({id(storage): storage for storage in storages}.values())
+
     def is_there(self, connection: Connection, schemas: Schemas) -> bool:
         """Return whether the database has the table."""
         schema = schemas.get(self.table.schema, self.table.schema)
@@ -233,11 +239,11 @@ class Drainage:
         if not due:
             return 0
         self._last = due[-1].id
-        columns = self._columns(connection)
+        self._refuse_missing(connection)
         urls = list(dict.fromkeys(row.url for row in due))
-        held = held_urls(connection, [c.column for c in columns], urls, schemas=self.schemas)
+        held = held_urls(connection, self._columns(), urls, schemas=self.schemas)
         families = {url: _family(url) for url in urls if url not in held}
-        kept = self._remove([f for f in families.values() if f], _storages(connection, columns))
+        kept = self._remove(connection, [f for f in families.values() if f])
         done = [row for row in due if row.url not in kept]
         self.referenced += sum(row.url in held for row in done)
         self.foreign += sum(not families.get(row.url, True) for row in done)
@@ -261,7 +267,11 @@ class Drainage:
             return true()
         return self.removals.table.c.superseded_at <= int(time.time() - self.keep_seconds)
 
-    def _columns(self, connection: Connection) -> list[StoreColumn]:
+    def _columns(self) -> list[Column[Any]]:
+        stores = declared(self.removals.table.metadata)
+        return [column for store in stores for column in store.plain_columns]
+
+    def _refuse_missing(self, connection: Connection) -> None:
         metadata = self.removals.table.metadata
         there = present(connection, metadata, self.schemas)
         missing = [s.table.fullname for s in declared(metadata) if s not in there]
@@ -270,12 +280,11 @@ class Drainage:
                 f"the database lacks the declared tables {', '.join(map(repr, missing))}; create "
                 "them (metadata.create_all(engine), or alembic upgrade head)"
             )
-        return [column for store in there for column in store.columns]
 
-    def _remove(self, families: list[list[ObjectURL]], storages: list[Storage]) -> set[str]:
+    def _remove(self, connection: Connection, families: list[list[ObjectURL]]) -> set[str]:
         """Remove objects; return the URLs of those that a storage failed to remove."""
         failed: set[str] = set()
-        for storage in storages:
+        for storage in self.removals.storages(connection.dialect):
             # names are used only once, so a storage that has not got them is not harmed
             own = [family for family in families if family[0].scheme == storage.scheme]
             try:
@@ -317,8 +326,3 @@ def _family(url: str) -> list[ObjectURL]:
     except RefusedURLError:
         return []
     return parsed.family() if OBJECT_NAME.fullmatch(parsed.name) else []
-
-
-def _storages(connection: Connection, columns: Iterable[StoreColumn]) -> list[Storage]:
-    storages = [storage_for(column.type.url, connection.dialect) for column in columns]
-    return list({id(storage): storage for storage in storages}.values())

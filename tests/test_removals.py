@@ -9,7 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from conftest import make_engine
 from exactness import assert_exact, delete_rows, tables_of, urls_of
-from sqlalchemy import MetaData, delete, event, func, insert, select, update
+from sqlalchemy import Column, Integer, MetaData, Table, delete, event, func, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from test_endings import ALL, keyed
@@ -450,3 +450,27 @@ def test_autogenerate_creates_the_table_and_is_content_with_it(engine):
     finally:
         noted.create(engine)
     assert kinds == ["add_table", "add_index"]
+
+
+def test_models_without_removals_in_another_storage(engine, stored, tmp_path, exact):
+    elsewhere = tmp_path / "elsewhere"
+    metadata = MetaData()
+    table = Table(
+        "others",
+        metadata,
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("data", DataStoreType(str(elsewhere))),
+    )
+    metadata.create_all(engine)
+    try:
+        add(engine, 1, cls=Kept)
+        with engine.begin() as connection:
+            connection.execute(insert(table).values(id=1, data=DataStore(n=1)))
+        with engine.begin() as connection:
+            connection.execute(update(Kept).values(data=DataStore(n=2)))
+            connection.execute(update(table).values(data=DataStore(n=2)))
+        assert pending(engine, kept) == 1
+        assert len(stored.files()) == 2
+        assert len(list(elsewhere.rglob("*.zip"))) == 1
+    finally:
+        metadata.drop_all(engine)
