@@ -39,6 +39,7 @@ from sqla_datastore.datastore import DataStore
 from sqla_datastore.drivers import TransactionState
 from sqla_datastore.edits import RowLink, store_attributes, values_of
 from sqla_datastore.endings import Transaction, transaction_of
+from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.ledger import Name
 from sqla_datastore.statements import Effects, binds_values, effects_of, follows, names_of
 
@@ -209,6 +210,8 @@ def _end_failed_autocommit(
         return
     try:
         held = effects.held(connection)
+        unused = [r for r in effects.reserved if str(r.url) not in held]
+        transaction.ledger.undo(_names(r)[0] for r in unused)
         effects.keep(held)
         transaction.ledger.drop(effects.dropped)
         transaction.ledger.adopt(name for r in effects.reserved for name in _names(r))
@@ -269,7 +272,7 @@ def _write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
         plan, reservation.plan = reservation.plan, None
         assert plan is not None
         undo = reservation.value._stored(reservation.storage, str(reservation.url), plan)
-        transaction.ledger.on_rollback(undo)
+        transaction.ledger.on_rollback(_names(reservation)[0], undo)
 
 
 def _write_object(storage: Any, path: str, content: Any) -> None:
@@ -375,8 +378,14 @@ def _after_flush_postexec(session: Session, _context: Any) -> None:
 
 
 def _after_transaction_create(session: Session, transaction: Any) -> None:
-    if transaction.nested and not endings.flushed_by(session):
+    if not transaction.nested or endings.flushed_by(session):
+        return
+    try:
         edits.check_unsaved(session, savepoint=True)
+    except StaleValueError:
+        # it is the Session's current one already, and nobody will get hold of it
+        transaction.close()
+        raise
 
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:

@@ -63,7 +63,7 @@ class Ledger:
         self._written: dict[Name, None] = {}
         self._complete: set[Name] = set()
         self._durable: set[Name] = set()
-        self._undos: list[Undo] = []
+        self._undos: list[tuple[Name, Undo]] = []
         self._doomed: list[Name] | None = None
 
     # -- during the transaction ------------------------------------------------------------------
@@ -100,13 +100,20 @@ class Ledger:
             storage.make_durable(paths)
         self._durable.update(todo)
 
-    def on_rollback(self, undo: Undo) -> None:
-        """Keep a callable that puts a value back as it was before it was stored.
+    def on_rollback(self, name: Name, undo: Undo) -> None:
+        """Keep a callable that puts the value of an object back as it was before it was stored.
 
         It is called, newest first, when the transaction or the savepoint around it is rolled back,
         and dropped when the transaction commits. It must not fail.
         """
-        self._undos.append(undo)
+        self._undos.append((name, undo))
+
+    def undo(self, names: Iterable[Name]) -> None:
+        """Put the values of these objects back: no row got them. Never fails."""
+        unused = set(names)
+        for _, undo in reversed([each for each in self._undos if each[0] in unused]):
+            _run(undo)
+        self._undos = [each for each in self._undos if each[0] not in unused]
 
     def begin_savepoint(self, name: str) -> None:
         """Remember a savepoint. Called once the database has set it."""
@@ -248,11 +255,7 @@ class Ledger:
 
     def _undo(self, size: int) -> None:
         while len(self._undos) > size:
-            undo = self._undos.pop()
-            try:
-                undo()
-            except Exception:
-                logger.exception("a value could not be put back after a rollback")
+            _run(self._undos.pop()[1])
 
     def _clear(self) -> None:
         self._log.clear()
@@ -270,6 +273,13 @@ def _by_storage(names: Iterable[Name]) -> list[tuple[Remover, list[str]]]:
     for storage, path in names:
         grouped.setdefault(id(storage), (storage, []))[1].append(path)
     return list(grouped.values())
+
+
+def _run(undo: Undo) -> None:
+    try:
+        undo()
+    except Exception:
+        logger.exception("a value could not be put back after a rollback")
 
 
 def _remove(names: Iterable[Name], why: str) -> list[Name]:

@@ -1228,6 +1228,7 @@ def test_an_edit_that_no_flush_has_saved_is_refused_before_a_savepoint(engine, e
         items.append(2)
         with pytest.raises(StaleValueError, match="before begin_nested"):
             session.begin_nested()
+        assert not session.in_nested_transaction()
         session.rollback()
         row.data["items"].append(3)
         with session.begin_nested() as savepoint:

@@ -166,7 +166,7 @@ def test_a_released_savepoint_is_rolled_back_with_the_one_around_it():
     ledger.begin_savepoint("inner")
     ledger.drop(names_of(storage, "old"))
     inserted(ledger, storage, "new")
-    ledger.on_rollback(lambda: undone.append("inner"))
+    ledger.on_rollback(Name(storage, "new"), lambda: undone.append("inner"))
     ledger.release("inner")
     assert not undone
     ledger.rollback_to("outer")
@@ -205,7 +205,7 @@ def test_rolling_back_to_a_savepoint_from_before_the_ledger_undoes_everything():
     undone = []
     ledger.drop(names_of(storage, "old"))
     inserted(ledger, storage, "new")
-    ledger.on_rollback(lambda: undone.append(1))
+    ledger.on_rollback(Name(storage, "new"), lambda: undone.append(1))
     ledger.begin_savepoint("later")
     ledger.rollback_to("earlier")
     assert undone == [1]
@@ -231,17 +231,27 @@ def test_values_are_put_back_newest_first_even_if_one_fails(caplog):
     def fails():
         raise ValueError("broken value")
 
-    ledger.on_rollback(lambda: undone.append(1))
-    ledger.on_rollback(fails)
-    ledger.on_rollback(lambda: undone.append(2))
+    for undo in (lambda: undone.append(1), fails, lambda: undone.append(2)):
+        ledger.on_rollback(Name(Names(), "new"), undo)
     ledger.abort()
     assert undone == [2, 1]
     assert "could not be put back" in caplog.text
 
 
+def test_values_that_no_row_got_are_put_back_alone():
+    storage, ledger, undone = Names(), Ledger(), []
+    for path in ("one", "two", "three"):
+        inserted(ledger, storage, path)
+        ledger.on_rollback(Name(storage, path), lambda path=path: undone.append(path))
+    ledger.undo(names_of(storage, "one", "three"))
+    assert undone == ["three", "one"]
+    ledger.abort()
+    assert undone == ["three", "one", "two"]
+
+
 def test_values_are_not_put_back_after_commit():
     ledger, undone = Ledger(), []
-    ledger.on_rollback(lambda: undone.append(1))
+    ledger.on_rollback(Name(Names(), "new"), lambda: undone.append(1))
     ledger.prepare(none)
     ledger.finish()
     ledger.abort()
@@ -493,7 +503,7 @@ class Transactions(RuleBasedStateMachine):
         def undo():
             self.world.values[slot] = stored
 
-        self.ledger.on_rollback(undo)
+        self.ledger.on_rollback(self._names([path])[0], undo)
 
     @rule(slot=slots, lists=st.booleans())
     def delete(self, slot, lists):
