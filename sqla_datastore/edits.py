@@ -250,10 +250,14 @@ def discard(state: InstanceState[Any]) -> None:
 
 
 def discard_rolled_back(session: Session) -> None:
-    """Forget edits that no row has any more. Called after a rollback of all or to a savepoint.
+    """Forget edits that were not flushed. Called after a rollback of all or to a savepoint.
 
-    An edit that was made before the savepoint was flushed before it.
+    An edit that was made before the savepoint was flushed before it. SQLAlchemy expires what it
+    knows to be modified, which an edit in place may not be.
     """
+    for row, value in _looked_after(session):
+        if row is not None and _is_edited(value):
+            _expire(row, value)
     for armed in list(_armed.get(session, {}).values()):
         for row, value in list(armed.values()):
             if _is_rolled_back(row, value):
@@ -265,6 +269,13 @@ def discard_rolled_back(session: Session) -> None:
             for row, value in _still_watched(session)
             if not _is_rolled_back(row, value)
         ]
+
+
+def _expire(row: Any, value: DataStore) -> None:
+    state: InstanceState[Any] = attributes.instance_state(row)
+    for key, held in list(values_of(state)):
+        if held is value and state.session is not None and state.key is not None:
+            state.session.expire(row, [key])
 
 
 def _is_rolled_back(row: Any, value: DataStore) -> bool:

@@ -16,8 +16,9 @@ from __future__ import annotations
 import logging
 import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Column, event
@@ -62,6 +63,10 @@ _IMPLICIT_COMMIT = re.compile(
 )
 
 _to_expire: weakref.WeakKeyDictionary[Session, list[tuple[Any, set[str]]]] = (
+    weakref.WeakKeyDictionary()
+)
+# values that a rollback put back, by the Session that has not heard of it yet
+_undone: weakref.WeakKeyDictionary[Session, list[tuple[InstanceState[Any], str, DataStore]]] = (
     weakref.WeakKeyDictionary()
 )
 # which Sessions' transactions use a driver's connection, by its id, and the reverse; each is only
@@ -272,7 +277,16 @@ def _write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
         plan, reservation.plan = reservation.plan, None
         assert plan is not None
         undo = reservation.value._stored(reservation.storage, str(reservation.url), plan)
-        transaction.ledger.on_rollback(_names(reservation)[0], undo)
+        put_back = partial(_put_back, reservation.value, undo)
+        transaction.ledger.on_rollback(_names(reservation)[0], put_back)
+
+
+def _put_back(value: DataStore, undo: Callable[[], None]) -> None:
+    """Undo the storing of a value, and note the rows that may hold it wrongly from now on."""
+    undo()
+    for state, key in list(value._parents.items()):
+        if state.session is not None and state.key is not None:
+            _undone.setdefault(state.session, []).append((state, key, value))
 
 
 def _write_object(storage: Any, path: str, content: Any) -> None:
@@ -390,6 +404,10 @@ def _after_transaction_create(session: Session, transaction: Any) -> None:
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
     _to_expire.pop(session, None)
+    for state, key, value in _undone.pop(session, ()):
+        # SQLAlchemy expires what was changed in the savepoint itself, but not in one within it
+        if state.session is session and state.dict.get(key) is value:
+            session.expire(state.obj(), [key])
     edits.discard_rolled_back(session)
     for transaction in endings.flushed_by(session):
         transaction.flushing = None
@@ -416,6 +434,7 @@ def _check_edits(raw: Any) -> None:
 def _after_transaction_end(session: Session, transaction: Any) -> None:
     if transaction.parent is None:
         edits.end_transaction(session)
+        _undone.pop(session, None)
         for raw in _raws.pop(session, ()):
             sessions = _sessions.get(raw)
             if sessions is not None:

@@ -1256,3 +1256,24 @@ def test_a_rollback_discards_edits_of_a_row_whose_instance_is_gone(engine, exact
         session.commit()
         assert session.get(Entity, 1).data.to_dict() == {"n": 0, "items": [0, 2]}
     exact(1)
+
+
+@pytest.mark.parametrize("flushes_before", [False, True])
+def test_rolling_back_a_savepoint_around_another_one(engine, exact, flushes_before):
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(mapping={}, inner=DataStore(items=[0]))))
+        session.commit()
+        row = session.get(Entity, 1)
+        outer = session.begin_nested()
+        session.begin_nested()
+        value = row.data
+        mapping = value.mapping
+        if flushes_before:
+            session.flush()
+        mapping["k"] = 1
+        session.flush()
+        outer.rollback()
+        del value, mapping
+        session.commit()
+        assert row.data.mapping == {}
+    exact(1)
