@@ -73,7 +73,7 @@ def _plain(value):
     return {
         name: _plain(entry)
         if isinstance(entry, DataStore)
-        else (entry.dtype, entry.tolist())
+        else (entry.dtype, entry.tobytes())
         if isinstance(entry, np.ndarray)
         else entry
         for name, entry in value.items()
