@@ -26,6 +26,7 @@ __all__ = [
     "discard",
     "discard_rolled_back",
     "end_transaction",
+    "expire",
     "expire_unchanged",
     "relink",
     "scan",
@@ -257,7 +258,7 @@ def discard_rolled_back(session: Session) -> None:
     """
     for row, value in _looked_after(session):
         if row is not None and _is_edited(value):
-            _expire(row, value)
+            expire(session, attributes.instance_state(row), value)
     for armed in list(_armed.get(session, {}).values()):
         for row, value in list(armed.values()):
             if _is_rolled_back(row, value):
@@ -271,11 +272,11 @@ def discard_rolled_back(session: Session) -> None:
         ]
 
 
-def _expire(row: Any, value: DataStore) -> None:
-    state: InstanceState[Any] = attributes.instance_state(row)
+def expire(session: Session, state: InstanceState[Any], value: DataStore) -> None:
+    """Have a value read again, where a persistent row of the Session holds it."""
     for key, held in list(values_of(state)):
-        if held is value and state.session is not None and state.key is not None:
-            state.session.expire(row, [key])
+        if held is value and state.persistent and state.session is session:
+            session.expire(state.obj(), [key])
 
 
 def _is_rolled_back(row: Any, value: DataStore) -> bool:

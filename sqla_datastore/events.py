@@ -66,7 +66,7 @@ _to_expire: weakref.WeakKeyDictionary[Session, list[tuple[Any, set[str]]]] = (
     weakref.WeakKeyDictionary()
 )
 # values that a rollback put back, by the Session that has not heard of it yet
-_undone: weakref.WeakKeyDictionary[Session, list[tuple[InstanceState[Any], str, DataStore]]] = (
+_undone: weakref.WeakKeyDictionary[Session, list[tuple[InstanceState[Any], DataStore]]] = (
     weakref.WeakKeyDictionary()
 )
 # which Sessions' transactions use a driver's connection, by its id, and the reverse; each is only
@@ -284,9 +284,9 @@ def _write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
 def _put_back(value: DataStore, undo: Callable[[], None]) -> None:
     """Undo the storing of a value, and note the rows that may hold it wrongly from now on."""
     undo()
-    for state, key in list(value._parents.items()):
-        if state.session is not None and state.key is not None:
-            _undone.setdefault(state.session, []).append((state, key, value))
+    for state in list(value._parents):
+        if state.session is not None:
+            _undone.setdefault(state.session, []).append((state, value))
 
 
 def _write_object(storage: Any, path: str, content: Any) -> None:
@@ -404,10 +404,9 @@ def _after_transaction_create(session: Session, transaction: Any) -> None:
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
     _to_expire.pop(session, None)
-    for state, key, value in _undone.pop(session, ()):
+    for state, value in _undone.pop(session, ()):
         # SQLAlchemy expires what was changed in the savepoint itself, but not in one within it
-        if state.session is session and state.dict.get(key) is value:
-            session.expire(state.obj(), [key])
+        edits.expire(session, state, value)
     edits.discard_rolled_back(session)
     for transaction in endings.flushed_by(session):
         transaction.flushing = None

@@ -1277,3 +1277,18 @@ def test_rolling_back_a_savepoint_around_another_one(engine, exact, flushes_befo
         session.commit()
         assert row.data.mapping == {}
     exact(1)
+
+
+def test_rolling_back_a_savepoint_around_one_that_deleted_the_row(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        outer = session.begin_nested()
+        row.data.numbers.append(3)
+        session.flush()
+        session.begin_nested()
+        session.delete(row)
+        session.flush()
+        outer.rollback()
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2]
+    exact(1)
