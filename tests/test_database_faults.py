@@ -16,6 +16,7 @@ import warnings
 import pytest
 import test_endings
 from asyncpg import InternalClientError
+from conflicts import in_threads
 from exactness import assert_exact, delete_rows, tables_of, urls_of
 from models import Base, Counter, Keyed, Project, Run
 from sqlalchemy import create_engine, delete, event, insert, make_url, select, text, update
@@ -69,20 +70,6 @@ def assert_whole(engine, stored, metadata=Base.metadata):
     paths = {ObjectURL.parse(url).path for url in urls_of(engine, metadata)}
     assert paths <= stored.files(), "a committed row is dangling"
     return paths
-
-
-def waits_for_a_lock(engine, done):
-    """Return once another transaction waits for a lock, or `done` is set."""
-    query = {
-        "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        " AND datname = current_database()",
-        "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
-    }[engine.dialect.name]
-    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        for _ in range(3000):
-            if connection.scalar(text(query)) or done.wait(0.01):
-                return
-    pytest.fail("nobody waits for a lock")
 
 
 # -- at flush ------------------------------------------------------------------------------------
@@ -667,26 +654,6 @@ def test_a_lock_timeout_inside_a_savepoint(run, driver):
 
     run(driver, scenario)
     run.exact(4)
-
-
-def in_threads(*functions):
-    """Run functions at the same time, and raise what they raised."""
-    failures = []
-
-    def guarded(function):
-        try:
-            function()
-        except BaseException as err:
-            failures.append(err)
-
-    threads = [threading.Thread(target=guarded, args=(each,), daemon=True) for each in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
-    if failures:
-        raise failures[0]
 
 
 # -- SQLite: busy and full -------------------------------------------------------------------------

@@ -610,8 +610,7 @@ def prepare_in_a_process(engine, stored, end):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["SIGKILL", "exit"])
-@pytest.mark.parametrize("outcome", ["commit", "rollback"])
+@pytest.mark.parametrize(("outcome", "end"), [("commit", "SIGKILL"), ("rollback", "exit")])
 def test_another_process_recovers_what_a_dead_one_prepared(engine, stored, exact, outcome, end):
     three_rows(engine)
     old = stored.files()
