@@ -2,8 +2,8 @@
 
 Each line of its input is a JSON object with the scenario's name and the number of the point; it
 answers with a line that tells how the child ended. Run by `test_crashes.py` with the database's
-URL and the storage's folder as arguments. It has no connection of its own, so that each child
-starts without any, and imports everything once.
+URL, the storage's folder and, for durable removals, ``removals`` as arguments. It has no
+connection of its own, so that each child starts without any, and imports everything once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from conftest import Stored, make_engine
+from models import Base
 from scenarios import SCENARIOS, Stage
 from sqlalchemy import create_engine
 from watched import Watched
 
-from sqla_datastore import bind_storage
+from sqla_datastore import bind_storage, enable_removals
 from sqla_datastore.storage import LocalStorage
 
 LATE_SECONDS = 60
@@ -148,8 +149,10 @@ def warm_up(url: str) -> None:
         Stage(f"sqlite:///{folder}/test.db", Stored(base)).close()
 
 
-def main(url: str, base: str) -> None:
+def main(url: str, base: str, *options: str) -> None:
     """Answer until the input ends."""
+    if "removals" in options:
+        enable_removals(Base.metadata)
     warm_up(url)
     gc.freeze()  # else each child copies what the collector touches
     for line in sys.stdin:

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from sqla_datastore import DataStore, DataStoreType, bind_storage
-from sqla_datastore.maintenance import CheckReport, GcReport, check, gc
+from sqla_datastore.maintenance import CheckReport, DrainReport, GcReport, check, drain, gc
 
 A, B, NEW = (uuid.UUID(int=number) for number in (1, 2, 3))
 
@@ -449,15 +449,13 @@ class Stage:
 
     def _reset_tree(self) -> None:
         base, tree = self.stored.base, self._tree()
-        for path in tree.keys() - self._tree_before.keys():
-            (base / path).unlink()
-        for path, content in self._tree_before.items():
-            if tree.get(path) != content:
-                (base / path).parent.mkdir(parents=True, exist_ok=True)
-                (base / path).write_bytes(content)
-        for folder in sorted(self.stored.folders(), reverse=True):
-            if not any((base / folder).iterdir()):
-                (base / folder).rmdir()
+        for path in sorted(tree.keys() - self._tree_before.keys(), reverse=True):
+            (base / path).rmdir() if path.endswith("/") else (base / path).unlink()
+        for path in sorted(self._tree_before):
+            if path.endswith("/"):
+                (base / path).mkdir(exist_ok=True)
+            elif tree.get(path) != self._tree_before[path]:
+                (base / path).write_bytes(self._tree_before[path])
 
     def _raw_rows(self) -> list[list[dict[str, Any]]]:
         with self.engine.connect() as connection:
@@ -467,11 +465,13 @@ class Stage:
             ]
 
     def _tree(self) -> dict[str, bytes]:
-        return {path: (self.stored.base / path).read_bytes() for path in self.stored.files()}
+        """Return the bytes of every file, and nothing for every folder, by path."""
+        files = {path: (self.stored.base / path).read_bytes() for path in self.stored.files()}
+        return files | {f"{folder}/": b"" for folder in self.stored.folders()}
 
     def is_untouched(self) -> bool:
         """Whether every row is as before and the storage holds the same bytes, nothing else."""
-        return self.holds_rows_before() and self._tree() == self._tree_before and self.is_exact()
+        return self.holds_rows_before() and self._tree() == self._tree_before
 
     def holds_rows_before(self) -> bool:
         """Whether every row is as before, and so are the bytes of its objects."""
@@ -517,10 +517,16 @@ class Stage:
         return True
 
     def check(self) -> CheckReport:
+        """Compare rows and objects, and read all of these."""
         return check(self.engine, Base.metadata, deep=True)
 
     def collect(self) -> GcReport:
+        """Remove what no row refers to."""
         return gc(self.engine, Base.metadata, apply=True, grace_seconds=0)
+
+    def drain(self) -> DrainReport:
+        """Carry out the removals that were written down."""
+        return drain(self.engine, Base.metadata)
 
 
 def _raw(table):
