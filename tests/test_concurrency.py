@@ -390,15 +390,7 @@ def test_threads_that_do_anything(engine, stored, level, record_property):
 @pytest.mark.slow
 def test_threads_that_insert_replace_and_delete_leave_no_orphan(engine, stored, level):
     tally = threads_of(engine, stored, level, PLAIN)
-    assert assert_well(engine, stored) <= known_orphans(engine, level), tally
-
-
-def known_orphans(engine, level):
-    """Return how many there may be: of each row made anew while its deleter waited for the lock."""
-    if (engine.dialect.name, level) == ("postgresql", "READ COMMITTED"):
-        # a row's object, and that of the value inside
-        return 2 * WORKERS * OPERATIONS
-    return 0
+    assert assert_well(engine, stored) == 0, tally
 
 
 @pytest.mark.slow
@@ -420,7 +412,7 @@ def test_processes_that_insert_replace_and_delete_leave_no_orphan(engine, stored
     if level != "READ COMMITTED":
         pytest.skip("threads show it at the other levels")
     in_processes(url_of(engine), stored.base, level, "plain")
-    assert assert_well(engine, stored) <= known_orphans(engine, level)
+    assert assert_well(engine, stored) == 0
 
 
 @pytest.mark.slow
