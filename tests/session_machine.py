@@ -954,8 +954,9 @@ class SessionMachine(RuleBasedStateMachine):
         self.step("row_switch")
 
     @precondition(lambda self: self.session is not None)
-    @rule(n=numbers)
-    def change_key(self, n):
+    @rule(n=numbers, refill=st.booleans())
+    def change_key(self, n, refill):
+        """Change a row's key; perhaps another row takes the old one, and with it the folder."""
         keys, missing = self.existing("Item"), self.missing("Item")
         if not keys or not missing:
             return
@@ -968,6 +969,11 @@ class SessionMachine(RuleBasedStateMachine):
         self.rows[new] = self.rows.pop(old)
         self.switched |= {old, new}
         self.drop_holds(old)
+        if refill:
+            value, plain = self.fresh()
+            self.session.add(Item(id=old[1], data=value))
+            self.session.flush()
+            self.put("Item", old[1], data=plain)
         self.step("change_key")
 
     @precondition(lambda self: self.session is not None)
