@@ -275,7 +275,7 @@ def discard_rolled_back(session: Session) -> None:
 def expire(session: Session, state: InstanceState[Any], value: DataStore) -> None:
     """Have a value read again, where a persistent row of the Session holds it."""
     for key, held in list(values_of(state)):
-        if held is value and state.persistent and state.session is session:
+        if held is value and session.identity_map.contains_state(state):
             session.expire(state.obj(), [key])
 
 

@@ -123,8 +123,12 @@ def _look_at(connection: Connection, context: Any) -> None:
     transaction.metadatas[effects.store.table.metadata, schemas] = None
     if autocommit:
         # there is no moment between the statement and its COMMIT, so the write comes first
-        _write(transaction, effects.reserved)
-        transaction.ledger.make_durable(name for r in effects.reserved for name in _names(r))
+        try:
+            _write(transaction, effects.reserved)
+            transaction.ledger.make_durable(name for r in effects.reserved for name in _names(r))
+        except BaseException:
+            transaction.end("rollback")
+            raise
 
 
 def _with_urls(parameters: Any) -> Any:

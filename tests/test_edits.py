@@ -1292,3 +1292,18 @@ def test_rolling_back_a_savepoint_around_one_that_deleted_the_row(engine, exact,
         session.commit()
     assert reload(engine)["numbers"] == [1, 2]
     exact(1)
+
+
+def test_rolling_back_a_savepoint_around_one_that_made_the_row_anew(engine, exact, saved):
+    with Session(engine) as session:
+        outer = session.begin_nested()
+        session.delete(session.get(Entity, saved))
+        session.flush()
+        session.begin_nested()
+        new = Entity(id=saved, data=DataStore(numbers=[9]))
+        session.add(new)
+        session.flush()
+        outer.rollback()
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2]
+    exact(1)
