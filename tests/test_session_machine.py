@@ -141,6 +141,7 @@ _SPARED = (
     "core_update",
     "discard_an_edit",
     "edit_held_entry",
+    "expire",
     "expunge",
     "hold_entry",
     "make_transient",
@@ -233,7 +234,6 @@ def remove_listed_names_without_asking(patch):
     patch.setattr(endings.Transaction, "_referenced", lambda *_: set())
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("copy_on_write")
 @pytest.mark.parametrize("world", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
