@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,13 +26,14 @@ from sqla_datastore.drivers import (
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.ledger import Ledger, Name
 from sqla_datastore.removals import Removals, removals_of
-from sqla_datastore.rows import held_urls
+from sqla_datastore.rows import held_urls, urls_of_rows
 from sqla_datastore.statements import row_url
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
     from sqlalchemy.schema import MetaData
 
+    from sqla_datastore.columns import TableStore
     from sqla_datastore.folders import Schemas
     from sqla_datastore.statements import Effects
 
@@ -42,6 +43,7 @@ __all__ = [
     "Transaction",
     "begun",
     "commit_checks",
+    "end_if_out_of_sight",
     "flushed_by",
     "forgotten",
     "found_on",
@@ -76,6 +78,7 @@ class Transaction:
             ``schema_translate_map`` that it did so by.
         failed: what statements that failed would have done, with the ledger's size then: some
             rows may have it all the same.
+        sources: the rows that held what they do not hold any more.
         noted: what goes and was written down as a durable removal.
     """
 
@@ -90,6 +93,7 @@ class Transaction:
         self.pending_values: set[int] = set()
         self.metadatas: dict[tuple[MetaData, SchemaItems], None] = {}
         self.failed: list[tuple[int, Effects]] = []
+        self.sources: dict[Name, tuple[TableStore, tuple[Any, ...]]] = {}
         self.noted: list[Name] = []
         self.root_savepoint: str | None = None
         self.doubt: str | None = None
@@ -97,6 +101,7 @@ class Transaction:
         self.commit_failed = False
         self.prepared = False
         self.busy = False
+        self.closed_inside = False
         self._process = os.getpid()
 
     @property
@@ -145,6 +150,20 @@ class Transaction:
         if _open.get(id(self.raw)) is self:
             del _open[id(self.raw)]
 
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Pass over what happens to the connection inside: it is ours, or the dialect's own.
+
+        But a connection that is closed inside is lost, and nothing else will tell.
+        """
+        before, self.busy = self.busy, True
+        try:
+            yield
+        finally:
+            self.busy = before
+            if self.closed_inside and not before and _open.get(id(self.raw)) is self:
+                self.end(self.lost())
+
     # -- before COMMIT ---------------------------------------------------------------------------
 
     def prepare(self) -> None:
@@ -174,14 +193,43 @@ class Transaction:
                 "left have no objects; roll the transaction back and try again"
             )
         effects.keep(held)
-        self.ledger.drop(effects.dropped)
+        self.drop(effects)
 
-    def _referenced(self, candidates: set[Name]) -> set[Name]:
-        """Return those of the listed names that a row refers to, asked in this transaction."""
+    def drop(self, effects: Effects) -> None:
+        """Note what rows do not refer to any more."""
+        self.ledger.drop(effects.dropped)
+        for name in effects.dropped:
+            if name in effects.sources:
+                self.sources[name] = effects.store, effects.sources[name]
+
+    def _referenced(self, names: set[Name]) -> set[Name]:
+        """Return those of the names that a row refers to, asked in this transaction.
+
+        What a row held is asked by its key: a statement may have left the row alone (a trigger,
+        UPDATE IGNORE, criteria that found other rows than before), or been undone out of sight.
+        """
+        listed = names - self.sources.keys()
         connection = self.connection
         if connection is None:
-            return candidates
-        urls = {name: row_url(name) for name in candidates}
+            return listed
+        return self._held_by_url(connection, listed) | self._held_by_key(connection, names - listed)
+
+    def _held_by_key(self, connection: Connection, names: set[Name]) -> set[Name]:
+        keys: dict[TableStore, set[tuple[Any, ...]]] = {}
+        for name in names:
+            store, key = self.sources[name]
+            keys.setdefault(store, set()).add(key)
+        held: set[str] = set()
+        for store, found in keys.items():
+            for metadata, items in self.metadatas:
+                if metadata is store.table.metadata:
+                    held |= urls_of_rows(connection, store, found, schemas=dict(items))
+        return {name for name in names if row_url(name) in held}
+
+    def _held_by_url(self, connection: Connection, names: set[Name]) -> set[Name]:
+        if not names:
+            return set()
+        urls = {name: row_url(name) for name in names}
         held: set[str] = set()
         for metadata, items in self.metadatas:
             schemas = dict(items)
@@ -298,9 +346,9 @@ class Transaction:
     def _roll_back_now(self, rollback: Callable[[], Any]) -> None:
         try:
             rollback()
-        except Exception:
+        except Exception as err:
             # without a COMMIT the server drops the transaction with the connection
-            logger.warning("ROLLBACK failed after a refused COMMIT", exc_info=True)
+            logger.warning("ROLLBACK failed after a refused COMMIT: %r", err)
         self.end("rollback")
 
     def _commit_raised(self, err: BaseException) -> None:
@@ -391,6 +439,19 @@ def flushed_by(session: Any) -> list[Transaction]:
     return [found for found in list(_open.values()) if found.flushing is session]
 
 
+def end_if_out_of_sight(connection: Connection) -> None:
+    """End a transaction that is over though nobody saw it; called before a statement runs.
+
+    The driver's own ``commit()``, a procedure, text that is not recognized: the statement begins
+    another transaction, after which the driver could not tell any more.
+    """
+    found = found_on(connection)
+    if found is None or found.busy or found.ledger.is_empty:
+        return
+    if found.state is TransactionState.IDLE:
+        found.end("it ended out of sight before a statement")
+
+
 def begun(connection: Connection) -> None:
     """Note that a new transaction begins: one that is still open is dead, or goes on.
 
@@ -472,12 +533,10 @@ def _wrapped(dialect: Any, original: Callable[..., Any], around: Callable[..., A
             return proceed()
         if transaction.busy:
             # the dialect's own nested calls, such as asyncpg's ROLLBACK after COMMIT PREPARED
+            transaction.closed_inside |= around is _around_close
             return proceed()
-        transaction.busy = True
-        try:
+        with transaction.inside():
             return around(transaction, dialect, connection, proceed, *args)
-        finally:
-            transaction.busy = False
 
     return call
 
@@ -592,9 +651,6 @@ def _around_prepare(
         return proceed()
     except BaseException as err:
         transaction.prepared = not transaction.is_definite(err)
-        if transaction.prepared and transaction.connection is None:
-            # lost within this call, so that its close was taken for a nested one
-            transaction.end(f"PREPARE was sent and raised {type(err).__name__}")
         raise
 
 

@@ -53,14 +53,17 @@ WRITERS = 8
 
 # text that starts or ends a transaction or a savepoint behind SQLAlchemy's back
 _CONTROL = re.compile(
-    r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|ROLLBACK|ABORT|END|SAVEPOINT|RELEASE|PREPARE\s+TRANSACTION"
-    r"|XA|SET\s+(SESSION\s+)?AUTOCOMMIT)\b",
+    r"(?:^|;)\s*(BEGIN|START\s+TRANSACTION|COMMIT|ROLLBACK|ABORT|END|SAVEPOINT|RELEASE"
+    r"|PREPARE\s+TRANSACTION|XA|SET\s+(SESSION\s+)?AUTOCOMMIT)\b",
     re.IGNORECASE,
 )
+# MariaDB, "SQL statements that cause an implicit commit"
 _IMPLICIT_COMMIT = re.compile(
-    r"\s*(CREATE|ALTER|DROP|TRUNCATE|RENAME|GRANT|REVOKE|LOCK|UNLOCK|ANALYZE|OPTIMIZE)\b",
+    r"(?:^|;)\s*(CREATE|ALTER|DROP|TRUNCATE|RENAME|GRANT|REVOKE|LOCK|UNLOCK|ANALYZE|OPTIMIZE|CHECK"
+    r"|REPAIR|CACHE|LOAD\s+INDEX|FLUSH|RESET|INSTALL|UNINSTALL|SET\s+PASSWORD|CHANGE|START|STOP)\b",
     re.IGNORECASE,
 )
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 _to_expire: weakref.WeakKeyDictionary[Session, list[tuple[Any, set[str]]]] = (
     weakref.WeakKeyDictionary()
@@ -86,6 +89,7 @@ def _before_cursor_execute(
     context: ExecutionContext | None,
     _executemany: bool,
 ) -> tuple[str, Any]:
+    endings.end_if_out_of_sight(connection)
     compiled: Any = getattr(context, "compiled", None)
     if compiled is None or context.isddl or context.is_text:  # type: ignore[union-attr]
         _note_text(connection, statement)
@@ -151,7 +155,8 @@ def _after_execute(
     context._sqla_datastore = None
     transaction = transaction_of(connection)
     try:
-        effects.settle(connection, result.rowcount if not context.isinsert else -1)
+        with transaction.inside():
+            effects.settle(connection, result.rowcount if not context.isinsert else -1)
     except BaseException:
         transaction.note_failed(effects)
         raise
@@ -166,10 +171,10 @@ def _after_execute(
 
 def _end_committed(transaction: Transaction, effects: Effects) -> None:
     """Remove what a statement superseded that was its own transaction; its failures are logged."""
-    transaction.busy = True
     try:
-        _carry_out(transaction, [effects])
-        transaction.decide()
+        with transaction.inside():
+            _carry_out(transaction, [effects])
+            transaction.decide()
     except BaseException as err:
         transaction.end("looking after a statement that was its own transaction failed")
         if not isinstance(err, Exception):
@@ -177,8 +182,6 @@ def _end_committed(transaction: Transaction, effects: Effects) -> None:
         logger.exception("what a committed statement superseded could not be found out")
     else:
         transaction.end("commit")
-    finally:
-        transaction.busy = False
 
 
 def _note_text(connection: Connection, statement: str) -> None:
@@ -187,7 +190,8 @@ def _note_text(connection: Connection, statement: str) -> None:
     if transaction is None or transaction.ledger.is_empty:
         return
     implicit = connection.dialect.name in ("mysql", "mariadb", "oracle")
-    if _CONTROL.match(statement) or (implicit and _IMPLICIT_COMMIT.match(statement)):
+    plain = _COMMENT.sub(" ", statement)
+    if _CONTROL.search(plain) or (implicit and _IMPLICIT_COMMIT.search(plain)):
         transaction.doubt = f"{statement.strip()[:60]!r} was executed as text"
 
 
@@ -218,13 +222,14 @@ def _end_failed_autocommit(
         transaction.end("rollback")
         return
     try:
-        held = effects.held(connection)
-        unused = [r for r in effects.reserved if str(r.url) not in held]
-        transaction.ledger.undo(_names(r)[0] for r in unused)
-        effects.keep(held)
-        transaction.ledger.drop(effects.dropped)
-        transaction.ledger.adopt(name for r in effects.reserved for name in _names(r))
-        transaction.ledger.prepare(lambda candidates: candidates)
+        with transaction.inside():
+            held = effects.held(connection)
+            unused = [r for r in effects.reserved if str(r.url) not in held]
+            transaction.ledger.undo(_names(r)[0] for r in unused)
+            effects.keep(held)
+            transaction.drop(effects)
+            transaction.ledger.adopt(name for r in effects.reserved for name in _names(r))
+            transaction.decide()
     except Exception as err:
         transaction.end(f"a statement failed under AUTOCOMMIT, and so did asking: {err!r}")
     else:
@@ -244,7 +249,7 @@ def _carry_out(transaction: Transaction, effects: list[Effects]) -> None:
     ledger = transaction.ledger
     adopted: set[Name] = set()
     for effect in effects:
-        ledger.drop(effect.dropped)
+        transaction.drop(effect)
         names = [name for reserved in effect.reserved for name in _names(reserved)]
         ledger.adopt(names)
         adopted.update(names)

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _ATTRIBUTE = re.compile(r"[^\W\d]\w*")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # quote_segment never leaves these as they are, so they keep two fields of one segment apart
 _SEPARATORS = ",;=+@:!"
 
@@ -160,6 +161,17 @@ class FolderTemplate:
         ):
             segments.insert(0, quote_segment(schema))
         return check_path("/".join(segments))
+
+    def is_fresh(self, folder: str) -> bool:
+        """Return whether a folder bears a fresh UUID where a row's key can be none."""
+        # a translated schema may come before
+        texts = folder.split("/")[-len(_segments(self.template)) :]
+        for segment, text in zip(_segments(self.template), texts, strict=False):
+            columns = self.columns_of(segment[0][1]) if len(segment) == 1 else []
+            are_numbers = all(isinstance(column.type, types.Integer) for column in columns)
+            if columns and are_numbers and _UUID.fullmatch(text):
+                return True
+        return False
 
     @property
     def needs(self) -> list[Column[Any]]:

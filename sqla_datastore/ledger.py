@@ -194,18 +194,20 @@ class Ledger:
         After a failure the caller rolls the database back and calls `abort`.
 
         Args:
-            referenced: given the `candidates`, returns those that some row refers to, asked in
-                the same transaction. Called only when there are candidates.
+            referenced: given the `candidates` and what rows held until this transaction, returns
+                those that some row refers to, asked in the same transaction. Called only when
+                there are such names.
 
         Raises:
             Exception: whatever the storage or the question raised.
         """
         candidates = self.candidates()
-        unreferenced = candidates - referenced(candidates) if candidates else set()
         live, dropped = self._replay()
+        doubtful = candidates | (dropped - live)
+        held = referenced(doubtful) if doubtful else set()
         self.make_durable(live)
         gone = (dropped | self._written.keys()) - (live | candidates)
-        self._doomed = sorted(gone | unreferenced, key=lambda name: name.path)
+        self._doomed = sorted((gone | candidates) - held, key=lambda name: name.path)
 
     @property
     def doomed(self) -> list[Name]:

@@ -31,6 +31,7 @@ __all__ = [
     "held_urls",
     "inherited_values",
     "select_rows",
+    "urls_of_rows",
 ]
 
 CHUNK = 500
@@ -110,6 +111,32 @@ def held_urls(
             if locked:
                 query = query.with_for_update(read=True)
             held.update(connection.scalars(query, execution_options=options))
+    return held
+
+
+def urls_of_rows(
+    connection: Connection,
+    store: TableStore,
+    keys: Iterable[tuple[Any, ...]],
+    *,
+    schemas: Schemas | None = None,
+) -> set[str]:
+    """Return the URLs that rows of a table hold.
+
+    Args:
+        connection: asks in its transaction.
+        store: the table, which has a primary key.
+        keys: the rows' primary keys; rows that are gone hold none.
+        schemas: as for `held_urls`.
+    """
+    options = {"schema_translate_map": schemas} if schemas else {}
+    texts = [type_coerce(column, String()).label(None) for column in store.plain_columns]
+    key = list(store.table.primary_key)
+    held: set[str] = set()
+    for batch in batched(list(keys), CHUNK):
+        query = select(*texts).where(_any_key(key, batch))
+        for urls in connection.execute(query, execution_options=options):
+            held.update(url for url in urls if url is not None)
     return held
 
 

@@ -9,7 +9,7 @@ really did.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ class Effects:
         store: the table.
         reserved: values with a URL that the statement will put into rows.
         dropped: names that rows held and will not hold.
+        sources: the primary keys of these rows, where the table has one.
         folders: folders to be emptied.
         expected_rows: how many rows an UPDATE or DELETE has to match for all this to be true.
         upsert: asks the database what an INSERT that may meet existing rows did.
@@ -72,9 +73,17 @@ class Effects:
     store: TableStore
     reserved: list[Reservation] = field(default_factory=list)
     dropped: list[Name] = field(default_factory=list)
+    sources: dict[Name, tuple[Any, ...]] = field(default_factory=dict)
     folders: list[Folder] = field(default_factory=list)
     expected_rows: int | None = None
     upsert: Upsert | None = None
+
+    def drop(self, row: Row, names: Iterable[Name]) -> None:
+        """Note what a row held and will not hold."""
+        names = list(names)
+        self.dropped += names
+        if self.store.table.primary_key:
+            self.sources.update(dict.fromkeys(names, row.key(self.store.table)))
 
     def settle(self, connection: Connection, rowcount: int) -> None:
         """Keep only what the statement really did. Called right after it ran.
@@ -386,7 +395,7 @@ class _Run:
         if reservation is not None and self._keeps(reservation, row.urls.get(column)):
             return reservation
         for each in rows:
-            effects.dropped += self.names(column, each.urls[column])
+            effects.drop(each, self.names(column, each.urls[column]))
         if reservation is not None:
             self._replace(effects, column, reservation, row, index)
         return reservation
@@ -461,7 +470,7 @@ class _Run:
             effects.expected_rows += len(rows)  # type: ignore[operator]
             for row in rows:
                 for column, url in row.urls.items():
-                    effects.dropped += self.names(column, url)
+                    effects.drop(row, self.names(column, url))
                 effects.folders.extend(self._owned(row))
         return effects
 
@@ -489,11 +498,20 @@ class _Run:
         return column.folder.render(values, self.schemas)
 
     def _owned(self, row: Row) -> Iterator[Folder]:
-        """Yield the folders that a row owns."""
+        """Yield the folders that a row owns, and no other row can be putting an object into.
+
+        That is the one that its attributes say: who puts something there has to wait for its key.
+        One that only its URL remembers may be another row's by now, unless no key renders it.
+        """
+        values = inherited_values(self.connection, self.store, row.values)
         for column in self.store.columns:
-            folder = self.folder(column, row) if column.folder.owns else None
-            if folder is not None:
-                yield Folder(self.storage(column), folder)
+            if column.folder.owns:
+                folders = {column.folder.render(values, self.schemas)}
+                remembered = self.folder(column, row)
+                if remembered is not None and column.folder.is_fresh(remembered):
+                    folders.add(remembered)
+                for path in sorted(filter(None, folders)):
+                    yield Folder(self.storage(column), path)
         owner = self.store.class_folder
         folder = owner.render(row.values, self.schemas) if owner else None
         if folder is not None:
@@ -536,7 +554,7 @@ class Upsert:
     def settle(self, effects: Effects, connection: Connection) -> None:
         """Compare the rows before and after: what they hold now is adopted, the rest dropped."""
         before = {
-            url: storage_for(column.type.url, connection.dialect)
+            url: (row, storage_for(column.type.url, connection.dialect))
             for row in self.before.values()
             for column, url in row.urls.items()
             if url is not None
@@ -545,9 +563,9 @@ class Upsert:
         # rows whose keys the values did not tell, or that got other keys, are found by their URLs
         missing = {*before, *(str(r.url) for r in effects.reserved)} - held
         held |= held_urls(connection, self.store.plain_columns, sorted(missing))
-        for url, storage in before.items():
+        for url, (row, storage) in before.items():
             if url not in held:
-                effects.dropped += names_of(storage, ObjectURL.parse(url))
+                effects.drop(row, names_of(storage, ObjectURL.parse(url)))
         effects.reserved = [r for r in effects.reserved if str(r.url) in held]
 
     def _select(self, connection: Connection) -> dict[tuple[Any, ...], Row]:

@@ -444,7 +444,7 @@ def test_a_deferred_constraint_on_sqlite_leaves_the_transaction_open(run, driver
 
 @pytest.mark.parametrize("driver", POSTGRESQL)
 def test_the_backend_is_killed_before_commit(run, driver, caplog):
-    """Nobody can tell, so neither side is removed."""
+    """It shows at the question before COMMIT, so that none is sent."""
 
     def scenario(engine):
         with engine.connect() as connection:
@@ -452,10 +452,11 @@ def test_the_backend_is_killed_before_commit(run, driver, caplog):
             connection.execute(update(keyed).where(keyed.c.id == 1).values(data=DataStore(n=5)))
             pid = connection.scalar(text("SELECT pg_backend_pid()"))
             with engine.connect() as other:
-                other.execute(text(f"SELECT pg_terminate_backend({pid})"))
+                other.execute(text(f"SELECT pg_terminate_backend({pid}, 10000)"))
                 other.commit()
-            # asyncpg may still be reading why it was killed, and says so in an error of its own
-            with pytest.raises((DBAPIError, InternalClientError)):
+            # asyncpg may still be reading why it was killed, and says so in an error of its own;
+            # pg8000 lets the socket's error through
+            with pytest.raises((DBAPIError, InternalClientError, OSError)):
                 connection.commit()
 
     # pg8000 fails to close the broken connection and leaves its socket to the garbage collector;
@@ -468,8 +469,7 @@ def test_the_backend_is_killed_before_commit(run, driver, caplog):
         warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
         run(driver, scenario)
         gc.collect()
-    assert "nobody can tell how a transaction ended" in caplog.text
-    assert run.rows < run.files
+    run.exact(1)
 
 
 @pytest.mark.parametrize("driver", ALL)

@@ -274,17 +274,44 @@ def test_listed_names_go_unless_a_row_refers_to_them():
     assert storage.paths == {"referenced", "adopted"}
 
 
-def test_nothing_is_asked_where_nothing_unknown_was_listed():
+def test_nothing_is_asked_where_nothing_was_superseded_or_listed():
     storage, ledger = Names({"old"}), Ledger()
 
     def referenced(names):
         raise AssertionError(f"asked for {names}")
+
+    ledger.begin_savepoint("s")
+    ledger.drop(names_of(storage, "old"))
+    inserted(ledger, storage, "lost")
+    ledger.rollback_to("s")
+    inserted(ledger, storage, "new")
+    ledger.prepare(referenced)
+    ledger.finish()
+    assert storage.paths == {"old", "new"}
+
+
+def test_what_a_row_holds_in_spite_of_its_statement_stays():
+    storage, ledger = Names({"old", "held"}), Ledger()
+    ledger.drop(names_of(storage, "old", "held"))
+    ledger.prepare(lambda names: {name for name in names if name.path == "held"})
+    ledger.finish()
+    assert storage.paths == {"held"}
+
+
+def test_what_is_known_of_a_listed_name_counts():
+    storage, ledger = Names({"old"}), Ledger()
+    asked = []
+
+    def referenced(names):
+        asked.append({name.path for name in names})
+        return set()
 
     ledger.drop(names_of(storage, "old"))
     ledger.listed(names_of(storage, "old", "new"))
     inserted(ledger, storage, "new")
     ledger.prepare(referenced)
     ledger.finish()
+    assert asked == [{"old"}]
     assert storage.paths == {"new"}
 
 
