@@ -87,6 +87,22 @@ class RowLink:
         """Whether this is the attribute of that row."""
         return self._row() is state and self._key == key
 
+    def is_of(self, table: Any, key: tuple[Any, ...] | None) -> bool:
+        """Whether the row is, or will be, the one of a table that has this primary key.
+
+        Args:
+            table: the table.
+            key: the key as the database has it, None where it is not known yet.
+        """
+        state = self._row()
+        if state is None or table not in state.mapper.tables:
+            return False
+        if state.key is None:
+            return True
+        # a database may compare without regard to case
+        texts = [str(part).casefold() for part in state.key[1]]
+        return key is not None and texts == [str(part).casefold() for part in key]
+
     @property
     def is_dead(self) -> bool:
         """Whether the row's instance is gone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Column, String, Table, and_, or_, select, type_coerce
@@ -203,7 +204,7 @@ class AffectedRows:
             columns: the declared columns whose URLs are wanted.
         """
         given = self.context.compiled_parameters
-        keys = self._key_parameters()
+        keys = self.key_parameters
         if keys is not None and len(given) > 1:
             yield from self._by_keys(columns, keys)
             return
@@ -235,8 +236,9 @@ class AffectedRows:
             # a key may equal the row's only in the eyes of the database (collation, type)
             yield index, [found[key]] if key in found else self._of(columns, index)
 
-    def _key_parameters(self) -> dict[Column[Any], str] | None:
-        """Return the parameter of each key column, where the criteria compare plain columns."""
+    @cached_property
+    def key_parameters(self) -> dict[Column[Any], str] | None:
+        """The parameter of each key column, where the criteria compare plain columns."""
         table = self.store.table
         names: dict[Column[Any], str] = {}
         for clause in _conjuncts(self.criteria):

@@ -27,6 +27,7 @@ from sqla_datastore.columns import (
     table_store,
 )
 from sqla_datastore.datastore import DataStore
+from sqla_datastore.edits import RowLink
 from sqla_datastore.exceptions import RefusedStatementError, RefusedURLError
 from sqla_datastore.ledger import Name
 from sqla_datastore.options import storage_for
@@ -38,6 +39,7 @@ from sqla_datastore.rows import (
     held_urls,
     inherited_values,
     select_rows,
+    urls_of_rows,
 )
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.urls import ObjectURL, new_object_name
@@ -66,6 +68,8 @@ class Effects:
         dropped: names that rows held and will not hold.
         sources: the primary keys of these rows, where the table has one.
         folders: folders to be emptied.
+        destinations: the keys of the rows that values are meant for, where the criteria could
+            find another row than a moment before.
         expected_rows: how many rows an UPDATE or DELETE has to match for all this to be true.
         upsert: asks the database what an INSERT that may meet existing rows did.
     """
@@ -75,6 +79,7 @@ class Effects:
     dropped: list[Name] = field(default_factory=list)
     sources: dict[Name, tuple[Any, ...]] = field(default_factory=dict)
     folders: list[Folder] = field(default_factory=list)
+    destinations: list[tuple[Reservation, tuple[Any, ...]]] = field(default_factory=list)
     expected_rows: int | None = None
     upsert: Upsert | None = None
 
@@ -93,7 +98,8 @@ class Effects:
             rowcount: the driver's count of matched rows, -1 where it does not know.
 
         Raises:
-            RefusedStatementError: it put one value into several rows, which nobody could foresee.
+            RefusedStatementError: it put a value into several rows, or into another one, which
+                nobody could foresee.
         """
         if self.upsert is not None:
             self.upsert.settle(self, connection)
@@ -104,6 +110,18 @@ class Effects:
                     "value can be only one row's; roll the transaction back and try again"
                 )
             self.keep(self.held(connection))
+        if self.destinations and rowcount:
+            self._refuse_strays(connection)
+
+    def _refuse_strays(self, connection: Connection) -> None:
+        """Refuse values that other rows got than those that were selected for them."""
+        keys = [key for _, key in self.destinations]
+        held = urls_of_rows(connection, self.store, keys)
+        if any(str(reservation.url) not in held for reservation, _ in self.destinations):
+            raise RefusedStatementError(
+                f"the criteria of an UPDATE of {self.store.table.name!r} found another row than a "
+                "moment before; roll the transaction back, select the row, and update it by its key"
+            )
 
     def keep(self, held: set[str]) -> None:
         """Keep what is true where rows hold these URLs and no others of its."""
@@ -146,7 +164,7 @@ def effects_of(
     Args:
         connection: the connection that is about to run it.
         context: its execution context, parameters bound.
-        flushing: whether an ORM flush runs it, so that every value is its row's own.
+        flushing: whether it runs within an ORM flush.
         autocommit: whether its objects are written before it runs, without its rows' locks.
         pending: the identities of values that have a URL already, but are not stored yet.
         superseded: whether an object lost its row in this transaction, so that it may be its
@@ -286,7 +304,8 @@ class _Run:
             token = str(uuid.uuid4())
             for column, reservation in reserved:
                 folder = self._new_folder(column, values, token)
-                self._place(effects, column, reservation, folder)
+                own = self._is_flushed(reservation.value, self._key(values))
+                self._place(effects, column, reservation, folder, own=own)
             if not (effects.upsert and effects.upsert.met(values)):
                 effects.folders.extend(self._owned(Row(values, {})))
         return effects
@@ -341,12 +360,12 @@ class _Run:
         reservation: Reservation,
         folder: str,
         *,
-        own: bool = False,
+        own: bool,
     ) -> None:
         """Give a value its URL and encode it; a value that has a home elsewhere is copied."""
         value = reservation.value
         taken = id(value) in self.pending or id(value) in self.placed
-        if taken or (value.url is not None and not (own or self.flushing)):
+        if taken or (value.url is not None and not own):
             value = reservation.value = value.copy()
         self.placed.add(id(value))
         reservation.storage = self.storage(column)
@@ -355,6 +374,14 @@ class _Run:
         url = ObjectURL(reservation.storage.scheme, f"{folder}/{name}")
         reservation.url = ObjectURL.parse(str(url))
         effects.reserved.append(reservation)
+
+    def _is_flushed(self, value: DataStore, key: tuple[Any, ...] | None) -> bool:
+        """Whether a flush puts a value into the row of this key that it belongs to.
+
+        Not what a listener of the flush puts elsewhere, such as a history of changes.
+        """
+        link = value._row
+        return self.flushing and isinstance(link, RowLink) and link.is_of(self.store.table, key)
 
     # -- UPDATE
 
@@ -392,7 +419,12 @@ class _Run:
             )
         row = rows[0] if rows else Row({}, {})
         reservation = take(bound, value) if value is not None else None
-        if reservation is not None and self._keeps(reservation, row.urls.get(column)):
+        key = self._key(row.values)
+        by_key = self.affected.key_parameters is not None
+        if reservation is not None and key is not None and not by_key:
+            effects.destinations.append((reservation, key))
+        # where another row could be found, a new name shows which one was
+        if reservation is not None and by_key and self._keeps(reservation, row.urls.get(column)):
             return reservation
         for each in rows:
             effects.drop(each, self.names(column, each.urls[column]))
@@ -422,6 +454,7 @@ class _Run:
             return
         url = row.urls.get(column)
         own = url is not None and reservation.value.url == url
+        own = own or self._is_flushed(reservation.value, self._key(row.values))
         values = {**row.values, **self._known(0, self.context.compiled_parameters[index])}
         folder = self._new_folder(
             column, inherited_values(self.connection, self.store, values), str(uuid.uuid4())
@@ -442,6 +475,11 @@ class _Run:
             values = {c: value for c, value in values.items() if c not in key}
         return column.folder.fresh(values, token, self.schemas)
 
+    def _key(self, values: Mapping[Column[Any], Any]) -> tuple[Any, ...] | None:
+        """Return a row's primary key, where it is known."""
+        key = tuple(values.get(column) for column in self.store.table.primary_key)
+        return None if not key or None in key else key
+
     def _known(self, group: int, given: Mapping[str, Any]) -> dict[Column[Any], Any]:
         """Return the plain values that the statement gives to the columns that templates need."""
         found = {c: self.assignments.lookup(c, group, given) for c in self.store.needs}
@@ -453,8 +491,8 @@ class _Run:
         if value.url is None or value._scan() or value._changed:
             return False
         url, storage = ObjectURL.parse(value.url), self.storage(column)
-        # in a flush every value is its row's own
-        near = self.flushing or url.folder == self.folder(column, row)
+        flushed = self._is_flushed(value, self._key(row.values))
+        near = flushed or url.folder == self.folder(column, row)
         if url.scheme != storage.scheme or not near:
             return False
         if not self.superseded(Name(storage, url.path)):
