@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TextIO
 
-from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
+from sqla_datastore.exceptions import ConfigurationError, StorageError
 from sqla_datastore.findings import ForeignName, GcReport, Leftover, Orphan
 from sqla_datastore.references import Declared, stem_of
 from sqla_datastore.rows import batch_size
-from sqla_datastore.storage.protocol import KeepsLeftovers, Storage
+from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, is_there
 from sqla_datastore.survey import Collected, Progress, Survey, Ticker, leftovers
 
 __all__ = ["Collection"]
@@ -98,7 +98,7 @@ class Collection:
                 storage.remove_leftovers(left)
         except StorageError as err:
             self.failures.append(str(err))
-            doomed = [path for path in doomed if not _is_there(storage, path)]
+            doomed = [path for path in doomed if not is_there(storage, path)]
             left = []
         self.removed += len(doomed) + len(left)
         self.removed_bytes += sum(sizes[path] for path in (*doomed, *left))
@@ -136,13 +136,3 @@ def _batches(lines: Iterator[tuple[int, int, str]], size: int) -> Iterator[dict[
             batch = {}
     if batch:
         yield batch
-
-
-def _is_there(storage: Storage, path: str) -> bool:
-    try:
-        storage.size_bytes(path)
-    except MissingObjectError:
-        return False
-    except StorageError:
-        return True
-    return True

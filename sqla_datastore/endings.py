@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
 
 from sqla_datastore.columns import present
+from sqla_datastore.drainage import look, strike_off
 from sqla_datastore.drivers import (
     TransactionState,
     autocommits,
@@ -25,7 +26,7 @@ from sqla_datastore.drivers import (
 )
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.ledger import Ledger, Name
-from sqla_datastore.removals import Removals, removals_of
+from sqla_datastore.removals import Noted, SchemaItems, note_removals, removals_of
 from sqla_datastore.rows import held_urls, urls_of_rows
 from sqla_datastore.statements import row_url
 
@@ -34,10 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy.schema import MetaData
 
     from sqla_datastore.columns import TableStore
-    from sqla_datastore.folders import Schemas
     from sqla_datastore.statements import Effects
-
-SchemaItems: TypeAlias = frozenset[tuple[str | None, str | None]]
 
 __all__ = [
     "Transaction",
@@ -94,7 +92,7 @@ class Transaction:
         self.metadatas: dict[tuple[MetaData, SchemaItems], None] = {}
         self.failed: list[tuple[int, Effects]] = []
         self.sources: dict[Name, tuple[TableStore, tuple[Any, ...]]] = {}
-        self.noted: list[Name] = []
+        self.noted: list[Noted] = []
         self.root_savepoint: str | None = None
         self.doubt: str | None = None
         self.statement_failed = False
@@ -182,7 +180,8 @@ class Transaction:
     def decide(self) -> None:
         """Make objects durable and decide what goes, without looking for what is unsaved."""
         self.ledger.prepare(self._referenced)
-        self._note_removals()
+        doomed = self.ledger.doomed
+        self.noted = note_removals(self.connection, self.dialect, self.metadatas, doomed)
 
     def _account_for(self, effects: Effects) -> None:
         """Find out what a failed statement did all the same: a database may keep its first rows."""
@@ -238,58 +237,6 @@ class Transaction:
             asked = sorted(set(urls.values()))
             held |= held_urls(connection, columns, asked, locked=True, schemas=schemas)
         return {name for name, url in urls.items() if url in held}
-
-    # -- durable removals ------------------------------------------------------------------------
-
-    def _removals(self) -> tuple[Removals, Schemas] | None:
-        """Return where removals are written down, where that is enabled."""
-        found = ((removals_of(metadata), dict(items)) for metadata, items in self.metadatas)
-        return next(((removals, schemas) for removals, schemas in found if removals), None)
-
-    def _note_removals(self) -> None:
-        """Write down what goes, in this transaction."""
-        found, connection = self._removals(), self.connection
-        if found is None:
-            return
-        removals, schemas = found
-        storages = {id(storage) for storage in removals.storages(self.dialect)}
-        self.noted = [name for name in self.ledger.doomed if id(name.storage) in storages]
-        if self.noted and connection is not None:
-            removals.note(connection, _row_urls(self.noted), schemas)
-
-    def _finish(self) -> None:
-        """Remove what the committed transaction superseded, now or later; never fails."""
-        found = self._removals()
-        if found is None:
-            self.ledger.finish()
-            return
-        removals, schemas = found
-        removed = set(self.ledger.finish(self.noted if removals.keep_seconds else ()))
-        # a value is struck off when all its objects are gone
-        left = set(_row_urls(name for name in self.noted if name not in removed))
-        urls = _row_urls(name for name in self.noted if name in removed)
-        self._strike_off(removals, schemas, [url for url in urls if url not in left])
-
-    def _strike_off(self, removals: Removals, schemas: Schemas, urls: list[str]) -> None:
-        """Strike off what was removed, and look for what others left; never fails."""
-        connection = self.connection
-        if connection is None:
-            return
-
-        def commit() -> None:
-            # unobserved: this is no transaction of the application's
-            stock = getattr(self.dialect.do_commit, "__wrapped__", self.dialect.do_commit)
-            stock(connection.connection)
-
-        try:
-            if urls:
-                removals.strike(connection, urls, schemas)
-                commit()
-            removals.look(connection, commit, schemas)
-        except Exception:
-            logger.warning("removals could not be struck off; the next look tries", exc_info=True)
-            with suppress(Exception):
-                self.dialect.do_rollback(connection.connection)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -386,6 +333,27 @@ class Transaction:
             return "its connection was closed after PREPARE"
         return self.doubt or "rollback"
 
+    def _finish(self) -> None:
+        """Remove what the committed transaction superseded, now or later; never fails."""
+        kept = {n for each in self.noted if each.removals.keep_seconds for n in each.names}
+        removed = set(self.ledger.finish(kept))
+        found = [(removals_of(metadata), dict(items)) for metadata, items in self.metadatas]
+        connection = self.connection
+        if connection is None or not any(removals for removals, _ in found):
+            return
+        # unobserved: it is no transaction of the application's
+        stock = getattr(self.dialect.do_commit, "__wrapped__", self.dialect.do_commit)
+        commit = partial(stock, connection.connection)
+        try:
+            strike_off(connection, commit, self.noted, removed)
+            for removals, schemas in found:
+                if removals is not None:
+                    look(connection, commit, removals, schemas)
+        except Exception as err:
+            logger.warning("removals wait for the next look, the database failed: %s", err)
+            with suppress(Exception):
+                self.dialect.do_rollback(connection.connection)
+
     def end(self, outcome: str) -> None:
         """Close the ledger: ``commit``, ``rollback``, or the reason why nobody can tell."""
         self.close()
@@ -398,10 +366,6 @@ class Transaction:
             self.ledger.abort()
         else:
             self.ledger.forget(outcome)
-
-
-def _row_urls(names: Iterable[Name]) -> list[str]:
-    return list(dict.fromkeys(map(row_url, names)))
 
 
 def unwrap(connection: Any) -> Any:

@@ -237,6 +237,7 @@ class DrainReport:
         referenced: how many were struck off because a row holds the URL again.
         foreign: how many were struck off because they name no object of this library.
         waiting: how many are younger; they stay.
+        others: how many are of other models; they stay.
         failures: what the storage said where it could not remove; the next run tries again.
     """
 
@@ -245,6 +246,7 @@ class DrainReport:
     referenced: int
     foreign: int
     waiting: int
+    others: int
     failures: tuple[str, ...]
 
     @property

@@ -225,7 +225,8 @@ class Ledger:
         Returns:
             What was removed.
         """
-        kept = set(kept)
+        # what this transaction wrote and superseded itself nobody else has ever seen
+        kept = set(kept) - self._written.keys()
         doomed = [name for name in self.doomed if name not in kept]
         self._clear()
         return _remove(doomed, "superseded by a committed transaction")

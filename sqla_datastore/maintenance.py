@@ -22,6 +22,7 @@ from sqlalchemy import MetaData
 from sqla_datastore.accounting import Account
 from sqla_datastore.collection import Collection
 from sqla_datastore.comparison import Comparison
+from sqla_datastore.drainage import Drainage
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.findings import (
     CheckReport,
@@ -37,7 +38,7 @@ from sqla_datastore.findings import (
     TypeUsage,
     UsageReport,
 )
-from sqla_datastore.removals import Drainage, check_seconds, removals_of
+from sqla_datastore.removals import check_seconds, removals_of
 from sqla_datastore.rows import batch_size
 from sqla_datastore.survey import (
     Collected,
@@ -178,8 +179,8 @@ def drain(
         What was done. What the storage did not remove is among its failures.
 
     Raises:
-        ConfigurationError: removals are not enabled; a declared table is missing; the storage's
-            base does not exist; or the engine is asynchronous.
+        ConfigurationError: removals are not enabled; the table of removals is missing; no
+            storage's base exists; or the engine is asynchronous.
         sqlalchemy.exc.SQLAlchemyError: the database failed.
     """
     removals = removals_of(metadata)
@@ -190,13 +191,19 @@ def drain(
         )
     keep = removals.keep_seconds if keep_seconds is None else keep_seconds
     check_seconds(keep)
-    columns = declared_in(engine, metadata)
+    # models of one MetaData may be in several databases, each with a table of removals
+    columns = declared_in(engine, metadata, force=True)
+    if columns.removals is None:
+        raise ConfigurationError(
+            f"the database lacks the table {removals.table.fullname!r}; give the right database, "
+            "or create it (metadata.create_all(engine), or alembic upgrade head)"
+        )
     refuse_missing_bases(columns)
-    drainage = Drainage(removals, keep, columns.schemas)
+    drainage = Drainage(removals, columns.schemas, keep)
     size = batch_size(columns.engine.dialect)
     with columns.engine.connect() as connection:
-        ticker = Ticker(progress, "removing", drainage.count(connection, due=True))
-        while drainage.is_busy:
+        ticker = Ticker(progress, "removing", drainage.count(connection))
+        while not drainage.is_done:
             ticker(drainage.batch(connection, size))
             connection.commit()
         ticker.tell()

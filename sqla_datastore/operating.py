@@ -253,6 +253,8 @@ def _show_drain(report: DrainReport) -> None:
         f"{report.carried_out} removals carried out; {report.waiting} younger than "
         f"{report.keep_seconds:g} s wait"
     )
+    if report.others:
+        _print(f"{report.others} are of other models and stay")
     if report.referenced or report.foreign:
         _print(
             f"struck off: {report.referenced} that rows hold again, {report.foreign} that name no "

@@ -95,7 +95,7 @@ class Declared:
             ConfigurationError: the engine is asynchronous and this is no greenlet of SQLAlchemy's,
                 or the MetaData declares no column.
         """
-        engine = _synchronous(engine)
+        engine = _of_committed_rows(_synchronous(engine))
         check_metadata(metadata)
         stores = list(declared(metadata))
         if not any(store.columns for store in stores):
@@ -192,7 +192,9 @@ class Declared:
             selects.append(select(source, url.label("url")).where(url.is_not(None)))
         if self.removals is not None:
             pending = literal_column(str(PENDING), Integer()).label("source")
-            selects.append(select(pending, self.removals.table.c.url))
+            table = self.removals.table
+            labels = [self.columns[number].label for number in numbers]
+            selects.append(select(pending, table.c.url).where(table.c.source.in_(labels)))
         rows = sa.union_all(*selects).subquery("datastore_urls")
         query = select(rows.c.source, rows.c.url).order_by(_bytewise(self.engine, rows.c.url))
         with self.engine.connect() as connection:
@@ -324,6 +326,13 @@ def _bytewise(engine: Engine, url: Any) -> Any:
     if name in ("mysql", "mariadb"):
         return sa.cast(url, LargeBinary())
     return sa.collate(url, "BINARY") if name == "sqlite" else url
+
+
+def _of_committed_rows(engine: Engine) -> Engine:
+    """Return an engine that does not read what may be rolled back yet, whatever its level."""
+    if engine.dialect.name in ("mysql", "mariadb", "postgresql"):
+        return engine.execution_options(isolation_level="READ COMMITTED")
+    return engine
 
 
 def _synchronous(engine: Any) -> Engine:

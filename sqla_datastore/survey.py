@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.findings import MOST_KEPT, Findings, ForeignName, Leftover
 from sqla_datastore.owned import OwnedFolders
 from sqla_datastore.references import PENDING, Declared, Reference, References, stem_of
-from sqla_datastore.storage.local import LocalStorage
+from sqla_datastore.storage import base_exists
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, StoredObject
 from sqla_datastore.urls import OBJECT_NAME, ObjectURL, is_managed
 
@@ -296,20 +295,16 @@ def refuse_missing_bases(columns: Declared) -> None:
         ConfigurationError: their folders do not exist.
     """
     storages = columns.storages()
-    if all(map(_lacks_base, storages)):
+    if not any(map(base_exists, storages)):
         raise ConfigurationError(_MISSING_BASE.format(storages[0].url))
 
 
 def _refuse_missing_base(columns: Declared, storage: Storage, references: References) -> None:
     """Refuse a local storage without its folder, unless another one serves and this is unused."""
-    if not _lacks_base(storage):
+    if base_exists(storage):
         return
-    if references.rows or all(map(_lacks_base, columns.storages())):
+    if references.rows or not any(map(base_exists, columns.storages())):
         raise ConfigurationError(_MISSING_BASE.format(storage.url))
-
-
-def _lacks_base(storage: Storage) -> bool:
-    return isinstance(storage, LocalStorage) and not os.path.isdir(storage.base)
 
 
 def leftovers(survey: Survey, newest: float) -> Iterator[tuple[Leftover, bool]]:

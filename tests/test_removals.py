@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -9,8 +10,22 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from conftest import make_engine
 from exactness import assert_exact, delete_rows, tables_of, urls_of
-from sqlalchemy import Column, Integer, MetaData, Table, delete, event, func, insert, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import (
+    Column,
+    Integer,
+    MetaData,
+    Table,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from test_endings import ALL, keyed
 from test_endings import metadata as metadata_without
@@ -28,6 +43,7 @@ from sqla_datastore import (
     enable_removals,
 )
 from sqla_datastore.maintenance import check, drain, gc
+from sqla_datastore.removals import removals_of
 from sqla_datastore.storage.local import LocalStorage
 
 
@@ -65,9 +81,11 @@ def make_other(engine, base=None):
         other.dispose()
 
 
-def note(engine, url):
+def note(engine, *urls, source="results.data"):
+    """Write removals down as a trigger would."""
     with engine.begin() as connection:
-        connection.execute(insert(noted).values(url=url, superseded_at=0))
+        rows = [{"url": url, "source": source, "superseded_at": 0} for url in urls]
+        connection.execute(insert(noted), rows)
 
 
 def age(engine, table, seconds):
@@ -290,7 +308,7 @@ def test_a_failure_to_strike_off_is_quiet_and_made_good(engine, exact, caplog):
         replace(engine)
     finally:
         event.remove(engine, "before_cursor_execute", fail)
-    assert "could not be struck off" in caplog.text
+    assert "removals wait for the next look" in caplog.text
     exact(1, waiting=1)
     assert drain(engine, Base.metadata).carried_out == 1
     exact(1)
@@ -386,8 +404,7 @@ def test_what_is_not_of_this_librarys_rows_stays(engine, stored, managed):
         (stored.base / "results" / "notes.txt").write_text("mine")
         url = "file:///results/notes.txt"
     before = stored.files()
-    for each in (url, "file:///../outside.zip", "s3:///results/1/a.zip", "no url"):
-        note(engine, each)
+    note(engine, url, "file:///../outside.zip", "s3:///results/1/a.zip", "no url")
     assert drain(engine, Base.metadata).foreign == 4
     assert stored.files() == before
     assert pending(engine) == 0
@@ -400,12 +417,13 @@ def test_without_the_table_nothing_is_committed(tmp_path, stored):
     engine = make_engine(f"sqlite:///{tmp_path / 'other.db'}", stored.base)
     Base.metadata.create_all(engine, [Result.__table__])
     add(engine, 1)
-    with pytest.raises(OperationalError, match="sqla_datastore_removals"):
+    with pytest.raises(DatabaseError, match="sqla_datastore_removals") as raised:
         replace(engine)
+    assert "alembic upgrade head" in raised.value.__notes__[0]
     with Session(engine) as session:
         assert session.get(Result, 1).data.n == 1
     assert len(stored.files()) == 1
-    with pytest.raises(ConfigurationError, match="lacks the declared tables"):
+    with pytest.raises(ConfigurationError, match="lacks the table 'sqla_datastore_removals'"):
         drain(engine, Base.metadata)
     engine.dispose()
 
@@ -474,3 +492,221 @@ def test_models_without_removals_in_another_storage(engine, stored, tmp_path, ex
         assert len(list(elsewhere.rglob("*.zip"))) == 1
     finally:
         metadata.drop_all(engine)
+
+
+# -- what goes wrong while removals are carried out ------------------------------------------------
+
+
+class Stubborn(LocalStorage):
+    """Cannot remove one object, whose path it is told."""
+
+    def remove(self, paths):
+        paths = list(paths)
+        super().remove(path for path in paths if path != self.stays)
+        if self.stays in paths:
+            raise StorageError("busy", url=f"file:///{self.stays}")
+
+
+def test_one_object_that_cannot_be_removed_is_in_nobodys_way(engine, stored, monkeypatch, caplog):
+    monkeypatch.setattr("sqla_datastore.drainage.LOOK_ROWS", 2)
+    monkeypatch.setattr("sqla_datastore.drainage.LOOK_SECONDS", 0)
+    add(engine, *range(5))
+    urls = urls_of(engine, Base.metadata)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM results"))
+    note(engine, *urls)
+    storage = Stubborn(stored.base)
+    storage.stays = urls[0].removeprefix("file:///")
+    bind_storage(engine, storage)
+    for key in (10, 11):
+        add(engine, key)
+    assert "busy" in caplog.text
+    assert pending(engine) == 2  # the one that stays, and the fifth
+    report = drain(engine, Base.metadata)
+    assert (report.carried_out, report.is_clean) == (1, False)
+    bind_storage(engine, stored.base)
+    assert drain(engine, Base.metadata).carried_out == 1
+    assert_exact(engine, Base.metadata, stored, 2)
+
+
+def test_a_base_that_is_not_mounted_is_not_an_empty_one(engine, stored, exact):
+    add(engine, 1, 2)
+    with storage_doing(engine, stored, killed_before_removal), pytest.raises(Killed):
+        replace(engine)
+    away = stored.base.rename(stored.base.with_name("unmounted"))
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        drain(engine, Base.metadata)
+    with make_other(engine, stored.base) as other, other.begin() as connection:
+        connection.execute(delete(Result).where(Result.id == 2))
+    assert pending(engine) == 2
+    away.rename(stored.base)
+    assert drain(engine, Base.metadata).carried_out == 2
+    exact(1)
+
+
+def test_two_processes_that_strike_off_at_once(engine, stored, exact):
+    add(engine, 1, 2)
+    first, second = urls_of(engine, Base.metadata)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM results WHERE id = 1"))
+    note(engine, first)
+
+    def another_drain(call, moment):
+        if (call, moment) == ("remove", "before"):
+            bind_storage(engine, stored.base)
+            assert drain(engine, Base.metadata).carried_out == 1
+            with engine.begin() as connection:
+                connection.execute(text("DELETE FROM results WHERE id = 2"))
+            note(engine, second)
+
+    # in its stock mode SQLite holds no lock between a SELECT and what follows
+    other = create_engine(engine.url)
+    with storage_doing(other, stored, another_drain):
+        drain(other, Base.metadata)
+    other.dispose()
+    assert drain(engine, Base.metadata).carried_out == 1
+    exact(0)
+
+
+def test_what_may_be_rolled_back_yet_is_not_carried_out(engine, stored, exact):
+    if engine.dialect.name not in ("mysql", "mariadb"):
+        pytest.skip("only MySQL and MariaDB read uncommitted rows")
+    add(engine, 1, 2)
+    url = next(url for url in urls_of(engine, Base.metadata) if "/1/" in url)
+    dirty = engine.execution_options(isolation_level="READ UNCOMMITTED")
+    with engine.connect() as connection:
+        connection.execute(text("UPDATE results SET data = NULL WHERE id = 1"))
+        row = {"url": url, "source": "results.data", "superseded_at": 0}
+        connection.execute(insert(noted), [row])
+        assert drain(dirty, Base.metadata).carried_out == 0
+        with make_other(engine, stored.base) as other:
+            replace(other.execution_options(isolation_level="READ UNCOMMITTED"), 2)
+        connection.rollback()
+    exact(2)
+
+
+def test_a_commit_does_not_wait_for_another_writer_on_sqlite(engine, stored, exact):
+    if engine.dialect.name != "sqlite":
+        pytest.skip("only SQLite has one writer")
+    add(engine, 1)
+    with make_other(engine) as other, other.connect() as connection:
+
+        def block(call, moment):
+            if (call, moment) == ("remove", "after"):
+                connection.execute(text("INSERT INTO results (id) VALUES (7)"))
+
+        before = time.monotonic()
+        with storage_doing(engine, stored, block):
+            replace(engine)
+        assert time.monotonic() - before < 4  # of the five seconds that sqlite3 waits
+        connection.rollback()
+    assert pending(engine) == 1
+    assert drain(engine, Base.metadata).carried_out == 1
+    exact(1)
+
+
+# -- several models, schemas, and kinds of names ---------------------------------------------------
+
+
+def test_models_that_share_the_table_leave_each_other_alone(engine, stored):
+    other = MetaData()
+    table = Table(
+        "others",
+        other,
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("data", DataStoreType()),
+    )
+    assert enable_removals(other, keep_seconds=60).name == noted.name
+    other.create_all(engine)
+    try:
+        with engine.begin() as connection:
+            connection.execute(insert(table).values(id=1, data=DataStore(n=1)))
+        [url] = urls_of(engine, other)
+        note(engine, url, source="others.data")
+        report = drain(engine, Base.metadata)
+        assert (report.carried_out, report.others) == (0, 1)
+        assert len(stored.files()) == 1
+        assert drain(engine, other, keep_seconds=0).referenced == 1
+        assert_exact(engine, other, stored, 1)
+    finally:
+        table.drop(engine)
+
+
+def test_each_tenant_is_looked_after(tmp_path, stored):
+    engine = make_engine(f"sqlite:///{tmp_path / 'main.db'}", stored.base)
+    schemas = ("one", "two")
+
+    @event.listens_for(engine, "connect")
+    def attach(connection, _record):
+        for schema in schemas:
+            connection.execute(f"ATTACH '{tmp_path / schema}.db' AS {schema}")
+
+    tenants = [engine.execution_options(schema_translate_map={None: schema}) for schema in schemas]
+    for tenant in tenants:
+        Base.metadata.create_all(tenant)
+        add(tenant, 1)
+        with storage_doing(tenant, stored, killed_before_removal), pytest.raises(Killed):
+            replace(tenant)
+    removals_of(Base.metadata).looks.clear()
+    for tenant in tenants:
+        add(tenant, 2)
+        assert pending(tenant) == 0
+    assert len(stored.files()) == 4
+    engine.dispose()
+
+
+def test_only_what_others_can_have_seen_is_kept(engine, stored):
+    add(engine, 1, cls=Kept)
+    with Session(engine) as session:
+        row = session.get(Kept, 1)
+        for n in range(3):
+            row.data = DataStore(n=n)
+            session.flush()
+        savepoint = session.begin_nested()
+        row.data = DataStore(n=9)
+        session.flush()
+        savepoint.rollback()
+        session.commit()
+    assert len(stored.files()) == 2
+    assert pending(engine, kept) == 1
+
+
+def test_a_foreign_file_in_a_rows_folder_goes_with_the_row(engine, stored, exact):
+    add(engine, 1, cls=Kept)
+    [folder] = stored.base.glob("kept/1")
+    (folder / ("x" * 200)).write_text("long")
+    deep = folder.joinpath(*["y" * 150] * 8)
+    deep.mkdir(parents=True)
+    (deep / "notes.txt").write_text("deep")
+    with Session(engine) as session:
+        session.delete(session.get(Kept, 1))
+        session.commit()
+    assert pending(engine, kept) == 1
+    assert len(stored.files()) == 1
+
+
+def test_a_period_holds_for_what_a_failing_statement_did_under_autocommit(engine, stored):
+    add(engine, 1, 2, cls=Kept)
+    before = set(urls_of(engine, KeptBase.metadata))
+    rows = [{"key": 1, "to": 1, "data": DataStore(n=5)}, {"key": 2, "to": 1, "data": DataStore()}]
+    values = {"id": bindparam("to"), "data": bindparam("data")}
+    statement = update(Kept.__table__).where(Kept.id == bindparam("key")).values(values)
+    # without the events that have SQLite begin a transaction all the same
+    plain = create_engine(engine.url)
+    bind_storage(plain, stored.base)
+    with (
+        plain.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        pytest.raises(IntegrityError),
+    ):
+        connection.execute(statement, rows)
+    plain.dispose()
+    replaced = before.difference(urls_of(engine, KeptBase.metadata))
+    assert pending(engine, kept) == len(replaced)
+    assert len(stored.files()) == 2 + len(replaced)
+
+
+def test_a_table_that_was_reflected_before(engine):
+    metadata = MetaData()
+    metadata.reflect(engine, only=[noted.name])
+    table = enable_removals(metadata)
+    assert metadata.tables[noted.name] is table

@@ -23,10 +23,16 @@ __all__ = [
     "ObjectWriter",
     "Storage",
     "StoredObject",
+    "base_exists",
     "open_storage",
 ]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+
+
+def base_exists(storage: Storage) -> bool:
+    """Return whether a storage is there; a local folder may not be mounted, or not be made yet."""
+    return not isinstance(storage, LocalStorage) or os.path.isdir(storage.base)
 
 
 def open_storage(url: str | os.PathLike[str]) -> Storage:

@@ -13,7 +13,9 @@ from typing import Protocol, runtime_checkable
 
 from typing_extensions import Buffer
 
-__all__ = ["KeepsLeftovers", "ObjectReader", "ObjectWriter", "Storage", "StoredObject"]
+from sqla_datastore.exceptions import MissingObjectError, StorageError
+
+__all__ = ["KeepsLeftovers", "ObjectReader", "ObjectWriter", "Storage", "StoredObject", "is_there"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +126,14 @@ class KeepsLeftovers(Protocol):
         A folder that has got a file meanwhile stays; what is already gone is no error. Tries every
         path before it raises.
         """
+
+
+def is_there(storage: Storage, path: str) -> bool:
+    """Return whether a storage has an object, or cannot tell."""
+    try:
+        storage.size_bytes(path)
+    except MissingObjectError:
+        return False
+    except StorageError:
+        return True
+    return True
