@@ -314,7 +314,8 @@ def _check_pair(owner: FolderTemplate, other: FolderTemplate) -> None:
     raise ConfigurationError(
         f"the folders {owner.template!r} of table {owner.table.name!r} and {other.template!r} of "
         f"table {other.table.name!r} can be the same; start one of them with a name of its own, or "
-        f"give {other.table.name!r} a foreign key to the row that owns the folder"
+        f"give {other.table.name!r} a foreign key, and no deferrable one, to the row that owns the "
+        "folder"
     )
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from string import Formatter
 from typing import Any, TypeAlias
 
-from sqlalchemy import Column, Table, types
+from sqlalchemy import Column, ForeignKey, Table, types
 
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
 from sqla_datastore.urls import check_path, quote_segment
@@ -267,8 +267,16 @@ def _names_parent(owner: FolderTemplate, a: Segment, other: FolderTemplate, b: S
 
 def _points_at(children: list[Column[Any]], parents: list[Column[Any]]) -> bool:
     return len(children) == len(parents) and all(
-        any(key.column is parent for key in child.foreign_keys)
+        any(key.column is parent and not _is_deferrable(key) for key in child.foreign_keys)
         for child, parent in zip(children, parents, strict=True)
+    )
+
+
+def _is_deferrable(key: ForeignKey) -> bool:
+    """Whether a foreign key may lock its parent at COMMIT only, too late to keep its folder."""
+    constraint = key.constraint
+    return constraint is not None and bool(
+        constraint.deferrable or (constraint.initially or "").upper() == "DEFERRED"
     )
 
 

@@ -507,3 +507,24 @@ def test_a_table_that_is_not_mapped_yet_refuses_no_prefix():
         Column("data", DataStoreType(folder="imperative/{key}")),
     )
     refuse_owned_prefix("weights/a")
+
+
+@pytest.mark.parametrize("options", [{"deferrable": True}, {"initially": "DEFERRED"}])
+def test_a_child_whose_foreign_key_is_deferrable_may_not_share_its_parents_folder(options):
+    class Base(DeclarativeBase):
+        pass
+
+    class Owner(Base):
+        __tablename__ = "owners"
+        __datastore_folder__ = "shared/{id}"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Child(Base):
+        __tablename__ = "children"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        id_owner: Mapped[int] = mapped_column(ForeignKey("owners.id", **options))
+        data: Mapped[DataStore] = mapped_column(DataStoreType(folder="shared/{id_owner}"))
+
+    with pytest.raises(ConfigurationError, match="no deferrable one"):
+        configure_mappers()
+    Base.registry.dispose()
