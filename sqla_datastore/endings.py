@@ -270,12 +270,16 @@ class Transaction:
         """Return how the transaction is known to end, whatever COMMIT answers; None if by it."""
         if self.ledger.is_empty and not (self.pending or self.failed):
             return None
-        state = self.state
-        if state is TransactionState.FAILED or self._server_says_failed():
+        if self.has_failed():
             return "rollback"
+        state = self.state
         if state is TransactionState.IDLE:
             return "it ended out of sight before COMMIT"
         return self.doubt
+
+    def has_failed(self) -> bool:
+        """Return whether it can only be rolled back, although COMMIT would answer politely."""
+        return self.state is TransactionState.FAILED or self._server_says_failed()
 
     def _server_says_failed(self) -> bool:
         """Ask the server, where a statement failed and the driver cannot tell what that did."""
@@ -607,6 +611,10 @@ def _around_rollback_to(
 def _around_prepare(
     transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any], _xid: Any
 ) -> Any:
+    if transaction.has_failed():
+        # PostgreSQL answers PREPARE with a rollback, and no error
+        transaction.end("rollback")
+        return proceed()
     # if this fails nothing was sent: SQLAlchemy's rollback follows, and may be sent only once
     transaction.prepare()
     # from now on only the second phase decides, unless the database itself refuses to prepare

@@ -510,10 +510,7 @@ def test_a_table_that_is_not_mapped_yet_refuses_no_prefix():
 
 
 @pytest.mark.parametrize("options", [{"deferrable": True}, {"initially": "DEFERRED"}])
-def test_a_child_whose_foreign_key_is_deferrable_may_not_share_its_parents_folder(options):
-    class Base(DeclarativeBase):
-        pass
-
+def test_a_child_whose_foreign_key_is_deferrable_may_not_share_its_parents_folder(Base, options):
     class Owner(Base):
         __tablename__ = "owners"
         __datastore_folder__ = "shared/{id}"
@@ -527,4 +524,3 @@ def test_a_child_whose_foreign_key_is_deferrable_may_not_share_its_parents_folde
 
     with pytest.raises(ConfigurationError, match="no deferrable one"):
         configure_mappers()
-    Base.registry.dispose()

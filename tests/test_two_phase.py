@@ -444,9 +444,6 @@ def test_a_deadlock_before_prepare(engine, stored, exact):
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert len(errors) == 2, errors
-    if engine.dialect.name == "postgresql":
-        # PREPARE returns, the server rolls back, and COMMIT PREPARED fails: nobody can tell
-        collect(engine)
     exact(3)
     with Session(engine) as session:
         assert session.get(Keyed, 1).data.n == session.get(Keyed, 2).data.n
@@ -804,3 +801,22 @@ def losing_the_second(engine, sent):
         return original(connection, xid, *args, **kwargs)
 
     return do_commit_twophase
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+def test_preparing_a_failed_transaction_is_a_rollback(run, driver):
+    def scenario(engine):
+        with engine.connect() as connection:
+            transaction = connection.begin_twophase()
+            put(connection, 2)
+            with pytest.raises(DBAPIError):
+                connection.execute(text("SELECT 1 / 0"))
+            # some drivers say nothing, and then there is nothing to commit
+            with contextlib.suppress(DBAPIError):
+                transaction.prepare()
+            with contextlib.suppress(DBAPIError):
+                transaction.rollback()
+            connection.invalidate()
+
+    run(driver, scenario)
+    run.exact(1)
