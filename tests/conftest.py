@@ -3,7 +3,8 @@
 SQLite always; PostgreSQL at ``SQLA_DATASTORE_TEST_POSTGRESQL_URL`` or a private server that a wheel
 carries; MariaDB at ``SQLA_DATASTORE_TEST_MARIADB_URL`` or on the standard port with the root user
 and no password. ``SQLA_DATASTORE_TEST_DATABASES`` names those that must be there: one that is
-missing fails its tests instead of skipping them.
+missing fails its tests instead of skipping them. ``SQLA_DATASTORE_TEST_STRIDE`` has tests that try
+every call of a scenario try every n-th only.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ REQUIRED = [
     for name in os.environ.get("SQLA_DATASTORE_TEST_DATABASES", "").split(",")
     if name.strip()
 ]
+
+
+STRIDE = int(os.environ.get("SQLA_DATASTORE_TEST_STRIDE", "1"))
 
 
 def pytest_collection_finish() -> None:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import Stored
+from conftest import STRIDE, Stored
 from scenarios import BEFORE, SCENARIOS, Stage
 from watched import Watched
 
@@ -167,7 +167,8 @@ def trials(stage, caplog):
             pytest.skip(f"no {name} on this database")
         # a database server takes its time, and what the storage does is the same there
         every = stage.engine.dialect.name == "sqlite" or name == "two_phase"
-        for n in range(1, 1_000) if every else range(first, 1_000, 5):
+        step = STRIDE if every else 5 * STRIDE
+        for n in range(1 if step == 1 else first, 1_000, step):
             trial = Trial(stage, scenario, make_fault(n), caplog)
             with contextlib.closing(trial):
                 yield trial
@@ -380,7 +381,7 @@ def sqlite_stage(folder):
 
 def lock_at_every_call(stage, scenario, caplog):
     failures = left = 0
-    for n in range(1, 1_000):
+    for n in range(1, 1_000, STRIDE):
         stage.reset()
         caplog.clear()
         locked = Locked(n, stage.stored.base)
