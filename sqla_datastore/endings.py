@@ -77,6 +77,7 @@ class Transaction:
         failed: what statements that failed would have done, with the ledger's size then: some
             rows may have it all the same.
         sources: the rows that held what they do not hold any more.
+        asked_in_snapshot: listed names, where rows may refer to them that it cannot see.
         noted: what goes and was written down as a durable removal.
     """
 
@@ -92,6 +93,7 @@ class Transaction:
         self.metadatas: dict[tuple[MetaData, SchemaItems], None] = {}
         self.failed: list[tuple[int, Effects]] = []
         self.sources: dict[Name, tuple[TableStore, tuple[Any, ...]]] = {}
+        self.asked_in_snapshot: set[Name] = set()
         self.noted: list[Noted] = []
         self.root_savepoint: str | None = None
         self.doubt: str | None = None
@@ -211,6 +213,7 @@ class Transaction:
         connection = self.connection
         if connection is None:
             return listed
+        self.asked_in_snapshot = listed if listed and _reads_a_snapshot(connection) else set()
         return self._held_by_url(connection, listed) | self._held_by_key(connection, names - listed)
 
     def _held_by_key(self, connection: Connection, names: set[Name]) -> set[Name]:
@@ -337,9 +340,24 @@ class Transaction:
             return "its connection was closed after PREPARE"
         return self.doubt or "rollback"
 
+    def _referenced_after_all(self) -> set[Name]:
+        """Return the listed names that rows refer to which the transaction could not see."""
+        listed, connection = self.asked_in_snapshot, self.connection
+        if not listed or connection is None:
+            return listed
+        try:
+            return self._held_by_url(connection, listed)
+        except Exception as err:
+            logger.warning("what lay in a folder stays, the database failed to tell: %s", err)
+            return listed
+        finally:
+            with suppress(Exception):
+                self.dialect.do_rollback(connection.connection)
+
     def _finish(self) -> None:
         """Remove what the committed transaction superseded, now or later; never fails."""
         kept = {n for each in self.noted if each.removals.keep_seconds for n in each.names}
+        kept |= self._referenced_after_all()
         removed = set(self.ledger.finish(kept))
         found = [(removals_of(metadata), dict(items)) for metadata, items in self.metadatas]
         connection = self.connection
@@ -370,6 +388,13 @@ class Transaction:
             self.ledger.abort()
         else:
             self.ledger.forget(outcome)
+
+
+def _reads_a_snapshot(connection: Connection) -> bool:
+    """Whether even a locking SELECT leaves out what others have committed since it began."""
+    if connection.dialect.name != "postgresql":
+        return False
+    return connection.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")
 
 
 def unwrap(connection: Any) -> Any:

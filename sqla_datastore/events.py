@@ -59,7 +59,7 @@ _CONTROL = re.compile(
 )
 # MariaDB, "SQL statements that cause an implicit commit"
 _IMPLICIT_COMMIT = re.compile(
-    r"(?:^|;)\s*(CREATE|ALTER|DROP|TRUNCATE|RENAME|GRANT|REVOKE|LOCK|UNLOCK|ANALYZE|OPTIMIZE|CHECK"
+    r"(?:^|;)\s*((CREATE|DROP)(?!\s+TEMPORARY)|ALTER|TRUNCATE|RENAME|GRANT|REVOKE|LOCK|UNLOCK|ANALYZE|OPTIMIZE|CHECK"
     r"|REPAIR|CACHE|LOAD\s+INDEX|FLUSH|RESET|INSTALL|UNINSTALL|SET\s+PASSWORD|CHANGE|START|STOP)\b",
     re.IGNORECASE,
 )
@@ -372,6 +372,9 @@ def _in_flush(connection: Connection) -> bool:
 
 
 def _after_begin(session: Session, _transaction: Any, connection: Connection) -> None:
+    if isinstance(session.bind, Engine):
+        # it commits by itself what it begins
+        return
     raw = id(endings.unwrap(connection.connection))
     _sessions.setdefault(raw, weakref.WeakSet()).add(session)
     _raws.setdefault(session, set()).add(raw)

@@ -100,7 +100,7 @@ def held_urls(
         urls: as the columns hold them.
         locked: lock the rows that are found, so that one that another transaction is changing is
             waited for. On MySQL a locking read also sees what others committed since this
-            transaction's snapshot.
+            transaction's snapshot; on PostgreSQL it does not.
         schemas: a ``schema_translate_map``, by default the connection's own.
     """
     options = {"schema_translate_map": schemas} if schemas else {}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from exactness import assert_exact, delete_rows, statements, tables_of
-from sqlalchemy import String, select
+from sqlalchemy import StaticPool, String, create_engine, select
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -21,7 +21,13 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.exc import StaleDataError
 
-from sqla_datastore import DataStore, DataStoreType, MissingObjectError, StaleValueError
+from sqla_datastore import (
+    DataStore,
+    DataStoreType,
+    MissingObjectError,
+    StaleValueError,
+    bind_storage,
+)
 
 COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
 pytestmark = pytest.mark.usefixtures("copy_on_write")
@@ -1307,3 +1313,18 @@ def test_rolling_back_a_savepoint_around_one_that_made_the_row_anew(engine, exac
         session.commit()
     assert reload(engine)["numbers"] == [1, 2]
     exact(1)
+
+
+def test_another_session_on_the_same_connection_may_have_edits_of_its_own(stored):
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    bind_storage(engine, stored.base)
+    Base.metadata.create_all(engine)
+    with Session(engine) as mine, Session(engine) as theirs:
+        mine.add(Entity(id=1, data=DataStore(numbers=[1])))
+        mine.commit()
+        mine.get(Entity, 1).data.numbers.append(2)
+        theirs.add(Entity(id=2, data=DataStore(numbers=[1])))
+        theirs.commit()
+        mine.commit()
+    assert reload(engine)["numbers"] == [1, 2]
+    engine.dispose()

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from conftest import make_engine
 from exactness import assert_exact, delete_rows, tables_of, urls_of
-from models import Base, Counter, Experiment, Keyed
+from models import Base, Counter, Experiment, Keyed, Project, Run
 from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
@@ -248,4 +248,36 @@ def test_a_listener_that_writes_a_history(engine, exact, moment):
             assert row.data.to_dict() == {"n": 1, "items": [1, 2]}
     finally:
         event.remove(Experiment, moment, note)
+    exact()
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("moves", ["to another parent", "to another key"])
+def test_a_row_that_a_snapshot_does_not_show(engine, stored, exact, level, moves):
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one level")
+    with Session(engine) as session:
+        session.add_all([Project(id=1), Project(id=2)])
+        session.commit()
+    other = make_engine(engine.url, stored.base, isolation_level=level)
+    with Session(other) as snapshot, Session(engine) as session:
+        snapshot.scalars(select(Project)).all()
+        if moves == "to another parent":
+            row = Run(id_project=1, data=DataStore(n=1))
+            session.add(row)
+            session.commit()
+            row.id_project = 2
+            session.commit()
+            snapshot.execute(delete(Project).where(Project.id == 1))
+        else:
+            session.add(Keyed(id=5, data=DataStore(n=5)))
+            session.commit()
+            session.get(Keyed, 5).id = 7
+            session.commit()
+            snapshot.add(Keyed(id=5, data=DataStore(n=55)))
+        try:
+            snapshot.commit()
+        except DBAPIError:
+            snapshot.rollback()
+    other.dispose()
     exact()
