@@ -1,13 +1,15 @@
-"""Alembic: how autogenerate renders the column, and operations that convert columns with data.
+"""Alembic: how autogenerate renders the column, operations that convert columns, and triggers.
 
 From Alembic 1.18 on this module is a plugin that Alembic loads by itself (entry point
 ``alembic.plugins``): a stock ``env.py`` renders `DataStoreType` with its import and its arguments.
 For older versions `render_item` goes into ``context.configure(render_item=...)``.
 
-Importing it, which the plugin does too, adds two operations to ``op``::
+Importing it, which the plugin does too, adds four operations to ``op``::
 
     op.convert_to_datastore("runs", "results", loads=pickle.loads)
     op.convert_from_datastore("runs", "results", dumps=pickle.dumps, type_=sa.PickleType())
+    op.create_removal_triggers("runs", "results")
+    op.drop_removal_triggers("runs", "results")
 """
 
 from __future__ import annotations

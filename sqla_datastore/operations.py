@@ -15,7 +15,7 @@ from sqlalchemy.types import TypeEngine
 
 from sqla_datastore.conversion import BATCH_SIZE, convert_column, reflected_table
 from sqla_datastore.exceptions import ConfigurationError
-from sqla_datastore.triggers import escaped, removal_triggers
+from sqla_datastore.triggers import has_removal_triggers, trigger_statements
 from sqla_datastore.urls import URL_LENGTH
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class ConvertFromDataStoreOp(_ConvertOp):
         """Turn a `DataStoreType` column back into a column that holds its data.
 
         The steps are those of `convert_to_datastore`. Objects are removed when the migration
-        commits, after all rows were converted.
+        commits, after all rows were converted. The column's removal triggers are dropped.
 
         Args:
             operations: ``op``.
@@ -285,6 +285,18 @@ class _Conversion:
     def _drop(self, name: str, types: ColumnTypes) -> None:
         """Drop the old column; what it holds in a storage is removed by setting it to NULL."""
         op = self.op
+        if has_removal_triggers(self.connection.dialect):
+            # they name the column: at the next DELETE, or before, they would fail
+            triggers = trigger_statements(
+                self.connection.dialect,
+                self.connection,
+                op.table_name,
+                [name],
+                op.schema,
+                creates=False,
+            )
+            for statement in triggers:
+                self.operations.execute(statement)
         if name in types:
             if not self.columns()[name]["nullable"]:
                 self._alter(name, nullable=True)
@@ -344,8 +356,6 @@ class _TriggersOp(MigrateOperation):
         schema: str | None,
         removals_schema: str | None = None,
     ) -> None:
-        if not column_names:
-            raise CommandError(f"name the DataStoreType columns of table {table_name!r}")
         self.table_name = table_name
         self.column_names = column_names
         self.schema = schema
@@ -367,19 +377,20 @@ class CreateRemovalTriggersOp(_TriggersOp):
     ) -> None:
         """Create the triggers of `DataStoreType` columns, or renew those that are there.
 
-        As `sqla_datastore.triggers.create_removal_triggers`, which says when to renew them.
+        As `sqla_datastore.triggers.create_removal_triggers`, which says when to renew them, when
+        to drop them, and what MySQL and MariaDB commit.
 
         Args:
             operations: ``op``.
             table_name: the table.
             column_names: its `DataStoreType` columns.
             schema: the table's schema.
-            removals_schema: the schema of the table of removals.
+            removals_schema: the schema of the table of removals, by default as there.
 
         Raises:
-            ConfigurationError: the database has none, or a cascade has too many ways.
-            CommandError: no column is named; offline mode (``--sql``) on MySQL and MariaDB, whose
-                triggers depend on foreign keys.
+            ConfigurationError: as there; offline mode (``--sql``) on MySQL and MariaDB, whose
+                triggers depend on foreign keys. Offline nothing else is checked.
+            sqlalchemy.exc.SQLAlchemyError: the database refused a statement.
         """
         operations.invoke(cls(table_name, column_names, schema, removals_schema))
 
@@ -405,8 +416,9 @@ class DropRemovalTriggersOp(_TriggersOp):
             schema: the table's schema.
 
         Raises:
-            ConfigurationError: the database has none.
-            CommandError: as `create_removal_triggers`.
+            ConfigurationError: no column is named; the database has no triggers; offline mode
+                (``--sql``) on MySQL and MariaDB.
+            sqlalchemy.exc.SQLAlchemyError: the database refused a statement.
         """
         operations.invoke(cls(table_name, column_names, schema))
 
@@ -423,18 +435,13 @@ def _drop_removal_triggers(operations: Operations, op: DropRemovalTriggersOp) ->
 
 def _run_triggers(operations: Operations, op: _TriggersOp, *, creates: bool) -> None:
     context = operations.get_context()
-    for column in op.column_names:
-        triggers = removal_triggers(
-            context.dialect, op.table_name, column, op.schema, op.removals_schema
-        )
-        if context.as_sql and triggers.asks_database:
-            raise CommandError(
-                f"the triggers of {op.table_name}.{column} depend on foreign keys, which takes a "
-                "connection: run this migration online, without --sql"
-            )
-        connection = None if context.as_sql else operations.get_bind()
-        statements = triggers.drops(connection)
-        if creates:
-            statements += triggers.creates(connection)
-        for statement in statements:
-            operations.execute(escaped(statement))
+    for statement in trigger_statements(
+        context.dialect,
+        None if context.as_sql else operations.get_bind(),
+        op.table_name,
+        op.column_names,
+        op.schema,
+        op.removals_schema,
+        creates=creates,
+    ):
+        operations.execute(statement)

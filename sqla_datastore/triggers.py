@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from sqlalchemy import inspect, text
+from sqlalchemy import String, inspect, literal, text
 
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.removals import TABLE_NAME
@@ -34,8 +34,9 @@ __all__ = [
     "RemovalTriggers",
     "create_removal_triggers",
     "drop_removal_triggers",
-    "escaped",
+    "has_removal_triggers",
     "removal_triggers",
+    "trigger_statements",
 ]
 
 _MOST_LEVELS = 15
@@ -55,23 +56,40 @@ def create_removal_triggers(
     """Create the triggers of `DataStoreType` columns, or renew those that are there.
 
     Renew them when a foreign key with ON DELETE CASCADE comes or goes (MySQL, MariaDB), and after
-    Alembic's batch mode has made a table anew (SQLite). The operation of Alembic is
-    ``op.create_removal_triggers(table_name, *column_names)``. The caller commits.
+    Alembic's batch mode has made a table anew (SQLite). Drop them before a column is renamed,
+    converted or dropped, or the table of removals is dropped. The operation of Alembic is
+    ``op.create_removal_triggers(table_name, *column_names)``.
+
+    On SQLite and PostgreSQL the statements belong to the caller's transaction. MySQL and MariaDB
+    commit at each of them, what the transaction did before included; so renewing leaves a moment
+    without triggers there, and a failure can leave some of them.
 
     Args:
         connection: a connection to SQLite, PostgreSQL, MySQL or MariaDB.
         table_name: the table.
         column_names: its `DataStoreType` columns.
         schema: the table's schema.
-        removals_schema: the schema of the table of removals.
+        removals_schema: the schema of the table of removals, by default the one that the
+            ``search_path`` leads to (PostgreSQL) or the table's (MySQL, MariaDB). On SQLite it is
+            always the table's.
 
     Raises:
-        ConfigurationError: another database, or more ways for a cascade than can be looked at.
+        ConfigurationError: no column is named; the table, a column or the table of removals is
+            missing; another database; a cascade comes from another schema (MySQL, MariaDB) or in
+            more ways than can be looked at. No statement was run.
+        sqlalchemy.exc.SQLAlchemyError: the database refused a statement, as without the right to
+            create triggers.
     """
-    for column in column_names:
-        triggers = removal_triggers(connection.dialect, table_name, column, schema, removals_schema)
-        for statement in (*triggers.drops(connection), *triggers.creates(connection)):
-            connection.execute(escaped(statement))
+    for statement in trigger_statements(
+        connection.dialect,
+        connection,
+        table_name,
+        column_names,
+        schema,
+        removals_schema,
+        creates=True,
+    ):
+        connection.execute(statement)
 
 
 def drop_removal_triggers(
@@ -79,27 +97,105 @@ def drop_removal_triggers(
 ) -> None:
     """Drop the triggers of `DataStoreType` columns; those that are not there are no error.
 
-    The operation of Alembic is ``op.drop_removal_triggers(table_name, *column_names)``. The caller
-    commits.
+    The operation of Alembic is ``op.drop_removal_triggers(table_name, *column_names)``. The
+    transaction is the caller's, but for MySQL and MariaDB, which commit at each statement.
 
     Args:
         connection: as for `create_removal_triggers`.
-        table_name: the table.
-        column_names: its columns.
+        table_name: the table, which may be gone.
+        column_names: its columns, which may be gone.
         schema: the table's schema.
 
     Raises:
-        ConfigurationError: another database.
+        ConfigurationError: no column is named; another database.
+        sqlalchemy.exc.SQLAlchemyError: the database refused a statement.
     """
-    for column in column_names:
-        triggers = removal_triggers(connection.dialect, table_name, column, schema)
-        for statement in triggers.drops(connection):
-            connection.execute(escaped(statement))
+    for statement in trigger_statements(
+        connection.dialect, connection, table_name, column_names, schema, creates=False
+    ):
+        connection.execute(statement)
 
 
-def escaped(statement: str) -> TextClause:
+def trigger_statements(
+    dialect: Dialect,
+    connection: Connection | None,
+    table_name: str,
+    column_names: Sequence[str],
+    schema: str | None = None,
+    removals_schema: str | None = None,
+    *,
+    creates: bool,
+) -> list[TextClause]:
+    """Return the statements that drop the triggers of columns and, if asked to, create them.
+
+    All of them are known before the first is run.
+
+    Args:
+        dialect: the database's.
+        connection: looks what the database has; without one (``--sql``) nothing is checked.
+        table_name: the table.
+        column_names: its `DataStoreType` columns.
+        schema: the table's schema.
+        removals_schema: as for `create_removal_triggers`.
+        creates: whether to create them after they were dropped.
+
+    Raises:
+        ConfigurationError: as `create_removal_triggers`; no connection on MySQL or MariaDB.
+        sqlalchemy.exc.SQLAlchemyError: the database could not be asked.
+    """
+    if not column_names:
+        raise ConfigurationError(f"name the DataStoreType columns of table {table_name!r}")
+    columns = [
+        removal_triggers(dialect, table_name, column, schema, removals_schema)
+        for column in column_names
+    ]
+    created: list[str] = []
+    if creates:
+        if connection is not None:
+            _refuse_missing(connection, table_name, column_names, schema, _OWN_STEP)
+            _refuse_missing(
+                connection, TABLE_NAME, _COLUMNS, columns[0].schema_of_removals, _REMOVALS_STEP
+            )
+        created = [sql for column in columns for sql in column.creates(connection)]
+    dropped = [sql for column in columns for sql in column.drops(connection)]
+    return [_escaped(sql) for sql in (*dropped, *created)]
+
+
+def _escaped(statement: str) -> TextClause:
     """Return a statement that has no parameters as SQLAlchemy takes it."""
     return text(statement.replace(":", r"\:"))
+
+
+_COLUMNS = ("url", "source", "superseded_at")
+_OWN_STEP = "name tables and columns as the database does, and create them before the triggers"
+_REMOVALS_STEP = (
+    "before the triggers create it (enable_removals(metadata), then metadata.create_all(engine) or "
+    "alembic upgrade head), or name its schema with removals_schema="
+)
+
+
+def _refuse_missing(
+    connection: Connection,
+    table: str,
+    columns: Sequence[str],
+    schema: str | None,
+    next_step: str,
+) -> None:
+    """Refuse what would create triggers at which every DELETE fails.
+
+    Raises:
+        ConfigurationError: the database lacks the table or one of the columns.
+    """
+    inspector = inspect(connection)
+    name = f"{schema}.{table}" if schema else table
+    if not inspector.has_table(table, schema=schema):
+        raise ConfigurationError(f"the database lacks table {name!r}; {next_step}")
+    there = {column["name"] for column in inspector.get_columns(table, schema=schema)}
+    missing = [column for column in columns if column not in there]
+    if missing:
+        raise ConfigurationError(
+            f"table {name!r} lacks {', '.join(map(repr, missing))}; {next_step}"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,26 +217,38 @@ class RemovalTriggers(ABC):
     removals_schema: str | None = None
 
     now: ClassVar[str]
-    asks_database: ClassVar[bool] = False
-    """Whether the statements depend on what the database has, so that a connection is needed."""
 
     @abstractmethod
     def creates(self, connection: Connection | None) -> list[str]:
-        """Return the statements that create them."""
+        """Return the statements that create them.
+
+        Raises:
+            ConfigurationError: they depend on what the database has, and there is no connection;
+                or a cascade cannot be followed.
+        """
 
     @abstractmethod
     def drops(self, connection: Connection | None) -> list[str]:
-        """Return the statements that drop them, where they are there."""
+        """Return the statements that drop them, where they are there.
+
+        Raises:
+            ConfigurationError: they depend on what the database has, and there is no connection.
+        """
 
     def quoted(self, name: str) -> str:
         """Return an identifier as SQL has it."""
-        return self.dialect.identifier_preparer.quote(name)
+        return self._single(self.dialect.identifier_preparer.quote(name))
 
     def qualified(self, name: str) -> str:
         """Return an identifier with the table's schema."""
         return (
             f"{self.quoted(self.schema)}.{self.quoted(name)}" if self.schema else self.quoted(name)
         )
+
+    def _single(self, rendered: str) -> str:
+        """Undo the doubling of percent signs for the driver, since `text` doubles them too."""
+        doubles = "%%" in self.dialect.identifier_preparer.quote("%")
+        return rendered.replace("%%", "%") if doubles else rendered
 
     def name(self, what: str) -> str:
         """Return a name of its own for each column, in the 63 bytes that PostgreSQL takes."""
@@ -154,26 +262,46 @@ class RemovalTriggers(ABC):
         return self.quoted(self.column)
 
     @property
+    def schema_of_removals(self) -> str | None:
+        """Where a trigger finds the table of removals; None leaves it to the database."""
+        return self.removals_schema or self.schema
+
+    @property
     def into(self) -> str:
         """The beginning of the statement that writes a removal down."""
         schema = f"{self.quoted(self.removals_schema)}." if self.removals_schema else ""
-        return f"INSERT INTO {schema}{TABLE_NAME} (url, superseded_at)"
+        return f"INSERT INTO {schema}{TABLE_NAME} ({', '.join(_COLUMNS)})"
+
+    def noted(self, url: str) -> str:
+        """Return what is written down, in the order of `into`."""
+        # a compiler knows whether MySQL takes backslashes for escapes
+        source = literal(f"{self.table}.{self.column}", String()).compile(
+            dialect=self.dialect, compile_kwargs={"literal_binds": True}
+        )
+        return f"{url}, {self._single(str(source))}, {self.now}"
 
 
 class _SQLite(RemovalTriggers):
     now = "CAST(strftime('%s', 'now') AS INTEGER)"
+
+    @property
+    def schema_of_removals(self) -> str | None:
+        return self.schema
+
+    @property
+    def into(self) -> str:
+        # a trigger's body names the tables of its own database, without a schema
+        return f"INSERT INTO {TABLE_NAME} ({', '.join(_COLUMNS)})"
 
     def creates(self, connection: Connection | None) -> list[str]:  # noqa: ARG002
         changed = f"OLD.{self.url} IS NOT NEW.{self.url}"
         return [self._trigger("delete"), self._trigger("update", f" AND {changed}")]
 
     def _trigger(self, what: str, condition: str = "") -> str:
-        # its body names the tables of its own database, without a schema
         return (
             f"CREATE TRIGGER {self.qualified(self.name(what))} AFTER {what} "
             f"ON {self.quoted(self.table)} WHEN OLD.{self.url} IS NOT NULL{condition} "
-            f"BEGIN INSERT INTO {TABLE_NAME} (url, superseded_at) "
-            f"VALUES (OLD.{self.url}, {self.now}); END"
+            f"BEGIN {self.into} VALUES ({self.noted(f'OLD.{self.url}')}); END"
         )
 
     def drops(self, connection: Connection | None) -> list[str]:  # noqa: ARG002
@@ -185,16 +313,21 @@ class _PostgreSQL(RemovalTriggers):
     now = "CAST(FLOOR(EXTRACT(EPOCH FROM clock_timestamp())) AS BIGINT)"
 
     @property
+    def schema_of_removals(self) -> str | None:
+        return self.removals_schema
+
+    @property
     def _function(self) -> str:
         return f"{self.qualified(self.name('note'))}()"
 
-    def creates(self, connection: Connection | None) -> list[str]:  # noqa: ARG002
+    def creates(self, connection: Connection | None) -> list[str]:
         table, url = self.qualified(self.table), self.url
         note = (
-            f"CREATE FUNCTION {self._function} RETURNS trigger LANGUAGE plpgsql AS $body$ BEGIN "
+            f"CREATE FUNCTION {self._function} RETURNS trigger LANGUAGE plpgsql "
+            f"SET search_path {self._search_path(connection)} AS $body$ BEGIN "
             f"IF TG_OP = 'TRUNCATE' THEN {self.into} "
-            f"SELECT {url}, {self.now} FROM {table} WHERE {url} IS NOT NULL; "
-            f"ELSE {self.into} VALUES (OLD.{url}, {self.now}); END IF; RETURN NULL; END $body$"
+            f"SELECT {self.noted(url)} FROM {table} WHERE {url} IS NOT NULL; "
+            f"ELSE {self.into} VALUES ({self.noted(f'OLD.{url}')}); END IF; RETURN NULL; END $body$"
         )
         changed = f"OLD.{url} IS NOT NULL AND OLD.{url} IS DISTINCT FROM NEW.{url}"
         return [
@@ -203,6 +336,14 @@ class _PostgreSQL(RemovalTriggers):
             self._trigger("update", "AFTER", f"ROW WHEN ({changed})"),
             self._trigger("truncate", "BEFORE", "STATEMENT"),
         ]
+
+    def _search_path(self, connection: Connection | None) -> str:
+        """Return the schemas of now, so that those of who deletes rows do not matter."""
+        if connection is None:
+            return "FROM CURRENT"
+        # not the setting itself: "$user" in it is another one later
+        schemas = connection.scalars(text("SELECT unnest(current_schemas(false))"))
+        return "= " + (", ".join(map(self.quoted, schemas)) or "''")
 
     def _trigger(self, what: str, moment: str, each: str) -> str:
         return (
@@ -219,10 +360,10 @@ class _PostgreSQL(RemovalTriggers):
 
 class _MySQL(RemovalTriggers):
     now = "UNIX_TIMESTAMP()"
-    asks_database = True
 
     def creates(self, connection: Connection | None) -> list[str]:
-        lost = f"SELECT OLD.{self.url}, {self.now} FROM DUAL WHERE OLD.{self.url} IS NOT NULL"
+        old = f"OLD.{self.url}"
+        lost = f"SELECT {self.noted(old)} FROM DUAL WHERE {old} IS NOT NULL"
         changed = f"NOT (OLD.{self.url} <=> NEW.{self.url})"
         return [
             self._trigger("delete", "AFTER DELETE", self.table, lost),
@@ -240,6 +381,7 @@ class _MySQL(RemovalTriggers):
         """Yield a trigger for every table from which a cascade can come."""
         selects: dict[str, list[str]] = defaultdict(list)
         for walk in _walks(self.table, _cascades(connection, self.schema)):
+            walk[-1].refuse_elsewhere(self.schema)
             selects[walk[-1].parent].append(self._reached(walk))
         for number, table in enumerate(sorted(selects)):
             union = " UNION ".join(selects[table])
@@ -253,7 +395,7 @@ class _MySQL(RemovalTriggers):
             source += f" JOIN {self.qualified(step.parent)} AS t{level + 1} ON {on}"
         met = self._joined(walk[-1], f"t{len(walk) - 1}", "OLD")
         url = f"t0.{self.url}"
-        return f"SELECT {url}, {self.now} FROM {source} WHERE {met} AND {url} IS NOT NULL"
+        return f"SELECT {self.noted(url)} FROM {source} WHERE {met} AND {url} IS NOT NULL"
 
     def _joined(self, step: _Cascade, child: str, parent: str) -> str:
         pairs = zip(step.columns, step.referred, strict=True)
@@ -291,26 +433,51 @@ def removal_triggers(
     Raises:
         ConfigurationError: the database is none of SQLite, PostgreSQL, MySQL and MariaDB.
     """
-    triggers = _BY_DIALECT.get(dialect.name)
-    if triggers is None:
+    if not has_removal_triggers(dialect):
         raise ConfigurationError(
             f"there are no removal triggers for {dialect.name!r}, only for SQLite, PostgreSQL, "
             "MySQL and MariaDB"
         )
-    return triggers(dialect, table, column, schema, removals_schema)
+    return _BY_DIALECT[dialect.name](dialect, table, column, schema, removals_schema)
+
+
+def has_removal_triggers(dialect: Dialect) -> bool:
+    """Return whether there are triggers for a database."""
+    return dialect.name in _BY_DIALECT
 
 
 def _needed(connection: Connection | None) -> Connection:
-    assert connection is not None, "asks_database says so"
+    if connection is None:
+        raise ConfigurationError(
+            "triggers depend on the foreign keys that MySQL or MariaDB has: run this migration "
+            "online, without --sql"
+        )
     return connection
 
 
 class _Cascade(NamedTuple):
     """A foreign key by which a deleted row takes others with it."""
 
+    name: str | None
+    child: str
+    schema: str | None
     parent: str
     columns: tuple[str, ...]
     referred: tuple[str, ...]
+
+    def refuse_elsewhere(self, schema: str | None) -> None:
+        """Refuse a parent in another schema: a trigger lies in the schema of its table.
+
+        Raises:
+            ConfigurationError: it is in another one.
+        """
+        if self.schema != schema:
+            raise ConfigurationError(
+                f"foreign key {self.name!r} of table {self.child!r} cascades from "
+                f"'{self.schema}.{self.parent}' in another schema, where no trigger can look "
+                "ahead; take ON DELETE CASCADE from it, or declare __datastore_folder__ on the "
+                "owning classes instead of triggers"
+            )
 
 
 def _cascades(connection: Connection, schema: str | None) -> Mapping[str, list[_Cascade]]:
@@ -321,6 +488,9 @@ def _cascades(connection: Connection, schema: str | None) -> Mapping[str, list[_
     return {
         table: [
             _Cascade(
+                key["name"],
+                table,
+                key["referred_schema"],
                 key["referred_table"],
                 tuple(key["constrained_columns"]),
                 tuple(key["referred_columns"]),
