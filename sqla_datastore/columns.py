@@ -42,6 +42,7 @@ __all__ = [
     "is_store",
     "note_mapper",
     "present",
+    "present_columns",
     "refuse_owned_prefix",
     "table_store",
 ]
@@ -191,6 +192,24 @@ def present(
             store.table.name, schema=schemas.get(store.table.schema, store.table.schema)
         )
     ]
+
+
+def present_columns(
+    connection: Connection, store: TableStore, schemas: Mapping[str | None, str | None]
+) -> list[Column[Any]]:
+    """Return the declared columns of a table that the database has.
+
+    Args:
+        connection: a connection to it.
+        store: the table.
+        schemas: a ``schema_translate_map``.
+    """
+    inspector = inspect(connection)
+    table, schema = store.table.name, schemas.get(store.table.schema, store.table.schema)
+    if not inspector.has_table(table, schema=schema):
+        return []
+    names = {column["name"] for column in inspector.get_columns(table, schema=schema)}
+    return [column for column in store.plain_columns if column.name in names]
 
 
 def _store(table: Table) -> TableStore:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
-from sqla_datastore.columns import present
+from sqla_datastore.columns import present, present_columns
 from sqla_datastore.drainage import look, strike_off
 from sqla_datastore.drivers import (
     TransactionState,
@@ -31,10 +31,12 @@ from sqla_datastore.rows import held_urls, urls_of_rows
 from sqla_datastore.statements import row_url
 
 if TYPE_CHECKING:
+    from sqlalchemy import Column
     from sqlalchemy.engine import Connection, Dialect
     from sqlalchemy.schema import MetaData
 
     from sqla_datastore.columns import TableStore
+    from sqla_datastore.folders import Schemas
     from sqla_datastore.statements import Effects
 
 __all__ = [
@@ -77,6 +79,7 @@ class Transaction:
         failed: what statements that failed would have done, with the ledger's size then: some
             rows may have it all the same.
         sources: the rows that held what they do not hold any more.
+        ran_ddl: whether tables or columns may be gone that were there.
         asked_in_snapshot: listed names, where rows may refer to them that it cannot see.
         noted: what goes and was written down as a durable removal.
     """
@@ -93,6 +96,7 @@ class Transaction:
         self.metadatas: dict[tuple[MetaData, SchemaItems], None] = {}
         self.failed: list[tuple[int, Effects]] = []
         self.sources: dict[Name, tuple[TableStore, tuple[Any, ...]]] = {}
+        self.ran_ddl = False
         self.asked_in_snapshot: set[Name] = set()
         self.noted: list[Noted] = []
         self.root_savepoint: str | None = None
@@ -225,8 +229,21 @@ class Transaction:
         for store, found in keys.items():
             for metadata, items in self.metadatas:
                 if metadata is store.table.metadata:
-                    held |= urls_of_rows(connection, store, found, schemas=dict(items))
+                    schemas = dict(items)
+                    columns = self._columns(connection, store, schemas)
+                    if columns:
+                        held |= urls_of_rows(
+                            connection, store, found, schemas=schemas, columns=columns
+                        )
         return {name for name in names if row_url(name) in held}
+
+    def _columns(
+        self, connection: Connection, store: TableStore, schemas: Schemas
+    ) -> list[Column[Any]]:
+        """Return a table's columns with URLs; a migration may have dropped some by now."""
+        if not self.ran_ddl:
+            return store.plain_columns
+        return present_columns(connection, store, schemas)
 
     def _held_by_url(self, connection: Connection, names: set[Name]) -> set[Name]:
         if not names:
@@ -236,7 +253,7 @@ class Transaction:
         for metadata, items in self.metadatas:
             schemas = dict(items)
             there = present(connection, metadata, schemas)
-            columns = [column.column for store in there for column in store.columns]
+            columns = [c for store in there for c in self._columns(connection, store, schemas)]
             asked = sorted(set(urls.values()))
             held |= held_urls(connection, columns, asked, locked=True, schemas=schemas)
         return {name for name, url in urls.items() if url in held}

@@ -63,6 +63,7 @@ _IMPLICIT_COMMIT = re.compile(
     r"|REPAIR|CACHE|LOAD\s+INDEX|FLUSH|RESET|INSTALL|UNINSTALL|SET\s+PASSWORD|CHANGE|START|STOP)\b",
     re.IGNORECASE,
 )
+_DDL = re.compile(r"\b(ALTER|DROP|RENAME)\b", re.IGNORECASE)
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 _to_expire: weakref.WeakKeyDictionary[Session, list[tuple[Any, set[str]]]] = (
@@ -191,6 +192,7 @@ def _note_text(connection: Connection, statement: str) -> None:
         return
     implicit = connection.dialect.name in ("mysql", "mariadb", "oracle")
     plain = _COMMENT.sub(" ", statement)
+    transaction.ran_ddl |= _DDL.search(plain) is not None
     if _CONTROL.search(plain) or (implicit and _IMPLICIT_COMMIT.search(plain)):
         transaction.doubt = f"{statement.strip()[:60]!r} was executed as text"
 

@@ -121,6 +121,7 @@ def urls_of_rows(
     keys: Iterable[tuple[Any, ...]],
     *,
     schemas: Schemas | None = None,
+    columns: Sequence[Column[Any]] | None = None,
 ) -> set[str]:
     """Return the URLs that rows of a table hold.
 
@@ -129,9 +130,11 @@ def urls_of_rows(
         store: the table, which has a primary key.
         keys: the rows' primary keys; rows that are gone hold none.
         schemas: as for `held_urls`.
+        columns: the columns to look at, by default all that are declared.
     """
     options = {"schema_translate_map": schemas} if schemas else {}
-    texts = [type_coerce(column, String()).label(None) for column in store.plain_columns]
+    columns = store.plain_columns if columns is None else columns
+    texts = [type_coerce(column, String()).label(None) for column in columns]
     key = list(store.table.primary_key)
     held: set[str] = set()
     for batch in batched(list(keys), CHUNK):
