@@ -16,9 +16,9 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sqlalchemy import String, inspect, literal, text
@@ -39,10 +39,6 @@ __all__ = [
     "trigger_statements",
 ]
 
-_MOST_LEVELS = 15
-"""InnoDB does not nest cascades any deeper."""
-
-_MOST_WALKS = 300
 _READABLE = 38
 
 
@@ -75,8 +71,8 @@ def create_removal_triggers(
 
     Raises:
         ConfigurationError: no column is named; the table, a column or the table of removals is
-            missing; another database; a cascade comes from another schema (MySQL, MariaDB) or in
-            more ways than can be looked at. No statement was run.
+            missing; another database; a cascade comes from another schema (MySQL, MariaDB) or
+            goes round in a circle over several tables. No statement was run.
         sqlalchemy.exc.SQLAlchemyError: the database refused a statement, as without the right to
             create triggers.
     """
@@ -379,28 +375,46 @@ class _MySQL(RemovalTriggers):
 
     def _looking_ahead(self, connection: Connection) -> Iterator[str]:
         """Yield a trigger for every table from which a cascade can come."""
-        selects: dict[str, list[str]] = defaultdict(list)
-        for walk in _walks(self.table, _cascades(connection, self.schema)):
-            walk[-1].refuse_elsewhere(self.schema)
-            selects[walk[-1].parent].append(self._reached(walk))
-        for number, table in enumerate(sorted(selects)):
-            union = " UNION ".join(selects[table])
-            yield self._trigger(f"cascade_{number}", "BEFORE DELETE", table, union)
+        ways = _Ways.to(self.table, _cascades(connection, self.schema), self.schema)
+        for number, source in enumerate(ways.sources()):
+            yield self._trigger(
+                f"cascade_{number}", "BEFORE DELETE", source, self._reached(ways, source)
+            )
 
-    def _reached(self, walk: Sequence[_Cascade]) -> str:
-        """Return what selects the URLs that a cascade over these foreign keys will take."""
-        source = f"{self.qualified(self.table)} AS t0"
-        for level, step in enumerate(walk[:-1]):
-            on = self._joined(step, f"t{level}", f"t{level + 1}")
-            source += f" JOIN {self.qualified(step.parent)} AS t{level + 1} ON {on}"
-        met = self._joined(walk[-1], f"t{len(walk) - 1}", "OLD")
-        url = f"t0.{self.url}"
-        return f"SELECT {self.noted(url)} FROM {source} WHERE {met} AND {url} IS NOT NULL"
+    def _reached(self, ways: _Ways, source: str) -> str:
+        """Return what selects the URLs that go with a row of a table, table by table."""
+        order = ways.order(source)
+        places = {table: f"r{number}" for number, table in enumerate(order)}
+        steps = [
+            f"{places[table]} AS ({' UNION '.join(rows)})"
+            for table in order
+            if (rows := list(self._rows(ways, table, source, places)))
+        ]
+        url = f"r.{self.url}"
+        return (
+            f"WITH RECURSIVE {', '.join(steps)} SELECT {self.noted(url)} "
+            f"FROM {places[self.table]} AS r WHERE {url} IS NOT NULL"
+        )
 
-    def _joined(self, step: _Cascade, child: str, parent: str) -> str:
-        pairs = zip(step.columns, step.referred, strict=True)
-        joined = (f"{child}.{self.quoted(a)} = {parent}.{self.quoted(b)}" for a, b in pairs)
-        return " AND ".join(joined)
+    def _rows(
+        self, ways: _Ways, table: str, source: str, places: Mapping[str, str]
+    ) -> Iterator[str]:
+        """Yield what selects the rows of a table that go; those below themselves come last."""
+        wanted = ways.referred(table, places)
+        wanted += [self.column] if table == self.table and self.column not in wanted else []
+        columns = ", ".join(f"c.{self.quoted(name)}" for name in wanted)
+        select = f"SELECT {columns} FROM {self.qualified(table)} AS c"
+        keys = [key for key in ways.keys[table] if key.parent in places]
+        yield from (
+            f"{select} WHERE {self._joined(key, 'OLD')}" for key in keys if key.parent == source
+        )
+        below = [key for key in keys if key.parent != source or ways.is_circular(source)]
+        for key in sorted(below, key=lambda key: key.parent == table):
+            yield f"{select} JOIN {places[key.parent]} AS p ON {self._joined(key, 'p')}"
+
+    def _joined(self, key: _Cascade, parent: str) -> str:
+        pairs = zip(key.columns, key.referred, strict=True)
+        return " AND ".join(f"c.{self.quoted(a)} = {parent}.{self.quoted(b)}" for a, b in pairs)
 
     def drops(self, connection: Connection | None) -> list[str]:
         query = text(
@@ -502,22 +516,74 @@ def _cascades(connection: Connection, schema: str | None) -> Mapping[str, list[_
     }
 
 
-def _walks(table: str, cascades: Mapping[str, list[_Cascade]]) -> Iterator[tuple[_Cascade, ...]]:
-    """Yield every way that a cascade can take to a table, from the table outwards.
+@dataclass(frozen=True)
+class _Ways:
+    """The ways that a cascade can take to a table.
 
-    Raises:
-        ConfigurationError: there are too many: cycles that meet.
+    Attributes:
+        table: the table.
+        keys: the cascading foreign keys on these ways, by the table that has them.
     """
-    walks: list[tuple[_Cascade, ...]] = [(step,) for step in cascades.get(table, ())]
-    count = 0
-    while walks:
-        walk = walks.pop()
-        count += 1
-        if count > _MOST_WALKS:
+
+    table: str
+    keys: Mapping[str, list[_Cascade]]
+
+    @classmethod
+    def to(cls, table: str, cascades: Mapping[str, list[_Cascade]], schema: str | None) -> _Ways:
+        """Follow the foreign keys from a table to all from which it can be reached.
+
+        Raises:
+            ConfigurationError: one of them is in another schema.
+        """
+        keys: dict[str, list[_Cascade]] = {}
+        todo = [table]
+        while todo:
+            child = todo.pop()
+            if child not in keys:
+                keys[child] = list(cascades.get(child, ()))
+                for key in keys[child]:
+                    key.refuse_elsewhere(schema)
+                    todo.append(key.parent)
+        return cls(table, keys)
+
+    def sources(self) -> list[str]:
+        """Return the tables from which a cascade can come."""
+        return sorted({key.parent for keys in self.keys.values() for key in keys})
+
+    def is_circular(self, table: str) -> bool:
+        """Whether rows of a table go with other rows of it."""
+        return any(key.parent == table for key in self.keys[table])
+
+    def referred(self, table: str, among: Container[str]) -> list[str]:
+        """Return the columns of a table that foreign keys of some tables refer to."""
+        keys = (key for child, keys in self.keys.items() if child in among for key in keys)
+        names = (name for key in keys if key.parent == table for name in key.referred)
+        return list(dict.fromkeys(names))
+
+    def order(self, source: str) -> list[str]:
+        """Return the tables between a source and the table, each after those above it.
+
+        Raises:
+            ConfigurationError: they go round in a circle.
+        """
+        reached = {source}
+        while True:
+            more = {
+                child
+                for child, keys in self.keys.items()
+                if any(key.parent in reached for key in keys)
+            }
+            if more <= reached:
+                break
+            reached |= more
+        above = {
+            child: {key.parent for key in self.keys[child]} & reached - {child} for child in reached
+        }
+        try:
+            return list(TopologicalSorter(above).static_order())
+        except CycleError as err:
             raise ConfigurationError(
-                f"there are more than {_MOST_WALKS} ways for a cascade to reach {table!r}; "
-                "declare __datastore_folder__ on the owning classes instead"
-            )
-        yield walk
-        if len(walk) < _MOST_LEVELS:
-            walks += [(*walk, step) for step in cascades.get(walk[-1].parent, ())]
+                f"foreign keys with ON DELETE CASCADE go round in a circle over the tables "
+                f"{sorted(set(err.args[1]))}, where no trigger can look ahead; take ON DELETE "
+                "CASCADE from one, or declare __datastore_folder__ on the owning classes instead"
+            ) from err

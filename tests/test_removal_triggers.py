@@ -11,7 +11,20 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from conftest import make_engine, private_database
 from exactness import assert_exact, statements, tables_of
-from sqlalchemy import ForeignKey, ForeignKeyConstraint, String, func, select, text
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.dialects import mssql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -545,3 +558,57 @@ def test_the_plugin_says_what_it_adds():
 def test_other_databases_have_none():
     with pytest.raises(ConfigurationError, match="mssql"):
         removal_triggers(mssql.dialect(), "runs", "data")
+
+
+def test_a_cascade_that_goes_round_in_a_circle_is_refused_where_it_cannot_be_followed(engine):
+    if engine.dialect.name not in ("mysql", "mariadb"):
+        pytest.skip("cascades fire triggers")
+    metadata = MetaData()
+    for name, other in (("first", "second"), ("second", "first")):
+        key = ForeignKey(f"circle_{other}.id", ondelete="CASCADE", name=f"fk_{name}")
+        own = Column("id", Integer, primary_key=True, autoincrement=False)
+        Table(f"circle_{name}", metadata, own, Column("other", key), Column("data", String(1024)))
+    metadata.create_all(engine)
+    try:
+        with (
+            engine.begin() as connection,
+            pytest.raises(ConfigurationError, match="round in a circle"),
+        ):
+            create_removal_triggers(connection, "circle_first", "data")
+    finally:
+        metadata.drop_all(engine)
+
+
+def test_two_ways_from_one_table(engine):
+    """A grandchild goes with its grandparent by either of two parents."""
+    metadata = MetaData()
+
+    def table(name, *parents):
+        columns = [
+            Column(parent, ForeignKey(f"ways_{parent}.id", ondelete="CASCADE"))
+            for parent in parents
+        ]
+        own = Column("id", Integer, primary_key=True, autoincrement=False)
+        return Table(f"ways_{name}", metadata, own, *columns, Column("data", String(1024)))
+
+    tables = [table("top"), table("left", "top"), table("right", "top")]
+    tables.append(table("bottom", "left", "right"))
+    metadata.create_all(engine)
+    try:
+        with engine.begin() as connection:
+            create_removal_triggers(connection, "ways_bottom", "data")
+            rows = [
+                {"id": 1},
+                {"id": 1, "top": 1},
+                {"id": 1, "top": 1},
+                {"id": 1, "left": 1, "right": None, "data": "file:///a"},
+            ]
+            for each, row in zip(tables, rows, strict=True):
+                connection.execute(insert(each).values(row))
+            connection.execute(insert(tables[3]).values(id=2, left=None, right=1, data="file:///b"))
+            connection.execute(delete(tables[0]))
+        with engine.connect() as connection:
+            query = select(removals.c.url).where(removals.c.source == "ways_bottom.data")
+            assert set(connection.scalars(query)) == {"file:///a", "file:///b"}
+    finally:
+        metadata.drop_all(engine)
