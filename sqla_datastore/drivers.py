@@ -53,7 +53,7 @@ def _psycopg2(raw: Any) -> TransactionState:
 
 
 def _asyncpg(raw: Any) -> TransactionState:
-    # it cannot say that the transaction failed: sqla_datastore.endings asks the server for that
+    # it cannot say that the transaction failed: `Transaction.has_failed` asks the server for that
     active = raw._connection.is_in_transaction()
     return TransactionState.ACTIVE if active else TransactionState.IDLE
 

@@ -34,15 +34,16 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 from sqlalchemy.pool import Pool
 
-from sqla_datastore import columns, datastore_io, edits, endings
+from sqla_datastore import columns, datastore_io, edits, endings, transactions
 from sqla_datastore.assignments import Reservation
 from sqla_datastore.datastore import DataStore
 from sqla_datastore.drivers import TransactionState
 from sqla_datastore.edits import RowLink, store_attributes, values_of
-from sqla_datastore.endings import Transaction, transaction_of
+from sqla_datastore.endings import transaction_of
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.ledger import Name
 from sqla_datastore.statements import Effects, binds_values, effects_of, follows, names_of
+from sqla_datastore.transactions import Transaction
 
 __all__ = ["install"]
 
@@ -108,10 +109,10 @@ def _look_at(connection: Connection, context: Any) -> None:
     if hasattr(context, "_sqla_datastore"):
         return
     context._sqla_datastore = None
-    autocommit = context.is_crud and endings.is_autocommit(connection)
+    autocommit = context.is_crud and transactions.is_autocommit(connection)
     if follows(context) and not autocommit:
-        endings.begin_immediately(connection)
-    found = endings.found_on(connection)
+        transactions.begin_immediately(connection)
+    found = transactions.found_on(connection)
     effects = effects_of(
         connection,
         context,
@@ -161,7 +162,7 @@ def _after_execute(
     except BaseException:
         transaction.note_failed(effects)
         raise
-    if endings.is_autocommit(connection) or transaction.state is TransactionState.IDLE:
+    if transactions.is_autocommit(connection) or transaction.state is TransactionState.IDLE:
         _write(transaction, effects.reserved)
         _end_committed(transaction, effects)
     elif _in_flush(connection):
@@ -187,7 +188,7 @@ def _end_committed(transaction: Transaction, effects: Effects) -> None:
 
 def _note_text(connection: Connection, statement: str) -> None:
     """Note transaction control that SQLAlchemy does not see; nobody can tell its effect."""
-    transaction = endings.found_on(connection)
+    transaction = transactions.found_on(connection)
     if transaction is None or transaction.ledger.is_empty:
         return
     implicit = connection.dialect.name in ("mysql", "mariadb", "oracle")
@@ -201,12 +202,12 @@ def _handle_error(context: Any) -> None:
     connection = context.connection
     if connection is None or connection.closed or connection.invalidated:
         return
-    transaction = endings.found_on(connection)
+    transaction = transactions.found_on(connection)
     if transaction is None or transaction.busy:
         return
     transaction.statement_failed = True
     effects: Effects | None = getattr(context.execution_context, "_sqla_datastore", None)
-    if endings.is_autocommit(connection):
+    if transactions.is_autocommit(connection):
         _end_failed_autocommit(connection, transaction, effects)
     elif transaction.state_after_error() is TransactionState.IDLE:
         # no database commits because of an error, so this one has rolled back all of it
@@ -369,7 +370,7 @@ def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
 
 
 def _in_flush(connection: Connection) -> bool:
-    transaction = endings.found_on(connection)
+    transaction = transactions.found_on(connection)
     return transaction is not None and transaction.flushing is not None
 
 
@@ -377,7 +378,7 @@ def _after_begin(session: Session, _transaction: Any, connection: Connection) ->
     if isinstance(session.bind, Engine):
         # it commits by itself what it begins
         return
-    raw = id(endings.unwrap(connection.connection))
+    raw = id(transactions.unwrap(connection.connection))
     _sessions.setdefault(raw, weakref.WeakSet()).add(session)
     _raws.setdefault(session, set()).add(raw)
 
@@ -387,7 +388,7 @@ def _attached(_session: Session, row: Any) -> None:
 
 
 def _after_flush(session: Session, _context: Any) -> None:
-    for transaction in endings.flushed_by(session):
+    for transaction in transactions.flushed_by(session):
         transaction.flushing = None
         pending = transaction.take_pending()
         _carry_out(transaction, pending)
@@ -406,7 +407,7 @@ def _after_flush_postexec(session: Session, _context: Any) -> None:
 
 
 def _after_transaction_create(session: Session, transaction: Any) -> None:
-    if not transaction.nested or endings.flushed_by(session):
+    if not transaction.nested or transactions.flushed_by(session):
         return
     try:
         edits.check_unsaved(session, savepoint=True)
@@ -422,7 +423,7 @@ def _after_soft_rollback(session: Session, _transaction: Any) -> None:
         # SQLAlchemy expires what was changed in the savepoint itself, but not in one within it
         edits.expire(session, state, value)
     edits.discard_rolled_back(session)
-    for transaction in endings.flushed_by(session):
+    for transaction in transactions.flushed_by(session):
         transaction.flushing = None
 
 
@@ -499,7 +500,7 @@ def install(_type: type) -> None:
     event.listen(Session, "after_transaction_end", _after_transaction_end)
     event.listen(Session, "do_orm_execute", _do_orm_execute)
     DataStore.associate_with(_type)
-    endings.commit_checks.append(_check_edits)
+    transactions.commit_checks.append(_check_edits)
     datastore_io.refuse_owned = columns.refuse_owned_prefix
 
 

@@ -137,7 +137,8 @@ def urls_of_rows(
     texts = [type_coerce(column, String()).label(None) for column in columns]
     key = list(store.table.primary_key)
     held: set[str] = set()
-    for batch in batched(list(keys), CHUNK):
+    size = batch_size(connection.dialect) if len(key) == 1 else CHUNK
+    for batch in batched(list(keys), size):
         query = select(*texts).where(_any_key(key, batch))
         for urls in connection.execute(query, execution_options=options):
             held.update(url for url in urls if url is not None)

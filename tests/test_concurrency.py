@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from sqla_datastore import DataStore, DataStoreError, MissingObjectError, bind_storage, endings
+from sqla_datastore import DataStore, DataStoreError, MissingObjectError, bind_storage, transactions
 from sqla_datastore.ledger import Ledger, Name
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage import LocalStorage
@@ -324,7 +324,7 @@ def assert_consistent_rows(engine):
 
 def assert_well(engine, stored, record_property=None):
     """Assert what holds after any concurrent work; return how many orphans there were."""
-    assert not endings._open, "a ledger was left open"
+    assert not transactions._open, "a ledger was left open"
     orphans = assert_whole(engine, stored)
     assert_consistent_rows(engine)
     gc(engine, Base.metadata, apply=True, grace_seconds=0)

@@ -27,7 +27,7 @@ from sqlalchemy.pool import _AdhocProxiedConnection
 from sqlalchemy.util import await_only
 from test_endings import ALL, ASYNC, POSTGRESQL, SQLITE, SYNC, keyed, put
 
-from sqla_datastore import DataStore, DataStoreError, bind_storage, endings
+from sqla_datastore import DataStore, DataStoreError, bind_storage, transactions
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.urls import ObjectURL
 
@@ -976,7 +976,7 @@ def test_a_forgotten_session_on_an_asynchronous_driver(run, driver, tolerant):
             warnings.filterwarnings("ignore", category=ResourceWarning)
             forget(engine)
             garbage.collect()
-        assert not endings._open, "the ledger holds the connection"
+        assert not transactions._open, "the ledger holds the connection"
         if driver == "psycopg_async":
             end_idle(engine)
         with engine.begin() as connection:
@@ -1019,8 +1019,8 @@ def test_a_forked_child_leaves_its_parents_transaction_alone(run, driver, stored
                     raw = connection.connection.dbapi_connection
                     # the socket is the parent's too, so the driver itself must not use it
                     quiet = type("Quiet", (), {"close": lambda self: None})()
-                    endings._open[id(quiet)] = endings._open.pop(id(raw))
-                    endings._open[id(quiet)].raw = quiet
+                    transactions._open[id(quiet)] = transactions._open.pop(id(raw))
+                    transactions._open[id(quiet)].raw = quiet
                     connection.dialect.do_close(quiet)
                 finally:
                     os._exit(0 if len(stored.files()) == 3 else 1)

@@ -33,7 +33,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from sqla_datastore import DataStore, DataStoreType, StorageError, bind_storage, endings
+from sqla_datastore import DataStore, DataStoreType, StorageError, bind_storage, transactions
 
 metadata = MetaData()
 keyed = Table(
@@ -133,7 +133,7 @@ def run(server, stored):
         go.rows = urls
         go.files = {f"file:///{path}" for path in stored.files()}
         assert urls <= go.files, "a committed row is dangling"
-        assert not endings._open, "a ledger was left open"
+        assert not transactions._open, "a ledger was left open"
 
     def exact(count):
         assert go.rows == go.files

@@ -12,7 +12,7 @@ from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
-from sqla_datastore import DataStore, RefusedStatementError, endings
+from sqla_datastore import DataStore, RefusedStatementError, transactions
 from sqla_datastore.maintenance import gc
 from sqla_datastore.urls import ObjectURL
 
@@ -187,7 +187,7 @@ def test_a_connection_lost_at_a_savepoint(engine, exact, moment):
         }
         with pytest.raises(OperationalError):
             end[moment]()
-    assert not endings._open
+    assert not transactions._open
     assert mine.url is None
     exact(3)
     with Session(engine) as session:

@@ -19,7 +19,7 @@ from session_machine import JOIN_MODES, AttackedStorage, SessionMachine, Violati
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.orm import Session
 
-from sqla_datastore import StorageError, bind_storage, endings, events
+from sqla_datastore import StorageError, bind_storage, events, transactions
 from sqla_datastore.ledger import Ledger
 
 EXAMPLES = int(os.environ.get("SQLA_DATASTORE_MACHINE_EXAMPLES", "0"))
@@ -160,7 +160,7 @@ def remove_when_a_session_says_that_it_committed(_patch):
     """The event fires where a savepoint is released, or an outer transaction goes on."""
 
     def after_commit(_session):
-        for transaction in list(endings._open.values()):
+        for transaction in list(transactions._open.values()):
             live, dropped = transaction.ledger._replay()
             for name in dropped - live:
                 name.storage.remove([name.path])
@@ -231,7 +231,7 @@ def remove_what_a_row_got_back(patch):
 
 
 def remove_listed_names_without_asking(patch):
-    patch.setattr(endings.Transaction, "_referenced", lambda *_: set())
+    patch.setattr(transactions.Transaction, "_referenced", lambda *_: set())
 
 
 @pytest.mark.usefixtures("copy_on_write")
