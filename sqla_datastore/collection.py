@@ -67,12 +67,14 @@ class Collection:
         if not rows:
             raise ConfigurationError(
                 f"{found} the database refers to none of them: no row has a URL; nothing was "
-                "removed: give the right database, or force it if the tables are meant to be empty"
+                "removed: give the right database, or --force it (force=True) if the tables are "
+                "meant to be empty"
             )
         if not survey.matched:
             raise ConfigurationError(
                 f"{found} none that one of the {rows} rows refers to; nothing was removed: give "
-                "the right database and storage, or force it if all objects of the rows are lost"
+                "the right database and storage, or --force it (force=True) if all objects "
+                "of the rows are lost"
             )
 
     def remove(self, storages: list[Storage], spool: TextIO) -> None:

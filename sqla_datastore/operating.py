@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,14 @@ def _add(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "model", metavar="MODEL", help="the models, as 'package.module:Base' or ':metadata'"
     )
-    parser.add_argument("--database", metavar="URL", required=True, help="SQLAlchemy's URL of it")
+    database = os.environ.get("SQLA_DATASTORE_DATABASE_URL")
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        default=database,
+        required=database is None,
+        help="SQLAlchemy's URL of it (default: SQLA_DATASTORE_DATABASE_URL)",
+    )
     parser.add_argument(
         "--storage", metavar="URL", help="the storage (default: as the models or environment say)"
     )
@@ -113,8 +121,11 @@ def _metadata(model: str) -> MetaData:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module)
-    except Exception as err:  # whatever a module of the user's raises
+        # what it prints is not the report
+        with contextlib.redirect_stdout(sys.stderr):
+            found: Any = importlib.import_module(module)
+            configure_mappers()
+    except (Exception, SystemExit) as err:  # whatever a module of the user's raises
         raise ConfigurationError(
             f"{module!r} cannot be imported from {here!r} ({type(err).__name__}: {err}); give "
             "'package.module:Base', and run in the folder that holds the package"
@@ -128,7 +139,6 @@ def _metadata(model: str) -> MetaData:
     metadata = getattr(found, "metadata", found)
     if not isinstance(metadata, MetaData):
         raise ConfigurationError(f"{model!r} is neither a Base nor a MetaData; give one of them")
-    configure_mappers()
     return metadata
 
 
@@ -146,7 +156,8 @@ def _engine(database: str, storage: str | None) -> Iterator[Engine]:
         engine = create_engine(url)
     except ImportError as err:
         raise ConfigurationError(
-            f"the driver of {database.partition(':')[0]!r} is not installed ({err})"
+            f"the driver of {database.partition(':')[0]!r} is not installed ({err}); install it "
+            "with pip, or give the URL of a driver that is"
         ) from err
     except (ArgumentError, NoSuchModuleError) as err:
         if isinstance(err, ConfigurationError):
@@ -245,7 +256,9 @@ def _show_gc(report: GcReport) -> None:
 
 def _show_pending(pending: int) -> None:
     if pending:
-        _print(f"{pending} objects wait for their removal; sqla-datastore drain carries it out")
+        _print(
+            f"{pending} objects wait for their removal, until it is due: see sqla-datastore drain"
+        )
 
 
 def _show_drain(report: DrainReport) -> None:

@@ -99,7 +99,7 @@ def check_seconds(keep_seconds: float) -> None:
     Raises:
         ConfigurationError: it is no number from 0.
     """
-    if not (0 <= keep_seconds < math.inf):
+    if not (isinstance(keep_seconds, (int, float)) and 0 <= keep_seconds < math.inf):
         raise ConfigurationError(f"keep_seconds is a number from 0, not {keep_seconds!r}")
 
 
@@ -177,8 +177,9 @@ class Removals:
         except Exception as err:
             err.add_note(
                 f"The transaction writes what it will remove into {self.table.fullname!r}, see "
-                "enable_removals(). If the database lacks the table, create it "
-                "(metadata.create_all(engine), or alembic upgrade head)."
+                "enable_removals(). Create the table where the database lacks it "
+                "(metadata.create_all(engine), or alembic upgrade head), and give the role the "
+                "rights to SELECT, INSERT and DELETE there."
             )
             raise
 

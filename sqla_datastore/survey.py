@@ -40,8 +40,8 @@ Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 _TOLD_EVERY = 1_000
 _MISSING_BASE = (
-    "the storage's base {!r} does not exist; give the right storage, or mount it (the first write "
-    "creates it)"
+    "the storage's base {!r} is no folder, or does not exist; give the right storage, or mount it "
+    "(the first write creates it)"
 )
 
 F = TypeVar("F")

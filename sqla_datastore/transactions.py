@@ -388,7 +388,11 @@ class Transaction:
                 if removals is not None:
                     look(connection, commit, removals, schemas)
         except Exception as err:
-            logger.warning("removals wait for the next look, the database failed: %s", err)
+            logger.warning(
+                "removals wait for the next look: %s; if the table is missing or may not be used, "
+                "see enable_removals",
+                str(err).splitlines()[0],
+            )
             with suppress(Exception):
                 self.dialect.do_rollback(connection.connection)
 

@@ -25,6 +25,7 @@ from sqlalchemy import String, inspect, literal, text
 
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.removals import TABLE_NAME
+from sqla_datastore.urls import URL_LENGTH
 
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
@@ -186,12 +187,24 @@ def _refuse_missing(
     name = f"{schema}.{table}" if schema else table
     if not inspector.has_table(table, schema=schema):
         raise ConfigurationError(f"the database lacks table {name!r}; {next_step}")
-    there = {column["name"] for column in inspector.get_columns(table, schema=schema)}
+    there = {
+        column["name"]: column["type"] for column in inspector.get_columns(table, schema=schema)
+    }
     missing = [column for column in columns if column not in there]
     if missing:
         raise ConfigurationError(
             f"table {name!r} lacks {', '.join(map(repr, missing))}; {next_step}"
         )
+    others = [column for column in columns if not _can_hold_urls(there[column])]
+    if others and table != TABLE_NAME:
+        raise ConfigurationError(
+            f"{', '.join(map(repr, others))} of table {name!r} can be no DataStoreType column, "
+            f"which is a VARCHAR({URL_LENGTH}); {next_step}"
+        )
+
+
+def _can_hold_urls(type_: Any) -> bool:
+    return isinstance(type_, String) and type_.length == URL_LENGTH
 
 
 @dataclass(frozen=True)

@@ -376,3 +376,50 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     err = capsys.readouterr().err
     assert "removing" in err
     assert "/s" in err
+
+
+# -- what models' modules do -----------------------------------------------------------------------
+
+
+def test_what_a_module_prints_is_not_the_report(application, tmp_path, capsys):
+    models = tmp_path / application.package / "models.py"
+    (tmp_path / application.package / "loud.py").write_text(
+        models.read_text() + "\nprint('imported')\n"
+    )
+    model = f"{application.package}.loud:Base"
+    assert application.run("usage", "--json", model=model) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["objects"] == 2
+    assert "imported" in err
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise SystemExit('give arguments')",
+        """
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+class Base(DeclarativeBase): pass
+class Shot(Base):
+    __tablename__ = "shots"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    other: Mapped["Missing"] = relationship()
+""",
+    ],
+)
+def test_a_module_that_cannot_be_used_is_status_2(application, tmp_path, capsys, source):
+    (tmp_path / application.package / "broken.py").write_text(source)
+    try:
+        assert application.run("check", model=f"{application.package}.broken:Base") == 2
+        assert "cannot be imported" in error_of(capsys)
+    finally:
+        # mappers that cannot be configured would fail every later test
+        broken = sys.modules.get(f"{application.package}.broken")
+        if broken is not None:
+            broken.Base.registry.dispose()
+
+
+def test_the_database_may_be_named_by_the_environment(application, capsys, monkeypatch):
+    monkeypatch.setenv("SQLA_DATASTORE_DATABASE_URL", application.database)
+    assert cli.main(["check", application.model, "--storage", str(application.storage)]) == 0
+    assert "clean" in capsys.readouterr().out

@@ -612,3 +612,11 @@ def test_two_ways_from_one_table(engine):
             assert set(connection.scalars(query)) == {"file:///a", "file:///b"}
     finally:
         metadata.drop_all(engine)
+
+
+def test_a_column_that_holds_no_urls_is_refused(engine):
+    with (
+        engine.begin() as connection,
+        pytest.raises(ConfigurationError, match="can be no DataStoreType column"),
+    ):
+        create_removal_triggers(connection, "runs of projects", "name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -433,7 +434,7 @@ def test_drain_needs_enabled_removals(engine):
         drain(engine, metadata_without)
 
 
-@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "3600", timedelta(hours=1)])
 def test_a_period_that_is_none_is_refused(engine, seconds):
     with pytest.raises(ConfigurationError, match="keep_seconds"):
         enable_removals(MetaData(), keep_seconds=seconds)
