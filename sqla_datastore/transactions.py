@@ -244,7 +244,9 @@ class Transaction:
             return store.plain_columns
         return present_columns(connection, store, schemas)
 
-    def _held_by_url(self, connection: Connection, names: set[Name]) -> set[Name]:
+    def _held_by_url(
+        self, connection: Connection, names: set[Name], *, locked: bool = True
+    ) -> set[Name]:
         if not names:
             return set()
         urls = {name: row_url(name) for name in names}
@@ -254,7 +256,7 @@ class Transaction:
             there = present(connection, metadata, schemas)
             columns = [c for store in there for c in self._columns(connection, store, schemas)]
             asked = sorted(set(urls.values()))
-            held |= held_urls(connection, columns, asked, locked=True, schemas=schemas)
+            held |= held_urls(connection, columns, asked, locked=locked, schemas=schemas)
         return {name for name, url in urls.items() if url in held}
 
     # -- the end ---------------------------------------------------------------------------------
@@ -362,7 +364,8 @@ class Transaction:
         if not listed or connection is None:
             return listed
         try:
-            return self._held_by_url(connection, listed)
+            # after COMMIT nothing is waited for; what others change now lies elsewhere
+            return self._held_by_url(connection, listed, locked=False)
         except Exception as err:
             logger.warning("what lay in a folder stays, the database failed to tell: %s", err)
             return listed
