@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sqlalchemy import (
     BigInteger,
     Column,
-    Identity,
     Index,
     Integer,
     MetaData,
@@ -118,7 +117,8 @@ def _table(metadata: MetaData) -> Table:
     table = Table(
         TABLE_NAME,
         metadata,
-        Column("id", BigInteger().with_variant(Integer(), "sqlite"), Identity(), primary_key=True),
+        # no Identity(): Alembic before 1.18 sees a difference in it on SQLite, again and again
+        Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True),
         Column("url", String(URL_LENGTH), nullable=False),
         Column("source", String(255), nullable=False, comment="table.column that held the URL"),
         Column("superseded_at", BigInteger, nullable=False, comment="seconds since the epoch, UTC"),

@@ -450,6 +450,14 @@ def test_a_column_is_converted_with_its_triggers(own, stored):
 # -- rights ----------------------------------------------------------------------------------------
 
 
+def grants(role):
+    """Return what gives a role the rights on the table of removals that triggers need."""
+    return [
+        f"GRANT INSERT ON {removals.name} TO {role}",
+        f"GRANT USAGE ON SEQUENCE {removals.name}_id_seq TO {role}",
+    ]
+
+
 def test_a_role_needs_insert_on_the_table_of_removals_on_postgresql(own):
     if own.dialect.name != "postgresql":
         pytest.skip("triggers have the rights of who created them, or there are none")
@@ -460,7 +468,7 @@ def test_a_role_needs_insert_on_the_table_of_removals_on_postgresql(own):
     try:
         with pytest.raises(sa.exc.ProgrammingError, match=f"denied for table {removals.name}"):
             run_sql(own, f"SET LOCAL ROLE {role}", "DELETE FROM samples")
-        run_sql(own, f"GRANT INSERT ON {removals.name} TO {role}")
+        run_sql(own, *grants(role))
         run_sql(own, f"SET LOCAL ROLE {role}", "DELETE FROM samples")
     finally:
         run_sql(own, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
@@ -482,7 +490,7 @@ def test_a_role_with_a_schema_of_its_own_on_postgresql(empty):
         empty,
         f"CREATE ROLE {role}",
         f"GRANT USAGE ON SCHEMA {schema} TO {role}",
-        f"GRANT INSERT ON {removals.name} TO {role}",
+        *grants(role),
         f"GRANT DELETE ON samples TO {role}",
     )
     try:

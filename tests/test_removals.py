@@ -63,7 +63,7 @@ class KeptBase(DeclarativeBase):
 
 
 class Kept(KeptBase):
-    __tablename__ = "kept"
+    __tablename__ = "kept_results"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     data: Mapped[DataStore | None] = mapped_column(DataStoreType())
 
@@ -475,7 +475,7 @@ def test_models_without_removals_in_another_storage(engine, stored, tmp_path, ex
     elsewhere = tmp_path / "elsewhere"
     metadata = MetaData()
     table = Table(
-        "others",
+        "neighbours",
         metadata,
         Column("id", Integer, primary_key=True, autoincrement=False),
         Column("data", DataStoreType(str(elsewhere))),
@@ -612,7 +612,7 @@ def test_a_commit_does_not_wait_for_another_writer_on_sqlite(engine, stored, exa
 def test_models_that_share_the_table_leave_each_other_alone(engine, stored):
     other = MetaData()
     table = Table(
-        "others",
+        "neighbours",
         other,
         Column("id", Integer, primary_key=True, autoincrement=False),
         Column("data", DataStoreType()),
@@ -623,7 +623,7 @@ def test_models_that_share_the_table_leave_each_other_alone(engine, stored):
         with engine.begin() as connection:
             connection.execute(insert(table).values(id=1, data=DataStore(n=1)))
         [url] = urls_of(engine, other)
-        note(engine, url, source="others.data")
+        note(engine, url, source="neighbours.data")
         report = drain(engine, Base.metadata)
         assert (report.carried_out, report.others) == (0, 1)
         assert len(stored.files()) == 1
@@ -674,7 +674,7 @@ def test_only_what_others_can_have_seen_is_kept(engine, stored):
 
 def test_a_foreign_file_in_a_rows_folder_goes_with_the_row(engine, stored, exact):
     add(engine, 1, cls=Kept)
-    [folder] = stored.base.glob("kept/1")
+    [folder] = stored.base.glob("kept_results/1")
     (folder / ("x" * 200)).write_text("long")
     deep = folder.joinpath(*["y" * 150] * 8)
     deep.mkdir(parents=True)
