@@ -5,8 +5,17 @@ from __future__ import annotations
 import uuid
 
 import pytest
-from sqlalchemy import Column, ForeignKey, ForeignKeyConstraint, Integer, MetaData, String, Table
-from sqlalchemy.orm import DeclarativeBase, Mapped, configure_mappers, mapped_column
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    orm,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sqla_datastore import (
     ConfigurationError,
@@ -15,7 +24,13 @@ from sqla_datastore import (
     DataStoreType,
     RefusedURLError,
 )
-from sqla_datastore.columns import refuse_owned_prefix, table_store
+from sqla_datastore.columns import check_registries, refuse_owned_prefix, table_store
+
+
+def configure_mappers():
+    """Configure, and check also where a thread of another test has just configured all."""
+    orm.configure_mappers()
+    check_registries()
 
 
 @pytest.fixture
