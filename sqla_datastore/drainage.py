@@ -17,8 +17,7 @@ from sqla_datastore.columns import present
 from sqla_datastore.exceptions import RefusedURLError, StorageError
 from sqla_datastore.findings import DrainReport
 from sqla_datastore.options import storage_for
-from sqla_datastore.removals import in_schemas
-from sqla_datastore.rows import batch_size, batched, held_urls
+from sqla_datastore.rows import batch_size, batched, held_urls, in_schemas
 from sqla_datastore.storage import base_exists
 from sqla_datastore.storage.protocol import is_there
 from sqla_datastore.urls import OBJECT_NAME, ObjectURL
@@ -87,12 +86,14 @@ class Drainage:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database failed.
         """
-        due = self._due(connection, size)
-        self.is_done = len(due) < size
-        if not due or _reads_uncommitted(connection):
+        found = self._due(connection, size)
+        self.is_done = len(found) < size
+        if not found or _reads_uncommitted(connection):
             return 0
-        self.last = due[-1].id
+        self.last = found[-1].id
         columns = self.removals.columns()
+        # a database may compare without regard to case
+        due = [row for row in found if row.source in columns]
         there = present(connection, self.removals.table.metadata, self.schemas)
         asked = [column for store in there for column in store.plain_columns]
         urls = list(dict.fromkeys(row.url for row in due))
@@ -112,7 +113,7 @@ class Drainage:
         gone = {url for families in doomed.values() for url in families} - left
         self.carried_out += sum(row.url in gone for row in due)
         self._strike(connection, [row.id for row in due if row.url not in left])
-        return len(due)
+        return len(found)
 
     def _due(self, connection: Connection, size: int) -> list[Any]:
         table = self.removals.table
@@ -122,9 +123,7 @@ class Drainage:
             .order_by(table.c.id)
             .limit(size)
         )
-        found = connection.execute(query, execution_options=in_schemas(self.schemas))
-        # a database may compare without regard to case
-        return [row for row in found if row.source in self.removals.columns()]
+        return list(connection.execute(query, execution_options=in_schemas(self.schemas)))
 
     def _is_own(self) -> ColumnElement[bool]:
         """Return the condition: other models of the same database use the table, too."""

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
@@ -35,7 +35,7 @@ from sqla_datastore.columns import StoreColumn, declared
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.ledger import Name
 from sqla_datastore.options import storage_for
-from sqla_datastore.rows import batch_size, batched
+from sqla_datastore.rows import batch_size, batched, in_schemas
 from sqla_datastore.statements import row_url
 from sqla_datastore.urls import OBJECT_NAME, URL_LENGTH
 
@@ -50,7 +50,6 @@ __all__ = [
     "Removals",
     "check_seconds",
     "enable_removals",
-    "in_schemas",
     "note_removals",
     "removals_of",
 ]
@@ -198,11 +197,6 @@ class Removals:
         for batch in batched(urls, batch_size(connection.dialect)):
             done = delete(self.table).where(column.in_(batch))
             connection.execute(done, execution_options=in_schemas(schemas))
-
-
-def in_schemas(schemas: Schemas) -> dict[str, Any]:
-    """Return the execution options for a ``schema_translate_map``, if there is one."""
-    return {"schema_translate_map": schemas} if schemas else {}
 
 
 # -- one transaction ------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ __all__ = [
     "batch_size",
     "batched",
     "held_urls",
+    "in_schemas",
     "inherited_values",
     "select_rows",
     "urls_of_rows",
@@ -103,7 +104,7 @@ def held_urls(
             transaction's snapshot; on PostgreSQL it does not.
         schemas: a ``schema_translate_map``, by default the connection's own.
     """
-    options = {"schema_translate_map": schemas} if schemas else {}
+    options = in_schemas(schemas)
     held: set[str] = set()
     for column in columns:
         text = type_coerce(column, String())
@@ -132,7 +133,7 @@ def urls_of_rows(
         schemas: as for `held_urls`.
         columns: the columns to look at, by default all that are declared.
     """
-    options = {"schema_translate_map": schemas} if schemas else {}
+    options = in_schemas(schemas)
     columns = store.plain_columns if columns is None else columns
     texts = [type_coerce(column, String()).label(None) for column in columns]
     key = list(store.table.primary_key)
@@ -143,6 +144,11 @@ def urls_of_rows(
         for urls in connection.execute(query, execution_options=options):
             held.update(url for url in urls if url is not None)
     return held
+
+
+def in_schemas(schemas: Schemas | None) -> dict[str, Any]:
+    """Return the execution options for a ``schema_translate_map``, if there is one."""
+    return {"schema_translate_map": schemas} if schemas else {}
 
 
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -394,7 +394,8 @@ class Transaction:
             logger.warning(
                 "removals wait for the next look: %s; if the table is missing or may not be used, "
                 "see enable_removals",
-                str(err).splitlines()[0],
+                # one line, or none: some errors say nothing
+                str(err).partition("\n")[0],
             )
             with suppress(Exception):
                 self.dialect.do_rollback(connection.connection)
