@@ -22,11 +22,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import String
 
 from sqla_datastore import DataStore, DataStoreType, bind_storage
-from sqla_datastore.container import plan
 from sqla_datastore.exceptions import MissingObjectError
+from sqla_datastore.format import plan
 from sqla_datastore.maintenance import check, gc, usage
 from sqla_datastore.storage import LocalStorage, ObjectReader, StoredObject
-from sqla_datastore.urls import ObjectURL
+from sqla_datastore.storage.urls import ObjectURL
 
 SIZES = (100_000, 1_000_000)
 SCRAMBLE = 0x9E3779B97F4A7C15

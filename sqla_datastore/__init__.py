@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqla_datastore.codecs import register_codec, register_enum
-from sqla_datastore.datastore import DataStore
 from sqla_datastore.exceptions import (
     ConfigurationError,
     DamagedObjectError,
@@ -26,13 +25,15 @@ from sqla_datastore.exceptions import (
     UnsupportedFormatError,
     UnsupportedTypeError,
 )
-from sqla_datastore.options import bind_storage, options
+from sqla_datastore.options import options
+from sqla_datastore.storage.binding import bind_storage
+from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
-    from sqla_datastore.datastore_io import DataStoreIO
-    from sqla_datastore.inspection import inspect
-    from sqla_datastore.removals import enable_removals
+    from sqla_datastore.removals.table import enable_removals
     from sqla_datastore.types import DataStoreType
+    from sqla_datastore.value.inspection import inspect
+    from sqla_datastore.value.io import DataStoreIO
 
     __version__: str
 
@@ -59,10 +60,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "DataStoreIO": "sqla_datastore.datastore_io",
+    "DataStoreIO": "sqla_datastore.value.io",
     "DataStoreType": "sqla_datastore.types",
-    "enable_removals": "sqla_datastore.removals",
-    "inspect": "sqla_datastore.inspection",
+    "enable_removals": "sqla_datastore.removals.table",
+    "inspect": "sqla_datastore.value.inspection",
 }
 
 

@@ -10,18 +10,19 @@ from sqlalchemy.sql import operators
 from sqlalchemy.types import String, TypeDecorator
 from typing_extensions import override
 
-from sqla_datastore import events
-from sqla_datastore.assignments import Reservation
-from sqla_datastore.datastore import DataStore
+from sqla_datastore.dml.parameters import Reservation
+from sqla_datastore.engine import listeners as events
 from sqla_datastore.exceptions import RefusedStatementError
-from sqla_datastore.folders import check_template
-from sqla_datastore.options import storage_for
-from sqla_datastore.urls import URL_LENGTH
+from sqla_datastore.schema.columns import DeclaredType
+from sqla_datastore.schema.folders import check_template
+from sqla_datastore.storage.binding import storage_for
+from sqla_datastore.storage.urls import URL_LENGTH
+from sqla_datastore.value.datastore import DataStore
 
 __all__ = ["DataStoreType"]
 
 
-class DataStoreType(TypeDecorator[DataStore]):
+class DataStoreType(DeclaredType):
     """A column that holds the URL of a `DataStore`; its objects follow the transaction.
 
     ::

@@ -14,25 +14,13 @@ import gc
 import os
 import shutil
 import tempfile
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, make_url, text
-
-from sqla_datastore import bind_storage
-
-DATABASES = ("sqlite", "postgresql", "mariadb")
-REQUIRED = [
-    name.strip()
-    for name in os.environ.get("SQLA_DATASTORE_TEST_DATABASES", "").split(",")
-    if name.strip()
-]
-
-
-STRIDE = int(os.environ.get("SQLA_DATASTORE_TEST_STRIDE", "1"))
+from sqlalchemy import Engine, create_engine, make_url
+from support.databases import DATABASES, REQUIRED, Stored, make_engine, private_database
 
 
 def pytest_collection_finish() -> None:
@@ -92,22 +80,6 @@ def mariadb_url() -> str:
     return url
 
 
-@contextlib.contextmanager
-def private_database(url: str) -> Iterator[str]:
-    """Create a database of a random name on a server and drop it afterwards; yield its URL."""
-    name = f"sqla_datastore_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    try:
-        yield make_url(url).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with admin.connect() as connection:
-            forced = " WITH (FORCE)" if admin.dialect.name == "postgresql" else ""
-            connection.execute(text(f"DROP DATABASE {name}{forced}"))
-        admin.dispose()
-
-
 @pytest.fixture(scope="session", params=DATABASES)
 def database_url(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -126,30 +98,6 @@ def database_url(
         yield private
 
 
-def explicit_begin(engine: Engine) -> None:
-    """Have SQLite begin transactions when SQLAlchemy does, as its documentation recommends."""
-
-    @event.listens_for(engine, "connect")
-    def connect(dbapi_connection, _record):
-        dbapi_connection.isolation_level = None
-        dbapi_connection.execute("PRAGMA foreign_keys=ON")
-        dbapi_connection.execute("PRAGMA synchronous=OFF")  # no test cuts the power
-
-    @event.listens_for(engine, "begin")
-    def begin(connection):
-        connection.exec_driver_sql("BEGIN")
-
-
-def make_engine(url: str, storage: Path | None = None, **kwargs) -> Engine:
-    """Create an engine with explicit transactions and, optionally, a bound storage."""
-    engine = create_engine(url, **kwargs)
-    if engine.dialect.name == "sqlite":
-        explicit_begin(engine)
-    if storage is not None:
-        bind_storage(engine, storage)
-    return engine
-
-
 @pytest.fixture
 def copy_on_write() -> Iterator[None]:
     """Have pandas 2 copy on write, as pandas 3 always does; else edits of numbers are refused."""
@@ -159,21 +107,6 @@ def copy_on_write() -> Iterator[None]:
         if int(pd.__version__.partition(".")[0]) < 3:
             stack.enter_context(pd.option_context("mode.copy_on_write", True))
         yield
-
-
-class Stored:
-    """What lies in a storage's folder, seen without the library."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-
-    def files(self) -> set[str]:
-        """Every file below the base, temporary ones included."""
-        return {str(p.relative_to(self.base)) for p in self.base.rglob("*") if not p.is_dir()}
-
-    def folders(self) -> set[str]:
-        """Every folder below the base."""
-        return {str(p.relative_to(self.base)) for p in self.base.rglob("*") if p.is_dir()}
 
 
 @pytest.fixture

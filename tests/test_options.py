@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import sqlalchemy
 from sqlalchemy import create_engine
-from values import store
+from support.values import store
 
 from sqla_datastore import ConfigurationError, DamagedObjectError, DataStore, bind_storage, options
-from sqla_datastore.options import storage_for
 from sqla_datastore.storage import LocalStorage
-from sqla_datastore.urls import ObjectURL
+from sqla_datastore.storage.binding import storage_for
+from sqla_datastore.storage.urls import ObjectURL
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,6 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import make_engine
-from exactness import assert_exact, statements, urls_of
 from sqlalchemy import (
     Column,
     ForeignKey,
@@ -50,6 +48,8 @@ from sqlalchemy.orm import (
     selectinload,
     undefer,
 )
+from support.databases import make_engine
+from support.exactness import assert_exact, statements, urls_of
 
 from sqla_datastore import (
     DataStore,

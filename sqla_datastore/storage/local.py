@@ -26,9 +26,9 @@ from sqla_datastore.exceptions import (
     RefusedURLError,
     StorageError,
 )
-from sqla_datastore.storage import _posix
+from sqla_datastore.storage import posix
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, StoredObject
-from sqla_datastore.urls import ObjectURL, check_path
+from sqla_datastore.storage.urls import ObjectURL, check_path
 
 __all__ = ["LocalStorage"]
 
@@ -80,16 +80,16 @@ class LocalStorage:
         Folders that are missing are created; after a failure those that are empty go again.
         """
         url = _object_url(path)
-        with _posix.storage_errors(url, self.base):
+        with posix.storage_errors(url, self.base):
             draft = self._draft(path, url)
         try:
             yield draft
-            with _posix.storage_errors(url, self.base):
+            with posix.storage_errors(url, self.base):
                 draft.publish()
         except BaseException:
             draft.discard()
             draft.close()
-            _posix.prune(self.base, path.rpartition("/")[0])
+            posix.prune(self.base, path.rpartition("/")[0])
             raise
         draft.close()
 
@@ -98,13 +98,13 @@ class LocalStorage:
         self._note_new_folders()
         for attempt in range(_ATTEMPTS):
             try:
-                with _posix.folder_opened(self.base, folder, create=True) as parent:
+                with posix.folder_opened(self.base, folder, create=True) as parent:
                     return _Draft(os.dup(parent), name, url, self.base)
             except OSError as err:
                 # a remover may take the emptied folder between its creation and our first file
                 if isinstance(err, FileNotFoundError) and attempt < _ATTEMPTS - 1:
                     continue
-                _posix.prune(self.base, folder)
+                posix.prune(self.base, folder)
                 if isinstance(err, FileNotFoundError):
                     where = self._path(folder)
                     raise StorageError(f"the folder {where!r} cannot be made", url=url) from err
@@ -130,9 +130,9 @@ class LocalStorage:
     def list(self, folder: str) -> Iterator[StoredObject]:
         """Yield the objects below a folder, at any depth, in the order of their paths."""
         url = _object_url(folder) if folder else self.url
-        with _posix.storage_errors(url, self.base):
+        with posix.storage_errors(url, self.base):
             try:
-                with _posix.folder_opened(self.base, folder):
+                with posix.folder_opened(self.base, folder):
                     pass
             except FileNotFoundError:
                 return
@@ -143,11 +143,11 @@ class LocalStorage:
         yield from self._below(folder, url)
 
     def _below(self, folder: str, url: str) -> Iterator[StoredObject]:
-        with _posix.storage_errors(url, self.base):
+        with posix.storage_errors(url, self.base):
             names = _names(self.base, folder)
         for start in range(0, len(names), _LISTED):
             batch = names[start : start + _LISTED]
-            with _posix.storage_errors(url, self.base):
+            with posix.storage_errors(url, self.base):
                 objects = _objects(self.base, folder, batch)
             for name in batch:
                 if name.endswith("/"):
@@ -157,7 +157,7 @@ class LocalStorage:
 
     def leftovers(self) -> Iterator[StoredObject]:
         """Yield what interrupted writes left: temporary files, and empty folders."""
-        with _posix.storage_errors(self.url, self.base):
+        with posix.storage_errors(self.url, self.base):
             yield from _leftovers(self.base, "")
 
     def remove_leftovers(self, paths: Iterable[str]) -> None:
@@ -165,7 +165,7 @@ class LocalStorage:
         files = []
         for path in paths:
             if path.endswith("/"):
-                _posix.prune(self.base, check_path(path[:-1]))
+                posix.prune(self.base, check_path(path[:-1]))
             else:
                 files.append(path)
         self._remove(files, _leftover_url)
@@ -184,7 +184,7 @@ class LocalStorage:
             except DataStoreError as err:
                 failures.append(err)
         for folder in sorted(folders, reverse=True):
-            _posix.prune(self.base, folder)
+            posix.prune(self.base, folder)
         if failures:
             if len(failures) > 1:
                 failures[0].add_note(f"and {len(failures) - 1} more objects could not be removed")
@@ -192,9 +192,9 @@ class LocalStorage:
 
     def _unlink(self, path: str, url: str) -> None:
         folder, _, name = path.rpartition("/")
-        with _posix.storage_errors(url, self.base):
+        with posix.storage_errors(url, self.base):
             try:
-                with _posix.folder_opened(self.base, folder) as parent:
+                with posix.folder_opened(self.base, folder) as parent:
                     os.unlink(name, dir_fd=parent)
             except (FileNotFoundError, NotADirectoryError):
                 pass  # where a folder of its path is a file, it was never written
@@ -215,26 +215,26 @@ class LocalStorage:
 
     def _sync(self, path: str) -> None:
         with self._opened(path) as descriptor:
-            _posix.sync(descriptor)
+            posix.sync(descriptor)
 
     def _sync_folder(self, folder: str) -> None:
         url = _object_url(folder) if folder else self.url
         with (
-            _posix.storage_errors(url, self.base),
-            _posix.folder_opened(self.base, folder) as descriptor,
+            posix.storage_errors(url, self.base),
+            posix.folder_opened(self.base, folder) as descriptor,
         ):
-            _posix.sync(descriptor)
+            posix.sync(descriptor)
         for above in () if folder else [*self._above_base]:
             # the base may be new as well, by another process too; these need not be readable
-            with suppress(OSError), _posix.folder_opened(above, "") as descriptor:
-                _posix.sync(descriptor)
+            with suppress(OSError), posix.folder_opened(above, "") as descriptor:
+                posix.sync(descriptor)
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:
         url = _object_url(path)
-        with _posix.storage_errors(url, self.base):
+        with posix.storage_errors(url, self.base):
             try:
-                with _posix.file_opened(self.base, path) as descriptor:
+                with posix.file_opened(self.base, path) as descriptor:
                     yield descriptor
             except NotADirectoryError as err:
                 if os.path.isdir(self.base):  # a file lies where the object's folder would be
@@ -262,20 +262,20 @@ class _Draft:
             raise
 
     def write(self, data: Buffer, /) -> None:
-        with _posix.storage_errors(self._url, self._base):
+        with posix.storage_errors(self._url, self._base):
             rest = memoryview(data).cast("B")
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 
     def patch(self, offset: int, data: Buffer, /) -> None:
-        with _posix.storage_errors(self._url, self._base):
+        with posix.storage_errors(self._url, self._base):
             rest = memoryview(data).cast("B")
             while rest:
                 written = os.pwrite(self._descriptor, rest, offset)
                 rest, offset = rest[written:], offset + written
 
     def publish(self) -> None:
-        _posix.link_exclusively(self._temporary, self._name, self._parent)
+        posix.link_exclusively(self._temporary, self._name, self._parent)
 
     def discard(self) -> None:
         with suppress(OSError):
@@ -326,7 +326,7 @@ class _Reader:
                 with self._storage._opened(self._path) as descriptor:
                     whole = self._storage._path(self._path)
                     empty = os.fstat(descriptor).st_size == 0
-                    self._map = memoryview(b"") if empty else _posix.map_file(descriptor, whole)
+                    self._map = memoryview(b"") if empty else posix.map_file(descriptor, whole)
             return self._map
 
 
@@ -350,7 +350,7 @@ def _leftovers(base: str, folder: str) -> Iterator[StoredObject]:
     found: list[StoredObject] = []
     is_empty = bool(folder)
     # gone, or a writer has just finished: then it is no leftover
-    with suppress(FileNotFoundError), _posix.folder_opened(base, folder) as descriptor:
+    with suppress(FileNotFoundError), posix.folder_opened(base, folder) as descriptor:
         modified = os.fstat(descriptor).st_mtime
         with os.scandir(descriptor) as children:
             for child in children:
@@ -382,7 +382,7 @@ def _names(base: str, folder: str) -> list[str]:
     kept: a table of a million rows has as many folders beside each other.
     """
     try:
-        with _posix.folder_opened(base, folder) as descriptor, os.scandir(descriptor) as children:
+        with posix.folder_opened(base, folder) as descriptor, os.scandir(descriptor) as children:
             return sorted(
                 child.name + "/" * child.is_dir(follow_symlinks=False)
                 for child in children
@@ -397,7 +397,7 @@ def _objects(base: str, folder: str, names: list[str]) -> dict[str, StoredObject
     found: dict[str, StoredObject] = {}
     files = [name for name in names if not name.endswith("/")]
     with suppress(FileNotFoundError), ExitStack() as stack:
-        parent = stack.enter_context(_posix.folder_opened(base, folder)) if files else -1
+        parent = stack.enter_context(posix.folder_opened(base, folder)) if files else -1
         for name in files:
             with suppress(FileNotFoundError):
                 status = os.stat(name, dir_fd=parent, follow_symlinks=False)

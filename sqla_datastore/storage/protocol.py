@@ -68,7 +68,7 @@ class ObjectReader(Protocol):
 class Storage(Protocol):
     """A place that keeps immutable objects under relative paths.
 
-    Every path was checked by `sqla_datastore.urls.check_path`. All methods block; all raise
+    Every path was checked by `sqla_datastore.storage.urls.check_path`. All methods block; all raise
     `StorageError` when the storage fails, `MissingObjectError` where an object is asked for that
     is not there.
     """

@@ -1,0 +1,204 @@
+"""Convert a column's data into another column of the same rows, batch by batch.
+
+Alembic's operations in `sqla_datastore.alembic` are built on it; it needs no Alembic itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    CHAR,
+    Column,
+    MetaData,
+    Table,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    types,
+    update,
+)
+
+from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.schema.columns import declared_table, is_declared
+from sqla_datastore.value.datastore import DataStore
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.sql.elements import ColumnElement
+    from sqlalchemy.types import TypeEngine
+
+__all__ = ["BATCH_SIZE", "convert_column", "reflected_table"]
+
+BATCH_SIZE = 50
+"""Rows that are read, converted and written together."""
+
+REPORT_SECONDS = 5.0
+
+# alembic.ini as `alembic init` writes it shows what loggers below "alembic" say
+_log = logging.getLogger("alembic.runtime.sqla_datastore")
+
+
+def convert_column(
+    connection: Connection,
+    table: Table,
+    source: str,
+    target: str,
+    convert: Callable[[Any], Any],
+    *,
+    batch_size: int = BATCH_SIZE,
+    commit: Callable[[], object] | None = None,
+) -> int:
+    """Fill a column with what another one holds, converted, wherever it is still NULL.
+
+    Rows are read by primary key, `batch_size` at a time, so that memory holds one batch. Objects
+    of a `DataStoreType` column follow the connection's transaction like those of any UPDATE. Rows
+    that are filled already are left alone: after a failure, run it again. Reports its progress
+    with a bar where tqdm is installed and stderr is a terminal, with log lines otherwise.
+
+    Args:
+        connection: runs the statements; blocks until all rows are done.
+        table: with the types of both columns, for example from `reflected_table`.
+        source: the column to read.
+        target: the column to fill.
+        convert: turns one value into the other, for a `DataStoreType` column into a mapping or a
+            `DataStore`; None leaves the row as it is.
+        batch_size: rows in one batch.
+        commit: called after each batch, for example ``connection.commit``; by default all rows
+            belong to the transaction that is open.
+
+    Returns:
+        The number of rows that were filled.
+
+    Raises:
+        ConfigurationError: the table has no primary key.
+        UnsupportedTypeError: `convert` returned no mapping, or an entry cannot be stored.
+        Exception: whatever `convert` raises, with a note that names the row.
+    """
+    keys = list(table.primary_key)
+    if not keys:
+        raise ConfigurationError(f"table {table.name!r} has no primary key to find its rows by")
+    pending = and_(table.c[source].is_not(None), table.c[target].is_(None))
+    query = select(*keys, table.c[source]).where(pending).order_by(*keys).limit(batch_size)
+    statement = (
+        update(table)
+        .where(*(key == bindparam(f"key_{i}") for i, key in enumerate(keys)))
+        .values({target: bindparam("converted", type_=table.c[target].type)})
+    )
+    filled = 0
+    page = query
+    total = connection.scalar(select(func.count()).select_from(table).where(pending)) or 0
+    with _progress(f"{table.name}.{source}", total) as advance:
+        while rows := connection.execute(page.with_for_update()).all():
+            given = list(_parameters(rows, convert, table.c[source], table.c[target]))
+            if given:
+                connection.execute(statement, given)
+            page = query.where(_after(keys, rows[-1][:-1]))
+            filled += len(given)
+            advance(len(rows))
+            if commit is not None:
+                commit()
+    return filled
+
+
+def _parameters(
+    rows: Sequence[Any], convert: Callable[[Any], Any], source: Column[Any], target: Column[Any]
+) -> Iterator[dict[str, Any]]:
+    for *key, value in rows:
+        try:
+            converted = convert(value)
+            if is_declared(target):
+                converted = DataStore.coerce(source.name, converted)
+        except Exception as err:
+            err.add_note(f"while converting {source} of the row with the key {tuple(key)!r}")
+            raise
+        if converted is not None:
+            yield {"converted": converted} | {f"key_{i}": part for i, part in enumerate(key)}
+
+
+def _after(keys: Sequence[Column[Any]], last: Sequence[Any]) -> ColumnElement[bool]:
+    """Return the criterion of rows behind a key; spelled out, not every database has tuples."""
+    return or_(
+        *(
+            and_(*(a == b for a, b in zip(keys[:i], last, strict=False)), keys[i] > last[i])
+            for i in range(len(keys))
+        )
+    )
+
+
+def reflected_table(
+    connection: Connection,
+    name: str,
+    column_types: Mapping[str, TypeEngine[Any] | type[TypeEngine[Any]]],
+    *,
+    schema: str | None = None,
+) -> Table:
+    """Return a table as the database has it, with the types that reflection cannot tell.
+
+    Args:
+        connection: to reflect it from.
+        name: the table.
+        column_types: types by column: `DataStoreType`, and for example `Uuid`, which SQLite and
+            MySQL keep as ``CHAR(32)``.
+        schema: the table's schema, or None for the default one.
+
+    Returns:
+        A `Table` in a `MetaData` of its own.
+
+    Raises:
+        ConfigurationError: a folder needs a column of type ``CHAR(32)``, which could hold the key
+            of an ORM class as a `Uuid`; its type has to be given.
+        sqlalchemy.exc.NoSuchTableError: there is no such table.
+        KeyError: it has no column that `column_types` names.
+    """
+    table = Table(name, MetaData(), schema=schema, autoload_with=connection, resolve_fks=False)
+    for column, type_ in column_types.items():
+        table.c[column].type = types.to_instance(type_)
+    declared = declared_table(table)
+    for folder in [column.folder for column in declared.columns] if declared else []:
+        for needed in folder.needs:
+            if needed.name not in column_types and _could_be_uuid(needed.type):
+                raise ConfigurationError(
+                    f"folder={folder.template!r} needs {name}.{needed.name}, which is a CHAR(32); "
+                    f"say what it holds: column_types={{{needed.name!r}: sa.Uuid()}} or sa.CHAR(32)"
+                )
+    return table
+
+
+def _could_be_uuid(type_: TypeEngine[Any]) -> bool:
+    return isinstance(type_, CHAR) and type_.length == 32
+
+
+@contextmanager
+def _progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Yield what to call with the number of rows done."""
+    tqdm = _tqdm() if sys.stderr.isatty() else None
+    if tqdm is not None:
+        with tqdm(total=total, desc=label, unit="row") as bar:
+            yield bar.update
+        return
+    done, reported = 0, time.monotonic()
+
+    def advance(rows: int) -> None:
+        nonlocal done, reported
+        done += rows
+        if done >= total or time.monotonic() - reported >= REPORT_SECONDS:
+            reported = time.monotonic()
+            _log.info("%s: %s of %s rows converted", label, f"{done:,}", f"{total:,}")
+
+    yield advance
+
+
+def _tqdm() -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm

@@ -1,0 +1,447 @@
+"""Alembic operations: columns converted with their data, and triggers for durable removals.
+
+`sqla_datastore.alembic` imports this module, so that they are there as methods of ``op``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from alembic.operations import MigrateOperation, Operations
+from alembic.util import CommandError
+from sqlalchemy import Column, String, inspect, null, text, update
+from sqlalchemy.types import TypeEngine
+
+from sqla_datastore.alembic.conversion import BATCH_SIZE, convert_column, reflected_table
+from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.removals.triggers import has_removal_triggers, trigger_statements
+from sqla_datastore.storage.urls import URL_LENGTH
+
+if TYPE_CHECKING:
+    from alembic.runtime.migration import MigrationContext
+    from sqlalchemy.engine import Connection
+
+    from sqla_datastore.types import DataStoreType
+
+__all__ = [
+    "ConvertFromDataStoreOp",
+    "ConvertToDataStoreOp",
+    "CreateRemovalTriggersOp",
+    "DropRemovalTriggersOp",
+]
+
+ColumnTypes: TypeAlias = Mapping[str, TypeEngine[Any] | type[TypeEngine[Any]]]
+
+
+class _ConvertOp(MigrateOperation):
+    """What both directions have in common: the column, its old and its new type."""
+
+    def __init__(
+        self,
+        table_name: str,
+        column_name: str,
+        *,
+        type_: TypeEngine[Any],
+        nullable: bool | None,
+        schema: str | None,
+        column_types: ColumnTypes,
+        batch_size: int,
+    ) -> None:
+        self.table_name = table_name
+        self.column_name = column_name
+        self.type_ = type_
+        self.nullable = nullable
+        self.schema = schema
+        self.column_types = column_types
+        self.batch_size = batch_size
+
+    @property
+    def temporary_name(self) -> str:
+        """The name of the new column until the old one is dropped."""
+        return f"{self.column_name}_converted"
+
+
+@Operations.register_operation("convert_to_datastore")
+class ConvertToDataStoreOp(_ConvertOp):
+    """Turn a column that holds pickles, or other bytes, into a `DataStoreType` column."""
+
+    loads: Callable[[Any], Any]
+
+    @classmethod
+    def convert_to_datastore(
+        cls,
+        operations: Operations,
+        table_name: str,
+        column_name: str,
+        *,
+        loads: Callable[[Any], Any],
+        type_: DataStoreType | None = None,
+        nullable: bool | None = None,
+        schema: str | None = None,
+        column_types: ColumnTypes | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        """Turn a column into a `DataStoreType` column with its data.
+
+        Adds a column ``<column>_converted``, fills it batch by batch, drops the old column and
+        renames the new one. Where the database rolls DDL back, all of it and the objects belong
+        to the migration's transaction. Where it does not (MySQL, MariaDB, SQLite), each step and
+        batch is committed; run the migration again after a failure, and it goes on where it was.
+
+        Args:
+            operations: ``op``.
+            table_name: the table, which needs a primary key.
+            column_name: the column.
+            loads: turns what the column holds, for a `PickleType` its bytes, into a mapping, a
+                `DataStore`, or None for a row without a value. ``pickle.loads`` runs code that
+                the bytes name, so it has to be asked for: use it only on data that you trust.
+            type_: the new type, by default ``DataStoreType()``.
+            nullable: whether the new column takes NULL, by default as the old one.
+            schema: the table's schema.
+            column_types: types of columns that a folder template needs and that reflection
+                cannot tell, for example ``{"id": sa.Uuid()}``.
+            batch_size: rows in one batch, which memory has to hold.
+
+        Raises:
+            UnsupportedTypeError: `loads` returned no mapping, or an entry cannot be stored.
+            ConfigurationError: `column_types` lacks a column; SQLite would cascade (see
+                ``docs/alembic.md``).
+            CommandError: in offline mode (``--sql``).
+        """
+        from sqla_datastore.types import DataStoreType
+
+        self = cls(
+            table_name,
+            column_name,
+            type_=DataStoreType() if type_ is None else type_,
+            nullable=nullable,
+            schema=schema,
+            column_types=column_types or {},
+            batch_size=batch_size,
+        )
+        self.loads = loads
+        operations.invoke(self)
+
+
+@Operations.register_operation("convert_from_datastore")
+class ConvertFromDataStoreOp(_ConvertOp):
+    """Turn a `DataStoreType` column into one that holds pickles, or other bytes."""
+
+    dumps: Callable[[dict[str, Any]], Any]
+    existing_type: DataStoreType
+
+    @classmethod
+    def convert_from_datastore(
+        cls,
+        operations: Operations,
+        table_name: str,
+        column_name: str,
+        *,
+        dumps: Callable[[dict[str, Any]], Any],
+        type_: TypeEngine[Any],
+        existing_type: DataStoreType | None = None,
+        nullable: bool | None = None,
+        schema: str | None = None,
+        column_types: ColumnTypes | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        """Turn a `DataStoreType` column back into a column that holds its data.
+
+        The steps are those of `convert_to_datastore`. Objects are removed when the migration
+        commits, after all rows were converted. The column's removal triggers are dropped.
+
+        Args:
+            operations: ``op``.
+            table_name: the table, which needs a primary key.
+            column_name: the column.
+            dumps: turns a dict with all entries, loaded, into what the column shall hold: for
+                `PickleType` the pickled bytes, so ``pickle.dumps``.
+            type_: the new type, wide enough: `LargeBinary` without a length takes 64 KiB on
+                MySQL and MariaDB.
+            existing_type: the type so far, by default ``DataStoreType()``; its `url` says where
+                the objects are.
+            nullable: whether the new column takes NULL, by default as the old one.
+            schema: the table's schema.
+            column_types: as for `convert_to_datastore`.
+            batch_size: rows in one batch, which memory has to hold.
+
+        Raises:
+            MissingObjectError: a row's object is gone.
+            ConfigurationError: as `convert_to_datastore`.
+            CommandError: in offline mode (``--sql``).
+        """
+        from sqla_datastore.types import DataStoreType
+
+        self = cls(
+            table_name,
+            column_name,
+            type_=type_,
+            nullable=nullable,
+            schema=schema,
+            column_types=column_types or {},
+            batch_size=batch_size,
+        )
+        self.dumps = dumps
+        self.existing_type = DataStoreType() if existing_type is None else existing_type
+        operations.invoke(self)
+
+
+@Operations.implementation_for(ConvertToDataStoreOp)
+def _convert_to_datastore(operations: Operations, op: ConvertToDataStoreOp) -> None:
+    types = {op.temporary_name: op.type_}
+    _Conversion(operations, op).run(types, op.loads, is_done=_holds_urls)
+
+
+@Operations.implementation_for(ConvertFromDataStoreOp)
+def _convert_from_datastore(operations: Operations, op: ConvertFromDataStoreOp) -> None:
+    _Conversion(operations, op).run(
+        {op.column_name: op.existing_type},
+        lambda value: op.dumps(value.to_dict()),
+        is_done=lambda type_: not _holds_urls(type_),
+    )
+
+
+def _holds_urls(type_: TypeEngine[Any]) -> bool:
+    return isinstance(type_, String) and type_.length == URL_LENGTH
+
+
+class _Conversion:
+    """The steps of an operation, each of which may find that it was done before a failure.
+
+    Args:
+        operations: ``op``.
+        op: the operation.
+    """
+
+    def __init__(self, operations: Operations, op: _ConvertOp) -> None:
+        self.operations = operations
+        self.op = op
+        self.context: MigrationContext = operations.get_context()
+        if self.context.as_sql:
+            raise CommandError(
+                f"{op.table_name}.{op.column_name} is converted with its data, which needs a "
+                "connection: run this migration online, without --sql"
+            )
+
+    @property
+    def connection(self) -> Connection:
+        return self.operations.get_bind()
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns that the table has now, by name."""
+        found = inspect(self.connection).get_columns(self.op.table_name, schema=self.op.schema)
+        return {column["name"]: column for column in found}
+
+    def run(
+        self,
+        types: ColumnTypes,
+        convert: Callable[[Any], Any],
+        *,
+        is_done: Callable[[TypeEngine[Any]], bool],
+    ) -> None:
+        """Carry out what is left to do.
+
+        Args:
+            types: the type of the column that holds values.
+            convert: turns what the old column holds into what the new one shall hold.
+            is_done: whether a column of this type has been converted.
+        """
+        op, columns = self.op, self.columns()
+        old, new = op.column_name, op.temporary_name
+        if new not in columns and is_done(columns[old]["type"]):
+            return
+        self._refuse_cascade()
+        nullable = op.nullable
+        if nullable is None:
+            nullable = all(columns[name]["nullable"] for name in (old, new) if name in columns)
+        if new not in columns:
+            column: Column[Any] = Column(new, op.type_, nullable=True)
+            self.operations.add_column(op.table_name, column, schema=op.schema)
+            self.commit()
+        if old in columns:
+            self._fill(types, convert)
+            if not nullable:
+                self._alter(new, nullable=False)
+            self._drop(old, types)
+        self._alter(new, name=old, nullable=nullable)
+
+    def _fill(self, types: ColumnTypes, convert: Callable[[Any], Any]) -> None:
+        op = self.op
+        table = reflected_table(
+            self.connection, op.table_name, {**op.column_types, **types}, schema=op.schema
+        )
+        convert_column(
+            self.connection,
+            table,
+            op.column_name,
+            op.temporary_name,
+            convert,
+            batch_size=op.batch_size,
+            commit=self.commit,
+        )
+        self.commit()
+
+    def _drop(self, name: str, types: ColumnTypes) -> None:
+        """Drop the old column; what it holds in a storage is removed by setting it to NULL."""
+        op = self.op
+        if has_removal_triggers(self.connection.dialect):
+            # they name the column: at the next DELETE, or before, they would fail
+            triggers = trigger_statements(
+                self.connection.dialect,
+                self.connection,
+                op.table_name,
+                [name],
+                op.schema,
+                creates=False,
+            )
+            for statement in triggers:
+                self.operations.execute(statement)
+        if name in types:
+            if not self.columns()[name]["nullable"]:
+                self._alter(name, nullable=True)
+            column_types = {**op.column_types, **types}
+            table = reflected_table(self.connection, op.table_name, column_types, schema=op.schema)
+            held = table.c[name].is_not(None)
+            self.connection.execute(update(table).where(held).values({name: null()}))
+            self.commit()
+        with self.operations.batch_alter_table(op.table_name, schema=op.schema) as batch:
+            batch.drop_column(name)
+        self.commit()
+
+    def _alter(self, column: str, *, nullable: bool, name: str | None = None) -> None:
+        op = self.op
+        with self.operations.batch_alter_table(op.table_name, schema=op.schema) as batch:
+            batch.alter_column(
+                column,
+                existing_type=self.columns()[column]["type"],
+                nullable=nullable,
+                new_column_name=name,
+            )
+        self.commit()
+
+    def commit(self) -> None:
+        """Commit between steps where a failure would not roll DDL back anyway."""
+        # no transaction of its own: the caller of Alembic began one, and ends it
+        if not self.context.impl.transactional_ddl and self.context._transaction is not None:
+            with self.context.autocommit_block():
+                pass
+
+    def _refuse_cascade(self) -> None:
+        """Refuse to recreate a table on SQLite if that would delete the rows of other tables."""
+        if self.connection.dialect.name != "sqlite":
+            return
+        if not self.connection.scalar(text("PRAGMA foreign_keys")):
+            return
+        inspector, op = inspect(self.connection), self.op
+        for other in inspector.get_table_names(schema=op.schema):
+            keys = inspector.get_foreign_keys(other, schema=op.schema)
+            if other != op.table_name and any(k["referred_table"] == op.table_name for k in keys):
+                raise ConfigurationError(
+                    f"SQLite changes table {op.table_name!r} by dropping it, which with PRAGMA "
+                    f"foreign_keys=ON reaches the rows of {other!r}; migrate with it OFF"
+                )
+
+
+# -- triggers for durable removals -----------------------------------------------------------------
+
+
+class _TriggersOp(MigrateOperation):
+    """What both directions have in common: the columns."""
+
+    def __init__(
+        self,
+        table_name: str,
+        column_names: tuple[str, ...],
+        schema: str | None,
+        removals_schema: str | None = None,
+    ) -> None:
+        self.table_name = table_name
+        self.column_names = column_names
+        self.schema = schema
+        self.removals_schema = removals_schema
+
+
+@Operations.register_operation("create_removal_triggers")
+class CreateRemovalTriggersOp(_TriggersOp):
+    """Create triggers that write down removals for rows that go without SQLAlchemy."""
+
+    @classmethod
+    def create_removal_triggers(
+        cls,
+        operations: Operations,
+        table_name: str,
+        *column_names: str,
+        schema: str | None = None,
+        removals_schema: str | None = None,
+    ) -> None:
+        """Create the triggers of `DataStoreType` columns, or renew those that are there.
+
+        As `sqla_datastore.removals.triggers.create_removal_triggers`, which says when to renew them, when
+        to drop them, and what MySQL and MariaDB commit.
+
+        Args:
+            operations: ``op``.
+            table_name: the table.
+            column_names: its `DataStoreType` columns.
+            schema: the table's schema.
+            removals_schema: the schema of the table of removals, by default as there.
+
+        Raises:
+            ConfigurationError: as there; offline mode (``--sql``) on MySQL and MariaDB, whose
+                triggers depend on foreign keys. Offline nothing else is checked.
+            sqlalchemy.exc.SQLAlchemyError: the database refused a statement.
+        """
+        operations.invoke(cls(table_name, column_names, schema, removals_schema))
+
+
+@Operations.register_operation("drop_removal_triggers")
+class DropRemovalTriggersOp(_TriggersOp):
+    """Drop the triggers that `CreateRemovalTriggersOp` created."""
+
+    @classmethod
+    def drop_removal_triggers(
+        cls,
+        operations: Operations,
+        table_name: str,
+        *column_names: str,
+        schema: str | None = None,
+    ) -> None:
+        """Drop the triggers of `DataStoreType` columns; those that are not there are no error.
+
+        Args:
+            operations: ``op``.
+            table_name: the table.
+            column_names: its `DataStoreType` columns.
+            schema: the table's schema.
+
+        Raises:
+            ConfigurationError: no column is named; the database has no triggers; offline mode
+                (``--sql``) on MySQL and MariaDB.
+            sqlalchemy.exc.SQLAlchemyError: the database refused a statement.
+        """
+        operations.invoke(cls(table_name, column_names, schema))
+
+
+@Operations.implementation_for(CreateRemovalTriggersOp)
+def _create_removal_triggers(operations: Operations, op: CreateRemovalTriggersOp) -> None:
+    _run_triggers(operations, op, creates=True)
+
+
+@Operations.implementation_for(DropRemovalTriggersOp)
+def _drop_removal_triggers(operations: Operations, op: DropRemovalTriggersOp) -> None:
+    _run_triggers(operations, op, creates=False)
+
+
+def _run_triggers(operations: Operations, op: _TriggersOp, *, creates: bool) -> None:
+    context = operations.get_context()
+    for statement in trigger_statements(
+        context.dialect,
+        None if context.as_sql else operations.get_bind(),
+        op.table_name,
+        op.column_names,
+        op.schema,
+        op.removals_schema,
+        creates=creates,
+    ):
+        operations.execute(statement)

@@ -1,0 +1,184 @@
+"""What a compiled statement assigns to columns, whichever way its parameters were given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column
+from sqlalchemy.sql.elements import BindParameter, Null
+
+from sqla_datastore.exceptions import RefusedStatementError
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, declared_table
+from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.value.datastore import DataStore
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+    from sqla_datastore.value.saving import ValuePlan
+
+__all__ = ["MISSING", "Assignments", "Reservation", "items_of"]
+
+MISSING: Any = object()
+"""A column that the statement does not assign a parameter to."""
+
+
+class Reservation(str):
+    """Stands in a statement's parameters for a value until its row is known.
+
+    Attributes:
+        bound: what was bound, perhaps a plain mapping.
+        value: the value; once placed, the one that will be stored.
+        url: the URL to send to the database, or None until it is placed.
+        storage: where its objects go.
+        plan: its encoded objects, or None where they are stored already.
+    """
+
+    __slots__ = ("bound", "plan", "storage", "url", "value")
+
+    bound: Mapping[str, Any]
+    value: DataStore
+    url: ObjectURL | None
+    storage: Storage
+    plan: ValuePlan | None
+
+    def __new__(cls, bound: Mapping[str, Any]) -> Reservation:  # noqa: D102 - the class says it
+        self = super().__new__(cls, "sqla-datastore:reserved")
+        self.bound = bound
+        self.value = bound if isinstance(bound, DataStore) else DataStore(bound)
+        self.url = None
+        self.plan = None
+        return self
+
+
+def items_of(parameters: Any) -> Iterable[Any]:
+    """Return the values of one set of bound parameters, positional or by name."""
+    return parameters.values() if isinstance(parameters, Mapping) else parameters
+
+
+def is_sql(value: Any) -> bool:
+    """Return whether something is an SQL expression."""
+    return hasattr(value, "_is_bind_parameter") or hasattr(value, "__clause_element__")
+
+
+@dataclass(frozen=True)
+class Assignments:
+    """The VALUES or SET of a statement.
+
+    Args:
+        context: the execution context, parameters bound.
+        compiled: the compiled statement.
+        declared: its table.
+    """
+
+    context: Any
+    compiled: SQLCompiler
+    declared: DeclaredTable
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """What the statement itself says by column key; one for each row of a multi-row VALUES."""
+        state: Any = self.compiled.compile_state
+        many = getattr(state, "_multi_parameters", None)
+        return [
+            {getattr(key, "key", key): value for key, value in group.items()}
+            for group in many or [state._dict_parameters or {}]
+        ]
+
+    def lookup(self, column: Column[Any], group: int, given: Mapping[str, Any]) -> Any:
+        """Return what a row gets for a column: a value, an SQL expression, or `MISSING`.
+
+        Args:
+            column: a column of the table.
+            group: which row of a multi-row VALUES, else 0.
+            given: the set of parameters, unprocessed, by SQLAlchemy's names.
+        """
+        said = self.groups[group].get(column.key, MISSING)
+        names = self._names(column, group)
+        if isinstance(said, BindParameter):
+            names = [self.compiled.bind_names.get(said, said.key), *names]
+        elif said is not MISSING and is_sql(said):
+            return said
+        return next((given[name] for name in names if name in given), MISSING)
+
+    def _names(self, column: Column[Any], group: int) -> list[str]:
+        # sqlalchemy.sql.crud names parameters by the column's key, and by its row in VALUES
+        if len(self.groups) > 1 and group:
+            return [f"{column.key}_m{group}"]
+        return [f"{column.key}_m0", column.key]
+
+    def value(
+        self, column: DeclaredColumn, group: int, given: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        """Return the value, or plain mapping, that a row gets for a declared column, or None.
+
+        Raises:
+            RefusedStatementError: it gets something that is neither.
+        """
+        raw = self.lookup(column.column, group, given)
+        if isinstance(raw, Mapping):
+            return raw
+        if raw is None or raw is MISSING or isinstance(raw, Null):
+            return None
+        raise RefusedStatementError(
+            f"{column.label} can only be set to a DataStore or None, not to {raw!r:.80}; for a URL "
+            "use DataStore.from_url(url), which stores a copy"
+        )
+
+    def is_default(self, column: Column[Any], group: int) -> bool:
+        """Return whether a row gets what the column's default made, perhaps for every row."""
+        return not self._defaults.isdisjoint(self._names(column, group))
+
+    @cached_property
+    def _defaults(self) -> set[str]:
+        """The names of the parameters that defaults made."""
+        made = (*self.compiled.insert_prefetch, *self.compiled.update_prefetch)
+        return {column.key for column in made}
+
+    def reservations(self, index: int) -> list[Reservation]:
+        """Return the values bound in one set of parameters, in order."""
+        bound = items_of(self.context.parameters[index])
+        return [item for item in bound if isinstance(item, Reservation)]
+
+    def columns_set(self) -> list[DeclaredColumn]:
+        """Return the declared columns that an UPDATE assigns.
+
+        Raises:
+            RefusedStatementError: it also assigns a declared column of another table.
+        """
+        self._refuse_other_tables()
+        keys = {*self.groups[0], *(self.compiled.column_keys or ())}
+        keys |= {column.key for column in self.compiled.update_prefetch}
+        return [column for column in self.declared.columns if column.column.key in keys]
+
+    def _refuse_other_tables(self) -> None:
+        state: Any = self.compiled.compile_state
+        for key in state._dict_parameters or {}:
+            table = getattr(key, "table", None)
+            if table is None or table == self.declared.table:
+                continue
+            other = declared_table(table)
+            if other and any(column.column is key for column in other.columns):
+                raise RefusedStatementError(
+                    f"this UPDATE of {self.declared.table.name!r} also sets {key}; update that table "
+                    "in a statement of its own"
+                )
+
+
+def take(bound: list[Reservation], value: Mapping[str, Any]) -> Reservation:
+    """Take the reservation of a value out of those that were bound.
+
+    Raises:
+        RefusedStatementError: the value was bound as something else.
+    """
+    for position, reservation in enumerate(bound):
+        if reservation.bound is value:
+            return bound.pop(position)
+    raise RefusedStatementError(
+        "a value of this statement does not reach its column as a plain parameter; bind it with "
+        "the column's own type"
+    )

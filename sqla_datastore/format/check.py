@@ -1,0 +1,89 @@
+"""Comparing what an object's manifest says with what other tools see in it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+from sqla_datastore.format.manifest import Manifest
+from sqla_datastore.format.archive import (
+    MANIFEST,
+    PACKED,
+    MalformedError,
+    Member,
+    crc32,
+    read_directory,
+)
+from sqla_datastore.storage.protocol import ObjectReader
+
+__all__ = ["check_archive"]
+
+_PIECE = 8 * 1024 * 1024
+
+
+def check_archive(reader: ObjectReader, manifest: Manifest, *, deep: bool) -> Iterator[str]:
+    """Yield what headers, central directory and manifest contradict each other in, in words.
+
+    Args:
+        reader: the object.
+        manifest: its manifest, verified.
+        deep: compare the checksums of members that are no entry's own as well.
+    """
+    try:
+        members = yield from _check_members(reader)
+        yield from _check_blobs(manifest, members)
+        for member in members:
+            if member.name == MANIFEST or (deep and member.name == PACKED):
+                yield from _check_crc(reader, member)
+    except MalformedError as err:
+        yield str(err)
+
+
+def _check_members(reader: ObjectReader) -> Generator[str, None, list[Member]]:
+    members: list[Member] = []
+    for found in read_directory(reader):
+        if isinstance(found, str):
+            yield found
+        else:
+            members.append(found)
+    names = [member.name.casefold() for member in members]
+    if len(set(names)) != len(names):
+        yield "two members have the same name"
+    if not names or names[-1] != MANIFEST:
+        yield f"its last member is not {MANIFEST!r}"
+    return members
+
+
+def _check_blobs(manifest: Manifest, members: list[Member]) -> Iterator[str]:
+    """Yield blobs without a member, and members without a blob."""
+    unused = {member.data_offset: member for member in members if member.name != MANIFEST}
+    packed = next((member for member in members if member.name == PACKED), None)
+    if packed is not None:
+        unused.pop(packed.data_offset, None)
+    figures = zip(manifest.offsets, manifest.sizes, manifest.crcs, strict=True)
+    for offset, size, crc in figures:
+        member = unused.pop(offset, None)
+        if member is None and packed is not None and _lies_in(packed, offset, size):
+            continue
+        if member is None:
+            yield f"no member begins at byte {offset}, where the manifest has a blob"
+        elif (member.size, member.crc) != (size, crc):
+            yield f"member {member.name!r} has another size or checksum than the manifest says"
+    for member in unused.values():
+        yield f"no entry refers to member {member.name!r}"
+
+
+def _lies_in(packed: Member, offset: int, size: int) -> bool:
+    end = packed.data_offset + packed.size
+    return packed.data_offset <= offset and offset + size <= end
+
+
+def _check_crc(reader: ObjectReader, member: Member) -> Iterator[str]:
+    crc, offset = 0, member.data_offset
+    end = min(offset + member.size, reader.size_bytes)
+    while 0 <= offset < end:
+        piece = reader.read(offset, min(_PIECE, end - offset))
+        if not piece:
+            break
+        crc, offset = crc32(piece, crc), offset + len(piece)
+    if crc != member.crc:
+        yield f"member {member.name!r}: CRC-32 {member.crc:08x} expected, {crc:08x} found"

@@ -1,0 +1,262 @@
+"""Encoding a value and its nested values, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+from typing_extensions import Buffer
+
+from sqla_datastore.codecs import advice, find_codec
+from sqla_datastore.codecs.protocol import JSON, Codec, Payload
+from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
+from sqla_datastore.format.manifest import MAX_ENTRIES, MAX_NESTED, dump_json
+from sqla_datastore.format.reader import MAX_DEPTH, MAX_NESTED_DEPTH, StoredEntry
+from sqla_datastore.format.writer import CopiedBlob, EncodedEntry, ObjectPlan
+from sqla_datastore.format.archive import crc32
+
+__all__ = ["Plan", "matches", "plan"]
+
+_BARE_INT = 2**53
+_BARE_TEXT = 4096
+
+NestedEntries = Callable[[object], Mapping[str, object]]
+
+
+class Plan:
+    """A value and its nested values, encoded; nothing was read or written yet.
+
+    Attributes:
+        objects: the value's object, then those of its nested values, numbered as in their URLs.
+        nested_values: the nested values in that order, so ``objects[1:]``.
+    """
+
+    def __init__(self, objects: list[ObjectPlan], nested_values: list[object]) -> None:
+        self.objects = objects
+        self.nested_values = nested_values
+
+
+def plan(
+    entries: Mapping[str, object],
+    *,
+    nested_entries: NestedEntries,
+    column: str | None = None,
+) -> Plan:
+    """Encode a value and all values nested in it; no I/O except for entries that must be loaded.
+
+    Args:
+        entries: the value's entries in order. A `StoredEntry` is copied as it is, without decoding;
+            one that refers to nested objects is loaded and encoded again.
+        nested_entries: gives the entries of a nested value that a codec hands over.
+        column: ``table.column`` for messages.
+
+    Returns:
+        The plan; it refers to the entries' memory until its objects are written.
+
+    Raises:
+        UnsupportedTypeError: a value cannot be stored, contains itself, or nests too deeply; a name
+            is no text that UTF-8 can express.
+    """
+    family = _Family(nested_entries, column)
+    family.add(entries, "")
+    return Plan(family.objects(), family.nested_values)
+
+
+def matches(entry: StoredEntry, value: object, *, nested_entries: NestedEntries) -> bool:
+    """Return whether a value would be stored as the very bytes of an entry.
+
+    Encodes the value and compares node, sizes and checksums; reads its memory once, the object not
+    at all. An entry that refers to nested objects never matches.
+    """
+    family = _Family(nested_entries, None)
+    encoded = family.encode(entry.name, value, "")
+    if encoded.has_nested or entry.has_nested or encoded.node != entry.node:
+        return False
+    blobs = entry.blobs
+    if [blob.nbytes for blob in blobs] != [payload.nbytes for payload in encoded.payloads]:
+        return False
+    pairs = zip(blobs, encoded.payloads, strict=True)
+    return all(blob.crc == _crc_of(payload) for blob, payload in pairs)
+
+
+def _crc_of(payload: Payload) -> int:
+    crc = 0
+
+    def take(data: Buffer) -> None:
+        nonlocal crc
+        crc = crc32(data, crc)
+
+    payload.write_to(take)
+    return crc
+
+
+class _Family:
+    """A value and the values nested in it, numbered in the order in which they were met."""
+
+    def __init__(self, nested_entries: NestedEntries, column: str | None) -> None:
+        self.nested_values: list[object] = []
+        self.column = column
+        self._nested_entries = nested_entries
+        self._encoded: dict[int, list[EncodedEntry]] = {}
+        self._open: set[int] = set()
+
+    def objects(self) -> list[ObjectPlan]:
+        """Return the plans of all objects, the outermost value's first."""
+        return [
+            ObjectPlan(self._encoded[number], self.nested_values)
+            for number in range(-1, len(self.nested_values))
+        ]
+
+    def add(self, entries: Mapping[str, object], place: str, number: int = -1) -> None:
+        """Encode the entries of the value of a number; -1 is the outermost."""
+        if len(entries) > MAX_ENTRIES:
+            raise UnsupportedTypeError(
+                f"{len(entries)} entries are more than {MAX_ENTRIES}; store them as a frame",
+                column=self.column,
+            )
+        self._encoded[number] = [self.encode(name, value, place) for name, value in entries.items()]
+
+    def encode(self, name: str, value: object, place: str) -> EncodedEntry:
+        """Encode one entry of the value at a place."""
+        self._check_name(name)
+        where = f"{place}[{name!r}]" if place else name
+        if isinstance(value, StoredEntry):
+            if not value.has_nested:
+                return EncodedEntry(name, value.node, [CopiedBlob(blob) for blob in value.blobs])
+            value = value.load()
+        encoder = _Encoder(self, where)
+        try:
+            node = dump_json(encoder.encode(value))
+            node.encode()
+        except (DataStoreError, MemoryError, OSError):
+            raise
+        except RecursionError as err:
+            raise encoder.unsupported(value, "it nests too deeply") from err
+        except Exception as err:
+            reason = f"its codec failed ({type(err).__name__}: {err}); convert it"
+            raise encoder.unsupported(value, reason) from err
+        return EncodedEntry(name, node, encoder.payloads, encoder.has_nested)
+
+    def _check_name(self, name: object) -> None:
+        reason = "" if isinstance(name, str) else f"is of type {type(name).__name__}, not str"
+        if isinstance(name, str) and not _is_text(name):
+            reason = "has a surrogate, which UTF-8 cannot express"
+        if reason:
+            raise UnsupportedTypeError(
+                f"the entry name {name!r} {reason}; rename the entry",
+                column=self.column,
+                type=type(name),
+            )
+
+    def number(self, value: object, encoder: _Encoder) -> int:
+        """Return a new number for a nested value and encode it.
+
+        One that is met again is encoded again: every nested object has one place, so that readers
+        can refuse small families that stand for large trees.
+        """
+        key = id(value)
+        if key in self._open:
+            raise encoder.unsupported(value, "it contains itself; a value is stored as a tree")
+        if len(self._open) >= MAX_NESTED_DEPTH or len(self.nested_values) >= MAX_NESTED:
+            limits = f"{MAX_NESTED_DEPTH} levels or {MAX_NESTED} nested values"
+            raise encoder.unsupported(value, f"there are more than {limits}; flatten it")
+        number = len(self.nested_values)
+        self.nested_values.append(value)  # which also keeps the id from being used again
+        self._open.add(key)
+        self.add(self._nested_entries(value), encoder.where, number)
+        self._open.discard(key)
+        return number
+
+
+class _Encoder:
+    """What a codec may ask while one entry is encoded; see `codecs.protocol.Encoder`."""
+
+    __slots__ = ("_family", "_open", "_places", "has_nested", "payloads")
+
+    def __init__(self, family: _Family, where: str) -> None:
+        self._family = family
+        self._places = [where]
+        self._open: set[int] = set()
+        self.payloads: list[Payload] = []
+        self.has_nested = False
+
+    @property
+    def where(self) -> str:
+        """The place of the value that is being encoded."""
+        return "".join(self._places)
+
+    def encode(self, value: object, where: str = "") -> JSON:
+        if value is None or value is True or value is False:
+            return value
+        if (bare := _BARE.get(type(value))) is not None and bare(value):
+            return value  # type: ignore[return-value]
+        return self._encode(value, where)
+
+    def _encode(self, value: object, where: str) -> JSON:
+        self._places.append(where)
+        try:
+            codec = self._codec(value)
+            self._open.add(id(value))
+            try:
+                node = codec.encode(value, self)
+            finally:
+                self._open.discard(id(value))
+        finally:
+            self._places.pop()
+        return [codec.name, codec.version, node]
+
+    def _codec(self, value: object) -> Codec:
+        codec = find_codec(value)
+        if codec is None:
+            raise self.unsupported(value, advice(value))
+        if id(value) in self._open:
+            raise self.unsupported(value, "it contains itself; a value is stored as a tree")
+        if len(self._open) >= MAX_DEPTH:
+            raise self.unsupported(value, f"it nests deeper than {MAX_DEPTH} levels; flatten it")
+        return codec
+
+    def blob(self, payload: Payload) -> int:
+        self.payloads.append(payload)
+        return len(self.payloads) - 1
+
+    def nested(self, value: object) -> int:
+        self.has_nested = True
+        return self._family.number(value, self)
+
+    def unsupported(self, value: object, reason: str) -> UnsupportedTypeError:
+        kind = type(value)
+        where = self.where
+        return UnsupportedTypeError(
+            f"entry {where!r} of type '{kind.__module__}.{kind.__qualname__}' cannot be stored: "
+            f"{reason}",
+            column=self._family.column,
+            entry=where,
+            type=kind,
+        )
+
+
+def _is_bare_int(value: Any) -> bool:
+    return bool(-_BARE_INT < value < _BARE_INT)
+
+
+def _is_bare_text(value: Any) -> bool:
+    return len(value) <= _BARE_TEXT and _is_text(value)
+
+
+def _is_text(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# what is stored as JSON itself; all else, and longer text, is a codec's
+_BARE: dict[type, Callable[[Any], bool]] = {
+    int: _is_bare_int,
+    float: isfinite,
+    str: _is_bare_text,
+}

@@ -1,0 +1,267 @@
+"""Durable removals: what a transaction will remove is written down in the same transaction.
+
+`enable_removals` adds a small table to the application's MetaData. What a commit superseded is in
+it until it is removed, so a crash or a failed removal leaves no orphan: the next process, or
+``sqla-datastore drain``, goes on. Triggers can put in what no statement of SQLAlchemy's shows.
+
+The table holds the URLs of rows that hold them no more. Names are used only once, so what is in it
+stays superseded; the database is asked all the same before anything is removed that another
+transaction wrote down, since a trigger also sees a URL that is on its way to another row.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    delete,
+    insert,
+    inspect,
+)
+
+from sqla_datastore.dml.rows import batch_size, batched, in_schemas
+from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.schema.columns import DeclaredColumn, declared_tables
+from sqla_datastore.storage.binding import storage_for
+from sqla_datastore.storage.names import Name, row_url
+from sqla_datastore.storage.urls import OBJECT_NAME, URL_LENGTH
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Dialect
+
+    from sqla_datastore.schema.folders import Schemas
+
+__all__ = [
+    "TABLE_NAME",
+    "Noted",
+    "Removals",
+    "check_seconds",
+    "enable_removals",
+    "note_removals",
+    "removals_of",
+]
+
+TABLE_NAME = "sqla_datastore_removals"
+_INDEXED = 255
+
+SchemaItems: TypeAlias = frozenset[tuple[str | None, str | None]]
+
+
+def enable_removals(metadata: MetaData, *, keep_seconds: float = 0.0) -> Table:
+    """Add the table of durable removals to an application's MetaData.
+
+    Call it where the models are defined, then create the table (``metadata.create_all``, or
+    Alembic's autogenerate). From then on every transaction that supersedes objects writes their
+    URLs into it before COMMIT, and strikes them off once they are removed.
+
+    Args:
+        metadata: the MetaData of the mapped classes, for example ``Base.metadata``.
+        keep_seconds: how long superseded objects stay, for readers in older snapshots. With 0 they
+            go right after COMMIT. Otherwise they are removed when a later transaction of any
+            process commits, or by ``sqla-datastore drain``.
+
+    Returns:
+        The table ``sqla_datastore_removals``; the same one when called again.
+
+    Raises:
+        ConfigurationError: `keep_seconds` is no number from 0, or was another one before.
+    """
+    check_seconds(keep_seconds)
+    found = removals_of(metadata)
+    if found is None:
+        found = metadata.info[TABLE_NAME] = Removals(_table(metadata), keep_seconds)
+    elif found.keep_seconds != keep_seconds:
+        raise ConfigurationError(
+            f"removals are enabled with keep_seconds={found.keep_seconds:g} already; enable them "
+            "once, where the models are defined"
+        )
+    return found.table
+
+
+def check_seconds(keep_seconds: float) -> None:
+    """Refuse what is no period of time.
+
+    Raises:
+        ConfigurationError: it is no number from 0.
+    """
+    if not (isinstance(keep_seconds, (int, float)) and 0 <= keep_seconds < math.inf):
+        raise ConfigurationError(f"keep_seconds is a number from 0, not {keep_seconds!r}")
+
+
+def removals_of(metadata: MetaData) -> Removals | None:
+    """Return the durable removals of a MetaData, or None where they are not enabled."""
+    found: Removals | None = metadata.info.get(TABLE_NAME)
+    return found if found is not None and found.table.key in metadata.tables else None
+
+
+def _table(metadata: MetaData) -> Table:
+    schema = metadata.schema
+    reflected = metadata.tables.get(f"{schema}.{TABLE_NAME}" if schema else TABLE_NAME)
+    if reflected is not None:
+        # MetaData.reflect() came first
+        metadata.remove(reflected)
+    table = Table(
+        TABLE_NAME,
+        metadata,
+        # no Identity(): Alembic before 1.18 sees a difference in it on SQLite, again and again
+        Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True),
+        Column("url", String(URL_LENGTH), nullable=False),
+        Column("source", String(255), nullable=False, comment="table.column that held the URL"),
+        Column("superseded_at", BigInteger, nullable=False, comment="seconds since the epoch, UTC"),
+        # two processes may strike off at once: an id must not be another removal's meanwhile
+        sqlite_autoincrement=True,
+    )
+    # MySQL indexes 3,072 bytes at most; names differ long before that
+    Index(f"ix_{TABLE_NAME}_url", table.c.url, mysql_length=_INDEXED)
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class Removals:
+    """The table of durable removals, and how long what is in it stays.
+
+    Attributes:
+        table: the table.
+        keep_seconds: how old a removal has to be before it is carried out.
+        looks: when this process last looked what is due, and up to which removal it came, by the
+            engine's dialect and the items of its ``schema_translate_map``.
+    """
+
+    table: Table
+    keep_seconds: float
+    looks: weakref.WeakKeyDictionary[Dialect, dict[SchemaItems, tuple[float, int]]] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
+
+    def columns(self) -> dict[str, DeclaredColumn]:
+        """Return the columns whose removals these are, by their label ``table.column``."""
+        tables = declared_tables(self.table.metadata)
+        return {column.label: column for declared in tables for column in declared.columns}
+
+    def is_there(self, connection: Connection, schemas: Schemas) -> bool:
+        """Return whether the database has the table. Asks it."""
+        schema = schemas.get(self.table.schema, self.table.schema)
+        return inspect(connection).has_table(self.table.name, schema=schema)
+
+    def note(self, connection: Connection, urls: Mapping[str, str], schemas: Schemas) -> None:
+        """Write down what a transaction supersedes. Called in it, right before COMMIT; may fail.
+
+        Args:
+            connection: the transaction's.
+            urls: the sources of URLs that rows held.
+            schemas: a ``schema_translate_map``.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database failed, or lacks the table.
+        """
+        now = int(time.time())
+        rows = [
+            {"url": url, "source": source, "superseded_at": now} for url, source in urls.items()
+        ]
+        try:
+            connection.execute(insert(self.table), rows, execution_options=in_schemas(schemas))
+        except Exception as err:
+            err.add_note(
+                f"The transaction writes what it will remove into {self.table.fullname!r}, see "
+                "enable_removals(). Create the table where the database lacks it "
+                "(metadata.create_all(engine), or alembic upgrade head), and give the role the "
+                "rights to SELECT, INSERT and DELETE there."
+            )
+            raise
+
+    def strike(self, connection: Connection, urls: Sequence[str], schemas: Schemas) -> None:
+        """Strike off what was removed, whoever wrote it down. Called after COMMIT; may fail.
+
+        Args:
+            connection: the caller commits.
+            urls: what was removed.
+            schemas: a ``schema_translate_map``.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database failed.
+        """
+        column = self.table.c.url
+        for batch in batched(urls, batch_size(connection.dialect)):
+            done = delete(self.table).where(column.in_(batch))
+            connection.execute(done, execution_options=in_schemas(schemas))
+
+
+# -- one transaction ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What a transaction wrote down in one table.
+
+    Attributes:
+        removals: the table.
+        schemas: the ``schema_translate_map`` that it was written with.
+        names: the objects.
+    """
+
+    removals: Removals
+    schemas: Schemas
+    names: list[Name]
+
+    def urls(self, removed: set[Name]) -> list[str]:
+        """Return what can be struck off: values of which all objects are gone."""
+        left = {row_url(name) for name in self.names if name not in removed}
+        urls = dict.fromkeys(row_url(name) for name in self.names)
+        return [url for url in urls if url not in left]
+
+
+def note_removals(
+    connection: Connection | None,
+    dialect: Dialect,
+    metadatas: Iterable[tuple[MetaData, SchemaItems]],
+    names: Iterable[Name],
+) -> list[Noted]:
+    """Write down what goes, where that is enabled. Called right before COMMIT; may fail.
+
+    Args:
+        connection: the transaction's; without one nothing is written, and what is to be kept is
+            left to garbage collection.
+        dialect: its dialect.
+        metadatas: those that the transaction touched.
+        names: the objects that will be removed.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: the database failed.
+    """
+    found = [(removals_of(metadata), dict(items)) for metadata, items in metadatas]
+    enabled = [(removals, schemas) for removals, schemas in found if removals is not None]
+    # models that share a storage share the longest period
+    enabled.sort(key=lambda pair: -pair[0].keep_seconds)
+    left = [name for name in names if _is_ours(name)]
+    noted = []
+    for removals, schemas in enabled:
+        sources = {
+            id(storage_for(column.type.url, dialect)): label
+            for label, column in reversed(removals.columns().items())
+        }
+        own = [name for name in left if id(name.storage) in sources]
+        left = [name for name in left if id(name.storage) not in sources]
+        if own:
+            urls = {row_url(name): sources[id(name.storage)] for name in own}
+            if connection is not None:
+                removals.note(connection, urls, schemas)
+            noted.append(Noted(removals, schemas, own))
+    return noted
+
+
+def _is_ours(name: Name) -> bool:
+    """Whether a name is one that a row can have held: a folder may hold other files."""
+    file = name.path.rpartition("/")[2]
+    return OBJECT_NAME.fullmatch(file) is not None and len(row_url(name)) <= URL_LENGTH

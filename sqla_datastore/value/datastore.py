@@ -1,0 +1,483 @@
+"""The value: a mapping of entries that are kept outside the database and loaded one by one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
+
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.mutable import Mutable
+from sqlalchemy.inspection import _inspects
+
+from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
+from sqla_datastore.codecs.protocol import JSON
+from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
+from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.value.entry import Entry, Source
+from sqla_datastore.value.equality import equal
+from sqla_datastore.value.mapping import EntryMapping
+
+if TYPE_CHECKING:
+    from sqla_datastore.storage.binding import StorageLike
+    from sqla_datastore.storage.protocol import Storage
+    from sqla_datastore.value.inspection import Inspection
+    from sqla_datastore.value.saving import ValuePlan
+
+__all__ = ["DataStore", "RowLink"]
+
+
+class RowLink(Protocol):
+    """What a value knows of the row it belongs to; the session's events set it as `_row`."""
+
+    def arm(self, value: DataStore) -> None:
+        """Called when something editable is handed out, the first time since the last `_scan`.
+
+        The row should be looked at before the next flush and commit, with `_scan`.
+        """
+
+    def check_edit(self, value: DataStore) -> None:
+        """Called before entries are assigned or removed; nothing has changed yet.
+
+        Raises:
+            StaleValueError: the edit could not be saved with the row.
+        """
+
+    def is_for(self, state: Any, key: str) -> bool:
+        """Return whether it is the link of this attribute of a row."""
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the row's instance is gone."""
+
+
+class DataStore(Mutable, EntryMapping):
+    """An ordered mapping from names to arrays, frames and plain values.
+
+    ::
+
+        ds = DataStore(a=np.zeros(10), b=pd.Series([1, 2, 3]), c=123)
+        ds.a, ds["a"]
+
+    It is a mapping with string keys and everything that ``dict`` offers. Entries are attributes
+    too, apart from names that start with an underscore, are ``ndim``, or are methods or properties
+    here: these are reached as items only. A `DataStore` can be an entry of another one.
+
+    Assigned to a column of `DataStoreType` it is stored when the row is flushed. From then on it
+    holds what was written: entries are loaded one by one when they are first asked for, each once,
+    by whichever thread; arrays come back read-only. What was assigned before belongs to its user
+    again, except for plain containers (list, dict, set), which stay in place. Editing an entry in
+    place, a nested value or a frame for instance, is noticed and saved.
+
+    Args:
+        mapping_or_pairs: a mapping, or pairs of name and value; entries of another `DataStore` are
+            taken over without being loaded.
+        **entries: further entries.
+
+    Raises:
+        TypeError: a name is not a str.
+    """
+
+    _changed: bool = False
+    """Whether saving it would write something new; in-place edits count once `_scan` saw them."""
+
+    _outer: DataStore | None = None
+    """The value that this one is nested in."""
+
+    _row: RowLink | None = None
+    """The row's link, set by the session's events; None for a value that no row looks after."""
+
+    _armed: bool = False
+    _handed_out: bool = False
+    """Whether something editable was handed out, here or in a nested value."""
+
+    def __init__(
+        self,
+        mapping_or_pairs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        /,
+        **entries: Any,
+    ) -> None:
+        self._entries = {}
+        self._changed = True
+        self.update(mapping_or_pairs, **entries)
+
+    @classmethod
+    def from_url(cls, url: str, *, storage: StorageLike = None) -> Self:
+        """Return the value that a URL stands for; nothing is read yet.
+
+        Args:
+            url: as a column holds it, for example ``file:///experiments/1/0f3c….zip``.
+            storage: the storage's URL or path, a `Storage`, or an engine, connection or session
+                (asynchronous ones too) that stands for the storage bound to it; by default the
+                one that `options` and the environment name, looked up when it is first needed.
+
+        Returns:
+            A value that belongs to no row; assigning it to one stores a copy of the object.
+
+        Raises:
+            RefusedURLError: for a URL that this library does not serve.
+            ConfigurationError: for a storage that it does not know.
+            TypeError: for what is no storage.
+        """
+        from sqla_datastore.storage.binding import storage_given
+
+        ObjectURL.parse(url)
+        return cls._at(None if storage is None else storage_given(storage), url)
+
+    @classmethod
+    def fromkeys(cls, names: Iterable[str], value: Any = None) -> Self:
+        """Return a value with the same object under each name, None by default."""
+        return cls((name, value) for name in names)
+
+    @property
+    def url(self) -> str | None:
+        """The URL of the object that holds it, None until stored; stays when it is changed."""
+        return None if self._source is None else self._source.url
+
+    # -- dict beyond the mapping -----------------------------------------------------------------
+
+    def __or__(self, other: Any) -> Self:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        union = self.copy()
+        union.update(other)
+        return union
+
+    def __ror__(self, other: Any) -> Self:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return type(self)(other) | self
+
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Load everything and return it as a dict, nested `DataStore` values as dicts too."""
+        return {
+            name: value.to_dict() if isinstance(value, DataStore) else value
+            for name, value in self.items()
+        }
+
+    # -- attributes ------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name != "ndim" and name in self._index():
+            return self[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute or entry {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _STATE:
+            object.__setattr__(self, name, value)
+        elif self._is_item_only(name):
+            raise AttributeError(f"{name!r} cannot be set as an attribute; use ds[{name!r}] = ...")
+        else:
+            self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if self._is_item_only(name):
+            raise AttributeError(f"{name!r} cannot be deleted this way; use del ds[{name!r}]")
+        if name not in self._index():
+            raise AttributeError(f"{type(self).__name__} has no entry {name!r}")
+        del self[name]
+
+    def __dir__(self) -> list[str]:
+        names = [] if self._entries is None else [*self._entries]
+        return sorted({*super().__dir__(), *(name for name in names if name.isidentifier())})
+
+    @classmethod
+    def _is_item_only(cls, name: str) -> bool:
+        return name.startswith("_") or name == "ndim" or hasattr(cls, name)
+
+    def __array__(self, *_args: object, **_kwargs: object) -> NoReturn:
+        raise TypeError("a DataStore is no array, and its names are no data; use dict(ds)")
+
+    # -- comparison, copies, pickle --------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if isinstance(other, DataStore) and not (self._handed_out or other._handed_out):
+            return self._same_as(other) or equal(self, other)
+        return equal(self, other)
+
+    def _same_as(self, other: DataStore) -> bool:
+        """Return whether both stand for the same stored object; never compares content."""
+        if self is other:
+            return True
+        both_stored = not (self._changed or other._changed) and self.url is not None
+        return both_stored and self.url == other.url
+
+    def copy(self) -> Self:
+        """Return a new value that belongs to no row.
+
+        One that is stored and unchanged is copied by reference to the same object, without I/O,
+        and the entries of the two are loaded apart; otherwise assigned objects are shared.
+        """
+        if not self._scan() and not self._changed and self._source is not None:
+            return self._at(self._source.given, self._source.url)
+        twin = type(self)()
+        for name, entry in self._copies().items():
+            twin._put(name, entry)
+        return twin
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = self.copy()
+        memo[id(self)] = twin
+        for entry in (twin._entries or {}).values():
+            if entry.source is None:
+                entry.value = copy.deepcopy(entry.value, memo)
+            if isinstance(entry.value, DataStore):
+                entry.value._outer, entry.children = twin, (entry.value,)
+        return twin
+
+    def _copies(self) -> dict[str, Entry]:
+        """Return the entries for another value: by reference to an object where it holds them."""
+        self._scan()
+        return {name: self._copied(entry) for name, entry in self._index().items()}
+
+    @staticmethod
+    def _copied(entry: Entry) -> Entry:
+        if entry.source is None or entry.edited or any(child._changed for child in entry.children):
+            return Entry(entry.value)
+        return Entry(source=entry.source)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        self._scan()
+        if self._source is not None and not any(value._changed for value in self._lineage()):
+            return _referenced, (type(self), self._source.url, self._source.storage_url)
+        return _blank, (type(self),), list(self.items())
+
+    def __setstate__(self, items: list[tuple[str, Any]]) -> None:
+        self.__dict__.update(_entries={}, _changed=True)
+        for name, value in items:
+            self._put(name, Entry(value))
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    @classmethod
+    def coerce(cls, key: str, value: Any) -> DataStore | None:
+        """Turn what is assigned to a column into a `DataStore`; SQLAlchemy calls this.
+
+        Args:
+            key: the attribute that it is assigned to.
+            value: a `DataStore`, a mapping with string keys, or None.
+
+        Raises:
+            UnsupportedTypeError: for anything else.
+        """
+        if value is None or isinstance(value, DataStore):
+            return value
+        if isinstance(value, Mapping):
+            return cls(value)
+        raise UnsupportedTypeError(
+            f"{key!r} takes a DataStore, a dict or None, not {type(value).__name__!r}; "
+            f"give it a name: DataStore(data=...)",
+            type=type(value),
+        )
+
+    def changed(self) -> None:
+        """Mark the value, those it is nested in and their rows as changed.
+
+        Editing entries does this by itself, and edits in place are found at flush. The next flush
+        writes the value anew.
+
+        Raises:
+            StaleValueError: the row's attribute was expired, so that the edit would be lost.
+        """
+        for value in self._lineage():
+            if "_parents" in value.__dict__:
+                value._flag_rows()
+            value._changed = True
+
+    def _flag_rows(self) -> None:
+        for state in list(self._parents):
+            if state.obj() is None:
+                # a state can outlive its instance
+                del self._parents[state]
+        try:
+            super().changed()
+        except InvalidRequestError as err:
+            raise StaleValueError(
+                f"the row does not hold the value of {self.url!r} any more: its attribute was "
+                "expired, by a commit or rollback for instance; get it from the row again"
+            ) from err
+
+    @classmethod
+    def _at(
+        cls, storage: Storage | str | None, url: str, *, parent: DataStore | None = None
+    ) -> Self:
+        """Return a stored value; nothing is read, looked up or checked.
+
+        Args:
+            storage: the storage, or its URL; None for the default one, looked up when needed.
+            url: the object's URL.
+            parent: the value that it is nested in.
+        """
+        self = cls.__new__(cls)
+        state = self.__dict__
+        state["_source"] = Source(storage, url)
+        if parent is not None:
+            state["_outer"] = parent
+        return self
+
+    def _scan(self) -> bool:
+        """Look for edits in place of what was handed out, here and in nested values.
+
+        What was edited marks the value as changed. May read entries that look edited from the
+        storage; disarms, so that the next hand-out calls `RowLink.arm` again.
+
+        Returns:
+            Whether there are edits in place that are not stored yet.
+        """
+        if not self._handed_out:
+            return False
+        from sqla_datastore.value import saving
+
+        return saving.scan(self)
+
+    def _plan(self, column: str | None) -> ValuePlan:
+        """Encode the value and all nested ones; nothing is written.
+
+        Args:
+            column: ``table.column``, for error messages.
+
+        Raises:
+            UnsupportedTypeError: an entry cannot be stored; names column and entry.
+            MissingObjectError: entries are to be copied from an object that is gone.
+        """
+        from sqla_datastore.value import saving
+
+        return saving.plan(self, column)
+
+    def _stored(self, storage: Storage, url: str, plan: ValuePlan) -> Callable[[], None]:
+        """Switch to the stored form, after all objects of a plan were written.
+
+        Does no I/O, and arms nothing: ask `_handed_out` afterwards.
+
+        Args:
+            storage: where they are.
+            url: the URL of the first one; the others are its family.
+            plan: what `_plan` of this value returned.
+
+        Returns:
+            What to call when they were removed again: it puts the earlier state back, keeps what
+            was edited since, and marks no row. Undo the later of two calls first.
+        """
+        from sqla_datastore.value import saving
+
+        return saving.switch(self, storage, ObjectURL.parse(url), plan)
+
+    # -- nesting and hand-outs -------------------------------------------------------------------
+
+    def _load(self, name: str, entry: Entry) -> None:
+        entry.load(name, self)
+
+    def _take_in(self, entry: Entry) -> None:
+        """Note where a nested value lives: in one place, so one from elsewhere is copied."""
+        if isinstance(entry.value, DataStore):
+            entry.value = self._adopted(entry.value)
+            entry.children = (entry.value,)
+
+    def _adopted(self, child: DataStore) -> DataStore:
+        if any(child is value for value in self._lineage()):
+            return child  # a cycle, refused when it is saved
+        if child._is_held():
+            child = child.copy()
+        child._outer = self
+        return child
+
+    def _is_held(self) -> bool:
+        """Return whether another value or a row has it."""
+        held = self._outer is not None or self._row is not None
+        return held or bool(self.__dict__.get("_parents"))
+
+    def _release(self, entry: Entry) -> None:
+        for child in entry.children:
+            if child._outer is self:
+                child._outer = None
+
+    def _lineage(self) -> Iterator[DataStore]:
+        """Yield the value and those it is nested in, innermost first."""
+        seen = set()
+        value: DataStore | None = self
+        while value is not None and id(value) not in seen:
+            seen.add(id(value))
+            yield value
+            value = value._outer
+
+    def _begin_edit(self) -> None:
+        for value in self._lineage():
+            if value._row is not None:
+                value._row.check_edit(value)
+        self.changed()
+
+    def _arm(self) -> None:
+        """Tell the row that something editable was handed out."""
+        if self._armed:
+            return
+        for value in self._lineage():
+            value._armed = value._handed_out = True
+            if value._row is not None:
+                value._row.arm(value)
+
+    def __repr__(self) -> str:
+        from sqla_datastore.value.inspection import text_of
+
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        from sqla_datastore.value.inspection import html_of
+
+        return html_of(self)
+
+
+_STATE = frozenset(
+    {"_entries", "_source", "_changed", "_outer", "_row", "_armed", "_handed_out", "_parents"}
+)
+
+
+def _referenced(cls: type[DataStore], url: str, storage_url: str | None) -> DataStore:
+    """Unpickle a stored value."""
+    return cls._at(storage_url, url)
+
+
+def _blank(cls: type[DataStore]) -> DataStore:
+    """Unpickle a value whose entries follow as its state, so that it may contain itself."""
+    return cls.__new__(cls)
+
+
+@_inspects(DataStore)
+def _inspected(value: DataStore) -> Inspection:
+    """Answer ``sqlalchemy.inspect``."""
+    from sqla_datastore.value.inspection import inspect
+
+    return inspect(value)
+
+
+class _DataStoreCodec:
+    """Nested values: objects of their own, referred to by their number in the family."""
+
+    name: ClassVar[str] = "datastore"
+    version: ClassVar[int] = 1
+    mutable: ClassVar[bool] = True
+
+    def types(self) -> tuple[type, ...]:
+        return (DataStore,)
+
+    def takes(self, value: object) -> bool:
+        return isinstance(value, DataStore)
+
+    def encode(self, value: DataStore, encoder: Encoder) -> JSON:
+        return encoder.nested(value)
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        return decoder.nested(node)
+
+    def describe(self, node: Any) -> Description:  # noqa: ARG002
+        return Description("DataStore")
+
+
+register_codec(_DataStoreCodec())

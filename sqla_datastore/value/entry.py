@@ -1,0 +1,244 @@
+"""What a value's entries are made of: the stored object they are read from, and their states."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqla_datastore.codecs import find_codec
+from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, RefusedURLError
+from sqla_datastore.storage.urls import ObjectURL
+
+if TYPE_CHECKING:
+    from sqla_datastore.codecs import Description
+    from sqla_datastore.format import Container, StoredEntry
+    from sqla_datastore.storage.protocol import Storage
+    from sqla_datastore.value.datastore import DataStore
+    from sqla_datastore.value.fingerprint import Fingerprint
+
+__all__ = ["UNLOADED", "Entry", "Source", "fingerprint_of"]
+
+UNLOADED: Final = object()
+
+
+class Source:
+    """One stored object that entries are read from; opened on first need, by one thread.
+
+    Making one costs no I/O and parses nothing: a query makes one for each row.
+    """
+
+    __slots__ = ("_born", "_container", "_kin", "_storage", "lock", "url")
+
+    def __init__(self, storage: Storage | str | None, url: str) -> None:
+        self._storage = storage
+        self.url = url
+        self._container: Container | None = None
+        self._born: list[DataStore] = []
+        self._kin = _Kin({}, 0)
+        self.lock = threading.RLock()
+
+    @property
+    def storage(self) -> Storage:
+        """The storage, looked up only now where it was not given."""
+        if self._storage is None or isinstance(self._storage, str):
+            from sqla_datastore.storage.binding import storage_for
+
+            self._storage = storage_for(self._storage, None)
+        return self._storage
+
+    @property
+    def given(self) -> Storage | str | None:
+        """What it was made with, so that another one can be."""
+        return self._storage
+
+    @property
+    def storage_url(self) -> str | None:
+        """Where the storage is, for another process; None for the default one."""
+        if self._storage is None or isinstance(self._storage, str):
+            return self._storage
+        return self._storage.url
+
+    def container(self) -> Container:
+        """Return the opened object.
+
+        Raises:
+            MissingObjectError: it is not there.
+            DamagedObjectError: its index is not what was written.
+            RefusedURLError: its URL is none that the storage serves.
+        """
+        if self._container is None:
+            with self.lock:
+                if self._container is None:
+                    self._container = self._open()
+        return self._container
+
+    def _open(self) -> Container:
+        from sqla_datastore.format import Container
+        from sqla_datastore.options import options
+
+        url = ObjectURL.parse(self.url)
+        if url.scheme != self.storage.scheme:
+            raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")
+        always = options.verify == "always"
+        reader = self.storage.open(url.path)
+        nested = _nested(self.storage, url, self._born, self._kin)
+        container = Container.open(reader, self.url, nested=nested, verify_always=always)
+        if container.nested_count > url.family_size:
+            raise DamagedObjectError(
+                self.url,
+                "it has more nested objects than its name says",
+                expected=url.family_size,
+                found=container.nested_count,
+            )
+        return container
+
+    def load(self, name: str) -> tuple[Any, tuple[DataStore, ...]]:
+        """Decode an entry anew.
+
+        Returns:
+            The value, and the nested `DataStore` values that were made for it, not loaded.
+        """
+        with self.lock:
+            self._born.clear()
+            value = self.container().load(name)
+            children = tuple(self._born)
+            self._born.clear()
+            return value, children
+
+    def entry(self, name: str) -> StoredEntry:
+        """Return the reference by which another object copies an entry without decoding it."""
+        return self.container().entry(name)
+
+    def describe(self, name: str) -> Description:
+        """Describe an entry without reading its payload."""
+        return self.container().describe(name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kin:
+    """What is known of a family, so that hostile objects make a tree and nothing larger.
+
+    Attributes:
+        parents: the number of each nested object's parent, as far as they were met; shared by the
+            sources of a family.
+        depth: how many objects this one is nested in.
+    """
+
+    parents: dict[int, int]
+    depth: int
+
+    def below(self, parent: int, number: int) -> _Kin:
+        """Return the same for a nested object that a parent names.
+
+        Raises:
+            ValueError: it could contain itself, is another one's, or lies too deep.
+        """
+        from sqla_datastore.format import MAX_NESTED_DEPTH
+
+        if number <= parent:
+            raise ValueError(f"nested value {number} comes before what it is nested in")
+        if self.parents.setdefault(number, parent) != parent:
+            raise ValueError(f"nested value {number} is nested in another object too")
+        if self.depth >= MAX_NESTED_DEPTH:
+            raise ValueError(f"it nests deeper than {MAX_NESTED_DEPTH} objects")
+        return _Kin(self.parents, self.depth + 1)
+
+
+def _nested(
+    storage: Storage, url: ObjectURL, born: list[DataStore], kin: _Kin
+) -> Callable[[int], DataStore]:
+    """Return what makes a nested value; no method, since a cycle would keep memory maps alive."""
+
+    def nested(number: int) -> DataStore:
+        from sqla_datastore.value.datastore import DataStore
+
+        its_kin = kin.below(url.number, number)
+        child = DataStore._at(storage, str(url.nested(number)))
+        assert child._source is not None
+        child._source._kin = its_kin
+        born.append(child)
+        return child
+
+    return nested
+
+
+class Entry:
+    """One entry of a value, in one of these states.
+
+    ======== ======== ======== =============================================================
+    `source` `value`  `edited` state
+    ======== ======== ======== =============================================================
+    None     set      False    assigned, not stored: the user's own object
+    set      UNLOADED False    stored, not loaded
+    set      set      False    stored and loaded; `fingerprint` is set when it is editable
+    set      set      True     stored, loaded, and found to be edited in place
+    ======== ======== ======== =============================================================
+
+    `children` are the nested `DataStore` values in a loaded or assigned value.
+    """
+
+    __slots__ = ("children", "edited", "fingerprint", "handed_out", "source", "value")
+
+    def __init__(self, value: Any = UNLOADED, source: Source | None = None) -> None:
+        self.value = value
+        self.source = source
+        self.edited = False
+        self.handed_out = False
+        self.fingerprint: Fingerprint | None = None
+        self.children: tuple[DataStore, ...] = ()
+
+    def load(self, name: str, outer: DataStore) -> None:
+        """Load a stored entry, once, whatever the number of threads that ask."""
+        source = self.source
+        if source is None or self.value is not UNLOADED:
+            return
+        with source.lock:
+            if self.value is UNLOADED:
+                value, self.children = source.load(name)
+                for child in self.children:
+                    child._outer = outer
+                self.watch(value)
+                self.value = value  # last: other threads look at it without the lock
+
+    def watch(self, value: Any) -> None:
+        """Remember what an editable value looks like now."""
+        self.fingerprint = fingerprint_of(value)
+
+    def may_be_edited(self) -> bool:
+        """Return whether a loaded value may differ from the stored one, as far as is cheap."""
+        return self.edited or (self.fingerprint is not None and self.fingerprint.changed())
+
+    def look_again(self, name: str, holds: Callable[[Entry, str], bool]) -> bool:
+        """Find out whether the loaded value was edited in place, and remember it.
+
+        Args:
+            name: the entry's name.
+            holds: tells whether the source still holds what the loaded value is; asked only when
+                the fingerprint does not fit any more.
+        """
+        if self.edited or not self.may_be_edited():
+            return self.edited
+        try:
+            self.edited = not holds(self, name)
+        except DataStoreError:
+            # it cannot be encoded, or what it came from is gone: saving it will say so
+            self.edited = True
+        if not self.edited:
+            self.watch(self.value)
+        return self.edited
+
+
+def fingerprint_of(value: object) -> Fingerprint | None:
+    """Return the fingerprint of an editable value, and None for any other.
+
+    Nested `DataStore` values look after their own edits.
+    """
+    codec = find_codec(value)
+    if codec is None or not codec.mutable or codec.name == "datastore":
+        return None
+    from sqla_datastore.value.datastore import DataStore
+    from sqla_datastore.value.fingerprint import Fingerprint
+
+    return Fingerprint(value, opaque=(DataStore,))

@@ -1,0 +1,381 @@
+"""Objects that the caller manages: written and removed outside of any transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
+
+from typing_extensions import Buffer
+
+from sqla_datastore.exceptions import (
+    MissingObjectError,
+    RefusedURLError,
+    StorageError,
+    UnsupportedFormatError,
+    UnsupportedTypeError,
+)
+from sqla_datastore.format import Plan
+from sqla_datastore.schema.columns import refuse_owned_prefix
+from sqla_datastore.storage.binding import StorageLike, storage_given
+from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage
+from sqla_datastore.storage.urls import (
+    MANAGED_SUFFIX,
+    ObjectURL,
+    check_path,
+    is_managed,
+    new_object_name,
+    quote_segment,
+)
+from sqla_datastore.value.datastore import DataStore
+
+__all__ = ["DataStoreIO"]
+
+T = TypeVar("T")
+
+_PIECE = 1024 * 1024
+_BUFFER = 64 * 1024
+_RAW = ".bin"
+_FOREIGN = "its name is none that DataStoreIO gives"
+_ONLY = "__value__"
+"""The name of the only entry of an object that holds a value other than a `DataStore`."""
+
+
+class DataStoreIO:
+    """One object that its user manages, under a prefix of its user's choice.
+
+    ::
+
+        report = DataStoreIO.write(b"...", relative_path_prefix="reports/2024")
+        run.report_url = report.url
+        DataStoreIO(run.report_url).read()
+
+    No transaction knows of these objects: they stay when one is rolled back, until `remove` or
+    `delete` removes them. Their names tell them from those that rows own: these can be read here,
+    and are refused by `remove` and `delete`. A prefix in the folders that rows own is refused. All
+    methods block.
+
+    Args:
+        url: as `write` or `serialize_write` gave it.
+        storage: the storage's URL or path, a `Storage`, or an engine, connection or session
+            (asynchronous ones too) that stands for the storage bound to it; by default the one
+            that `options` and the environment name. URLs, paths and the default are looked up
+            when they are needed.
+
+    Raises:
+        TypeError: for a storage that is none of these.
+        RefusedURLError: for a URL that this library does not serve.
+    """
+
+    __slots__ = ("_storage", "_url")
+
+    __match_args__: ClassVar[tuple[str, ...]] = ("url",)
+
+    def __init__(self, url: str, *, storage: StorageLike = None) -> None:
+        self._url = ObjectURL.parse(url)
+        is_text = storage is None or isinstance(storage, (str, os.PathLike))
+        # no engine or session is kept
+        self._storage = storage if is_text else storage_given(storage)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @classmethod
+    def write(
+        cls, data: Buffer | BinaryIO, relative_path_prefix: str, storage: StorageLike = None
+    ) -> DataStoreIO:
+        """Write bytes as a new object; they are durable when this returns.
+
+        Args:
+            data: bytes-like, or a binary stream, which is read from where it stands to its end in
+                pieces of 1 MiB.
+            relative_path_prefix: the folder below the storage's base, in plain text: segments
+                separated by ``/``, for example ``"models/run 1"``.
+            storage: as for the class.
+
+        Returns:
+            The object, ``<prefix>/<32 hexadecimal digits>.bin``.
+
+        Raises:
+            TypeError: the data are no bytes, or the storage is none.
+            RefusedURLError: the prefix is empty, leaves the base, or rows own it.
+            StorageError: the storage failed; nothing was written.
+        """
+        pieces = _pieces(data)
+        path = f"{_folder(relative_path_prefix)}/{uuid.uuid4().hex}{_RAW}"
+
+        def write(writer: ObjectWriter) -> None:
+            for piece in pieces:
+                writer.write(piece)
+
+        return cls._written(storage, [(path, write)])
+
+    @classmethod
+    def serialize_write(
+        cls, obj: object, relative_path_prefix: str, storage: StorageLike = None
+    ) -> DataStoreIO:
+        """Write any value that an entry of a `DataStore` can have, or a `DataStore` itself.
+
+        The value itself is not changed, and does not count as stored. Durable when this returns.
+
+        Args:
+            obj: the value; `read_deserialize` returns an equal one of the same type.
+            relative_path_prefix: as for `write`.
+            storage: as for `write`.
+
+        Returns:
+            The object, ``<prefix>/<32 hexadecimal digits>.io.zip``; a `DataStore` with nested
+            ones is several objects beside each other.
+
+        Raises:
+            UnsupportedTypeError: no codec takes the value.
+            RefusedURLError: the prefix is empty, leaves the base, or rows own it.
+            StorageError: the storage failed; nothing was written.
+        """
+        folder = _folder(relative_path_prefix)
+        plan = _plan(obj)
+        name = new_object_name(len(plan.nested_values), MANAGED_SUFFIX)
+        first = ObjectURL("file", f"{folder}/{name}")
+        paths = [url.path for url in first.family()]
+        writes = [content.write for content in plan.objects]
+        return cls._written(storage, list(zip(paths, writes, strict=True)))
+
+    @classmethod
+    def _written(
+        cls, storage: StorageLike, objects: list[tuple[str, Callable[[ObjectWriter], None]]]
+    ) -> DataStoreIO:
+        """Write all objects or none, make them durable, and return the first."""
+        place = storage_given(storage)
+        written: list[str] = []
+        try:
+            for path, write in objects:
+                with place.create(path) as writer:
+                    write(writer)
+                written.append(path)
+            place.make_durable(written)
+        except BaseException:
+            with contextlib.suppress(StorageError):  # the first error is the one to see
+                place.remove(written)
+            raise
+        return cls(str(ObjectURL(place.scheme, objects[0][0])), storage=place)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The object's URL, relative to the storage's base."""
+        return str(self._url)
+
+    @property
+    def size_bytes(self) -> int:
+        """The object's size in bytes, asked from the storage.
+
+        Raises:
+            MissingObjectError: there is no such object.
+        """
+        return self._place().size_bytes(self._url.path)
+
+    def exists(self) -> bool:
+        """Return whether the storage has the object."""
+        try:
+            self._place().size_bytes(self._url.path)
+        except MissingObjectError:
+            return False
+        return True
+
+    def read(self) -> bytes:
+        """Return all its bytes.
+
+        Raises:
+            MissingObjectError: there is no such object.
+            StorageError: the storage failed.
+        """
+        reader = self._place().open(self._url.path)
+        return reader.read(0, reader.size_bytes)
+
+    def open(self) -> BinaryIO:
+        """Return a binary stream for reading, with random access; it reads only what is asked.
+
+        Raises:
+            MissingObjectError: there is no such object.
+        """
+        stream = io.BufferedReader(_Stream(self._place().open(self._url.path)), _BUFFER)
+        return cast("BinaryIO", stream)
+
+    def read_deserialize(self, expected_type: type[T] | None = None) -> T:
+        """Return the value that `serialize_write` wrote.
+
+        A `DataStore` is not loaded yet: its entries are read when they are asked for.
+
+        Args:
+            expected_type: what the value has to be an instance of, or None for anything.
+
+        Raises:
+            UnsupportedTypeError: it is an instance of another type.
+            UnsupportedFormatError: the object was written by `write`, or by a newer version.
+            MissingObjectError: there is no such object.
+            DamagedObjectError: its bytes are not what was written.
+        """
+        if self._url.name.endswith(_RAW):
+            reason = "holds bytes as they were given to write(); use read() or open()"
+            raise UnsupportedFormatError(f"{self.url!r} {reason}", url=self.url)
+        ds = DataStore._at(self._place(), self.url)
+        value = ds[_ONLY] if list(ds) == [_ONLY] else ds
+        if expected_type is not None and not isinstance(value, expected_type):
+            found = f"{type(value).__module__}.{type(value).__qualname__}"
+            wanted = f"{expected_type.__module__}.{expected_type.__qualname__}"
+            raise UnsupportedTypeError(
+                f"{self.url!r} holds a value of type {found!r}, not {wanted!r}", type=type(value)
+            )
+        return cast("T", value)
+
+    # -- removing --------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Remove the object, with those of nested values; one that is gone already is no error.
+
+        Raises:
+            RefusedURLError: it was not written here, or a row owns it: assign another value to the
+                row, or delete the row.
+            StorageError: the storage failed.
+        """
+        if not is_managed(self._url.name):
+            raise RefusedURLError(self.url, f"{_FOREIGN}; a row's goes with the row")
+        if self._url.folder:
+            refuse_owned_prefix(self._url.folder)
+        self._place().remove([url.path for url in self._url.family()])
+
+    @classmethod
+    def delete(cls, relative_path_prefix: str, storage: StorageLike = None) -> None:
+        """Remove every object under a prefix; one that does not exist is no error.
+
+        Where there is any other file, nothing is removed: rows of a database that this process
+        does not know may own it.
+
+        Args:
+            relative_path_prefix: as it was given to `write`.
+            storage: as for `write`.
+
+        Raises:
+            RefusedURLError: the prefix is empty, leaves the base, or rows own it; or it holds an
+                object that was not written here.
+            StorageError: the storage failed.
+        """
+        folder, place = _folder(relative_path_prefix), storage_given(storage)
+        paths = [found.path for found in place.list(folder)]
+        for path in paths:
+            if not is_managed(path.rpartition("/")[2]):
+                url = str(ObjectURL(place.scheme, path))
+                raise RefusedURLError(url, f"{_FOREIGN}; nothing under the prefix was removed")
+        place.remove(paths)
+
+    def _place(self) -> Storage:
+        place = self._storage = storage_given(self._storage)
+        if self._url.scheme != place.scheme:
+            raise RefusedURLError(self.url, f"{place.url!r} serves {place.scheme}: URLs")
+        return place
+
+    def __eq__(self, other: object) -> bool:
+        return self._url == other._url if isinstance(other, DataStoreIO) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._url)
+
+    def __repr__(self) -> str:
+        return f"DataStoreIO({self.url!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        given = self._storage
+        is_text = given is None or isinstance(given, (str, os.PathLike))
+        return _unpickled, (self.url, given if is_text else given.url)  # type: ignore[union-attr]
+
+
+class _Stream(io.RawIOBase):
+    """An object's ranges as a raw stream."""
+
+    def __init__(self, reader: ObjectReader) -> None:
+        self._reader = reader
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {
+            os.SEEK_SET: 0,
+            os.SEEK_CUR: self._position,
+            os.SEEK_END: self._reader.size_bytes,
+        }[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative seek position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        left = max(self._reader.size_bytes - self._position, 0)
+        data = self._reader.read(self._position, min(len(view), left)) if left else b""
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _folder(prefix: str) -> str:
+    """Return a prefix as a storage path."""
+    if not isinstance(prefix, str):
+        raise RefusedURLError(repr(prefix), "a prefix is a str")
+    segments = prefix.removesuffix("/").split("/")
+    if (
+        not prefix.isprintable()
+        or "\\" in prefix
+        or any(segment in ("", ".", "..") for segment in segments)
+    ):
+        raise RefusedURLError(prefix, "a prefix is plain text like 'models/run 1'")
+    path = check_path("/".join(map(quote_segment, segments)), url=prefix)
+    refuse_owned_prefix(path)
+    return path
+
+
+def _plan(obj: object) -> Plan:
+    if not isinstance(obj, DataStore):
+        return DataStore({_ONLY: obj})._plan(None)
+    if list(obj) == [_ONLY]:
+        reason = f"a DataStore whose only entry is {_ONLY!r} would come back as that entry"
+        raise UnsupportedTypeError(f"{reason}; rename it", entry=_ONLY)
+    return obj._plan(None)
+
+
+def _pieces(data: Any) -> Iterable[Buffer]:
+    """Return what there is to write, piece by piece."""
+    if not hasattr(data, "read"):
+        return [_bytes(data)]
+    return _stream_pieces(data)
+
+
+def _bytes(data: Any) -> Buffer:
+    try:
+        view = memoryview(data)
+    except TypeError:
+        reason = "use serialize_write() for values, or encode text"
+        raise TypeError(f"{type(data).__name__!r} is not bytes-like; {reason}") from None
+    return pickle.PickleBuffer(view).raw() if view.c_contiguous else bytes(view)
+
+
+def _stream_pieces(stream: Any) -> Iterable[Buffer]:
+    while piece := stream.read(_PIECE):
+        if isinstance(piece, str):
+            raise TypeError("the stream gives text; open it in binary mode")
+        yield piece
+
+
+def _unpickled(url: str, storage: str | os.PathLike[str] | None) -> DataStoreIO:
+    return DataStoreIO(url, storage=storage)

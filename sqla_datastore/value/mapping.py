@@ -1,0 +1,175 @@
+"""The mapping part of a value: ordered entries, of which each is loaded when it is asked for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import (
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
+from typing import Any
+
+from sqla_datastore.value.entry import UNLOADED, Entry, Source
+
+__all__ = ["EntryMapping"]
+
+
+class EntryMapping(MutableMapping[str, Any]):
+    """A mapping from names to entries, read from a source as far as they are not in memory.
+
+    What an edit or a hand-out means beyond the mapping is up to the methods that are abstract here.
+    """
+
+    _entries: dict[str, Entry] | None = None
+    """None until the index of a stored value is first needed."""
+
+    _source: Source | None = None
+    """The object that holds the value; it stays when the value is changed."""
+
+    @abstractmethod
+    def _begin_edit(self) -> None:
+        """Called before entries are assigned or removed; an error leaves all as it is."""
+
+    @abstractmethod
+    def _arm(self) -> None:
+        """Called when an entry was handed out that can be edited in place."""
+
+    @abstractmethod
+    def _load(self, name: str, entry: Entry) -> None:
+        """Load a stored entry."""
+
+    @abstractmethod
+    def _take_in(self, entry: Entry) -> None:
+        """Called before an entry is placed."""
+
+    @abstractmethod
+    def _release(self, entry: Entry) -> None:
+        """Called after an entry was replaced or removed."""
+
+    @abstractmethod
+    def _copies(self) -> dict[str, Entry]:
+        """Return the entries for another mapping, not loaded for that."""
+
+    def __getitem__(self, name: str) -> Any:
+        entry = self._index()[name]
+        if entry.value is UNLOADED:
+            self._load(name, entry)
+        if entry.fingerprint is not None:
+            entry.handed_out = True
+            self._arm()
+        return entry.value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"the name of an entry is a str, not {type(name).__name__!r}")
+        old = self._index().get(name)
+        if old is None or old.value is not value:
+            self._begin_edit()
+            self._put(str.__str__(name), Entry(value))
+        elif not isinstance(value, EntryMapping):  # one has noticed itself what `|=` did to it
+            self._begin_edit()
+            old.edited = old.source is not None
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self._index():
+            raise KeyError(name)
+        self._begin_edit()
+        self._release(self._index().pop(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index())
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._index())
+
+    def __len__(self) -> int:
+        return len(self._index())
+
+    def keys(self) -> KeysView[str]:
+        """Return a view of the names; reads the index."""
+        return _Keys(self)
+
+    def values(self) -> ValuesView[Any]:
+        """Return a view of the entries' values, each loaded when iteration comes to it."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return a view of names and values, each loaded when iteration comes to it."""
+        return _Items(self)
+
+    def clear(self) -> None:
+        """Remove all entries; reads nothing."""
+        self._begin_edit()
+        removed, self._entries = self._entries or {}, {}
+        for entry in removed.values():
+            self._release(entry)
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the last entry and return its name and value.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for name in reversed(self):
+            return name, self.pop(name)
+        raise KeyError("popitem(): the DataStore is empty")
+
+    def update(  # type: ignore[override]
+        self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **entries: Any
+    ) -> None:
+        """Assign the entries of a mapping or of pairs, then those given by name.
+
+        Those of another `DataStore` are taken over without being loaded.
+        """
+        if isinstance(other, EntryMapping):
+            taken = other._copies()
+            self._begin_edit()
+            for name, entry in taken.items():
+                self._put(name, entry)
+        else:
+            super().update(other)
+        super().update(entries)
+
+    def _index(self) -> dict[str, Entry]:
+        """Return the entries by name; a stored value's names are read on first need."""
+        entries = self._entries
+        if entries is not None:
+            return entries
+        source = self._source
+        assert source is not None
+        with source.lock:
+            if self._entries is None:
+                self._entries = {name: Entry(source=source) for name in source.container().names}
+            return self._entries
+
+    def _put(self, name: str, entry: Entry) -> None:
+        """Place a new entry at the end, or in the place of an earlier one."""
+        entries = self._index()
+        old = entries.get(name)
+        self._take_in(entry)
+        entries[name] = entry
+        if old is not None:
+            self._release(old)
+
+
+class _Keys(KeysView[str]):
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._mapping)  # type: ignore[attr-defined]
+
+
+class _Values(ValuesView[Any]):
+    def __reversed__(self) -> Iterator[Any]:
+        return (self._mapping[name] for name in reversed(self._mapping))  # type: ignore[attr-defined]
+
+
+class _Items(ItemsView[str, Any]):
+    def __reversed__(self) -> Iterator[tuple[str, Any]]:
+        return ((name, self._mapping[name]) for name in reversed(self._mapping))  # type: ignore[attr-defined]

@@ -1,0 +1,319 @@
+"""How a value is saved: look for edits, plan its objects, switch to the stored form, and back.
+
+The session's events call this through the value: `scan` before a flush and a commit, `plan` when a
+statement adopts its objects, `switch` once they are written, and what `switch` returned when they
+are removed again because the transaction was rolled back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sqla_datastore import format as container
+from sqla_datastore.format import Plan, matches
+from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.value.entry import UNLOADED, Entry, Source, fingerprint_of
+
+if TYPE_CHECKING:
+    from sqla_datastore.storage.protocol import Storage
+    from sqla_datastore.value.datastore import DataStore
+    from sqla_datastore.value.fingerprint import Fingerprint
+
+__all__ = ["ValuePlan", "plan", "scan", "switch"]
+
+_CONTAINERS = (list, dict, set, tuple, bytearray)
+_SCALARS = (type(None), bool, int, float, complex)
+_SHORT = 4096
+
+Undo: TypeAlias = Callable[[], None]
+
+
+@dataclass(slots=True)
+class _Taken:
+    """An entry as it went into a plan, with what its object looked like then."""
+
+    entry: Entry
+    fingerprint: Fingerprint | None
+
+
+class ValuePlan(Plan):
+    """A plan that knows which entries went into it.
+
+    Attributes:
+        taken: the entries by name, for each value of the family by its identity.
+    """
+
+    def __init__(self, family: Plan, taken: dict[int, dict[str, _Taken]]) -> None:
+        super().__init__(family.objects, family.nested_values)
+        self.taken = taken
+
+
+# -- edits in place --------------------------------------------------------------------------------
+
+
+def scan(value: DataStore) -> bool:
+    """Look for edits in place in a value and in those nested in it; see `DataStore._scan`."""
+    value._armed = False
+    found = False
+    for name, entry in list((value._entries or {}).items()):
+        if entry.source is not None and entry.look_again(name, _holds):
+            found = True
+        for child in entry.children:
+            found = child._scan() or found
+    if found and not value._changed:
+        value.changed()
+    return found
+
+
+def _holds(entry: Entry, name: str) -> bool:
+    """Return whether the source still holds what a loaded entry is: it is encoded again."""
+    assert entry.source is not None
+    stored = entry.source.entry(name)
+    if not stored.has_nested:
+        return matches(stored, entry.value, nested_entries=_no_entries)
+    now, before = _encoded(name, entry.value), _encoded(name, entry.source.load(name)[0])
+    return _nested_urls(now) == _nested_urls(before) and _digest(now) == _digest(before)
+
+
+def _no_entries(_value: object) -> Mapping[str, object]:
+    """Stand for the entries of a nested value, which looks for its own edits."""
+    return {}
+
+
+def _encoded(name: str, value: object) -> Plan:
+    return container.plan({name: value}, nested_entries=_no_entries)
+
+
+def _nested_urls(family: Plan) -> list[str | None]:
+    return [value.url for value in family.nested_values]  # type: ignore[attr-defined]
+
+
+def _digest(family: Plan) -> bytes:
+    sink = _Digest()
+    family.objects[0].write(sink)
+    return sink.digest()
+
+
+class _Digest:
+    """An object that is written nowhere: it remembers the hash of its bytes."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any, /) -> None:
+        self._hash.update(data)
+
+    def patch(self, offset: int, data: Any, /) -> None:
+        self._hash.update(offset.to_bytes(8, "little"))
+        self._hash.update(data)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+# -- planning --------------------------------------------------------------------------------------
+
+
+def plan(value: DataStore, column: str | None) -> ValuePlan:
+    """Encode a value with all that is nested in it; see `DataStore._plan`."""
+    taken: dict[int, dict[str, _Taken]] = {}
+
+    def parts(each: Any) -> Mapping[str, object]:
+        entries = list(each._index().items())
+        taken[id(each)] = {name: _Taken(entry, None) for name, entry in entries}
+        return {name: _part(name, entry, each) for name, entry in entries}
+
+    family = container.plan(parts(value), nested_entries=parts, column=column)
+    for entries in taken.values():
+        for item in entries.values():
+            item.fingerprint = _fingerprint_to_keep(item.entry)
+    return ValuePlan(family, taken)
+
+
+def _part(name: str, entry: Entry, outer: DataStore) -> object:
+    """Return what goes into the plan: the object, or a reference to what is already stored."""
+    if entry.source is None or entry.may_be_edited():
+        return entry.value
+    reference = entry.source.entry(name)
+    if not reference.has_nested:
+        return reference
+    entry.load(name, outer)
+    return entry.value
+
+
+def _fingerprint_to_keep(entry: Entry) -> Fingerprint | None:
+    """Return the fingerprint of an object that stays in place once it is stored."""
+    if entry.source is None:
+        return fingerprint_of(entry.value) if _is_plain(entry.value) else None
+    if entry.may_be_edited():
+        return fingerprint_of(entry.value)
+    return entry.fingerprint if entry.handed_out else None
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether it is a container of Python's own that holds no memory of arrays."""
+    if type(value) not in _CONTAINERS:
+        return False
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        _Probe(buffers).dump(value)
+    except Exception:  # foreign reducers may raise anything
+        return False
+    return not buffers
+
+
+class _Probe(pickle.Pickler):
+    """Pickles to nowhere, to see which memory is handed over; passes over nested values."""
+
+    def __init__(self, buffers: list[pickle.PickleBuffer]) -> None:
+        super().__init__(self, 5, buffer_callback=buffers.append)
+
+    def write(self, data: Any, /) -> None:
+        """Take what the pickler writes."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Stand for a nested value, which looks after its own memory."""
+        from sqla_datastore.value.datastore import DataStore
+
+        return (tuple, ()) if isinstance(obj, DataStore) else NotImplemented
+
+
+# -- switching to the stored form, and back --------------------------------------------------------
+
+
+def switch(value: DataStore, storage: Storage, url: ObjectURL, planned: ValuePlan) -> Undo:
+    """Switch a value and those nested in it to what was written; see `DataStore._stored`."""
+    numbers = {id(child): number for number, child in enumerate(planned.nested_values)}
+    undos: list[Undo] = []
+
+    def one(each: DataStore, its_url: ObjectURL) -> None:
+        written = planned.taken.pop(id(each))
+        with_nested = planned.objects[numbers.get(id(each), -1) + 1].names_with_nested
+        source = Source(storage, str(its_url))
+        undos.append(_switched(each, source, written, with_nested))
+        for child in list(_children(each)):
+            if id(child) in numbers and id(child) in planned.taken:
+                one(child, url.nested(numbers[id(child)]))
+            value._changed |= child._changed
+
+    one(value, url)
+
+    def undo() -> None:
+        for each in reversed(undos):
+            each()
+
+    return undo
+
+
+def _children(value: DataStore) -> Iterator[DataStore]:
+    for entry in (value._entries or {}).values():
+        yield from entry.children
+
+
+def _switched(
+    value: DataStore, source: Source, written: dict[str, _Taken], with_nested: frozenset[str]
+) -> Undo:
+    """Switch one value; entries that were replaced since they were planned stay unsaved."""
+    before = dict(value._index())
+    source_before, changed_before = value._source, value._changed
+    after: dict[str, Entry] = {}
+    for name, entry in before.items():
+        item = written.get(name)
+        current = item is not None and item.entry is entry
+        if item and current:
+            entry = _stored_form(item, source, value, has_nested=name in with_nested)
+        after[name] = entry
+    value._changed = any(entry.source is not source for entry in after.values())
+    value._changed |= list(after) != list(written)
+    value._entries, value._source = dict(after), source
+    value._armed = False
+    if any(entry.fingerprint for entry in after.values()):
+        for each in value._lineage():
+            each._handed_out = True
+
+    def clear(_: object) -> None:
+        before.clear()
+        after.clear()
+
+    # a value that nobody holds needs no restoring: it must not keep its originals until COMMIT
+    alive = weakref.ref(value, clear)
+
+    def undo() -> None:
+        value = alive()
+        if value is None:
+            return
+        now = value._entries or {}
+        edited = list(now.items()) != list(after.items())
+        names = now if edited else before
+        entries = {name: _restored(now[name], after.get(name), before.get(name)) for name in names}
+        value._entries, value._source = entries, source_before
+        if edited or any(entry is not before.get(name) for name, entry in entries.items()):
+            for each in value._lineage():
+                each._changed = True
+        else:
+            value._changed = changed_before
+
+    return undo
+
+
+def _stored_form(item: _Taken, source: Source, outer: DataStore, *, has_nested: bool) -> Entry:
+    """Return a written entry as it is from now on."""
+    value, stored = item.entry.value, Entry(source=source)
+    if not _stays(item):
+        return stored
+    children = item.entry.children
+    if has_nested and not children:
+        children = tuple(_nested_in(value))
+    if not _can_live_in(outer, children):
+        return stored
+    for child in children:
+        child._outer = outer
+    stored.value, stored.children = value, children
+    stored.fingerprint, stored.handed_out = item.fingerprint, item.fingerprint is not None
+    return stored
+
+
+def _stays(item: _Taken) -> bool:
+    """Return whether an object stays in place: what is editable and what takes no memory."""
+    value = item.entry.value
+    if value is UNLOADED:
+        return False
+    if item.fingerprint is not None or type(value) in _SCALARS:
+        return True
+    if isinstance(value, (str, bytes)):
+        return len(value) <= _SHORT
+    return any(child is value for child in item.entry.children)
+
+
+def _can_live_in(outer: DataStore, children: tuple[DataStore, ...]) -> bool:
+    """Return whether nested values are this one's, or nobody's; each may occur once."""
+    free = (child._outer is outer or not child._is_held() for child in children)
+    return all(free) and len({*map(id, children)}) == len(children)
+
+
+def _nested_in(value: object) -> Iterator[DataStore]:
+    """Yield the nested values in plain containers, each as often as it occurs."""
+    from sqla_datastore.value.datastore import DataStore
+
+    if isinstance(value, DataStore):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _nested_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _nested_in(item)
+
+
+def _restored(now: Entry, stored: Entry | None, before: Entry | None) -> Entry:
+    """Return an entry as it was before it was stored, unless it was edited or handed out since."""
+    if before is None or now is not stored:
+        return now
+    if now.handed_out and now.value is not before.value:
+        return Entry(now.value)
+    return before

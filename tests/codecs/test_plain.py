@@ -1,0 +1,409 @@
+"""Python's own types come back as they were, types and all; hostile nodes raise one error."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime as dt
+import enum
+import json
+import math
+import struct
+import time
+import uuid
+import zoneinfo
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.toys import MemoryReader, MemoryWriter
+
+from sqla_datastore.codecs import codec_named, find_codec, register_enum
+from sqla_datastore.codecs.plain import CODECS
+from sqla_datastore.exceptions import (
+    DamagedObjectError,
+    UnsupportedFormatError,
+    UnsupportedTypeError,
+)
+from sqla_datastore.format import Container, plan
+from sqla_datastore.testing import CodecSuite, decode_value, encode_value
+
+
+@register_enum
+class Phase(enum.Enum):
+    WARM = "warm"
+    COLD = 2
+    ALIAS = 2  # noqa: PIE796
+
+
+class Access(enum.IntFlag):
+    READ = 1
+    WRITE = 2
+
+
+class Mode(enum.StrEnum):
+    FAST = "fast"
+
+
+register_enum(Access, "shop.Access")
+register_enum(Mode)
+
+
+class Unregistered(enum.Enum):
+    X = 1
+
+
+class WeirdZone(dt.tzinfo):
+    def utcoffset(self, when):
+        return dt.timedelta(hours=1)
+
+
+OURS = (DamagedObjectError, UnsupportedFormatError)
+
+
+def round_trip(value):
+    return decode_value(*encode_value(value))
+
+
+def told_apart(value):
+    """Return what tells values apart that compare equal: types, signs, bits, order, fold."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind, [told_apart(item) for item in value]
+    if kind in (set, frozenset):
+        return kind, sorted(map(repr, map(told_apart, value)))
+    if kind is dict:
+        return kind, [(told_apart(key), told_apart(item)) for key, item in value.items()]
+    if kind is float:
+        return kind, struct.pack("d", value)
+    if kind is complex:
+        return kind, struct.pack("dd", value.real, value.imag)
+    if kind is slice:
+        return kind, told_apart([value.start, value.stop, value.step])
+    if kind in (dt.datetime, dt.time):
+        return kind, repr(value), value.fold, type(value.tzinfo)
+    return kind, hex(value) if kind is int else repr(value)
+
+
+def assert_exact(value):
+    assert told_apart(round_trip(value)) == told_apart(value)
+
+
+zones = st.one_of(
+    st.none(),
+    st.builds(dt.timezone, st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23))),
+    st.builds(dt.timezone, st.just(dt.timedelta(hours=1)), st.text(max_size=5)),
+    st.sampled_from([dt.UTC, zoneinfo.ZoneInfo("Europe/Berlin"), zoneinfo.ZoneInfo("UTC")]),
+)
+texts = st.text(st.characters(exclude_categories=()))
+hashables = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(2**2000), 2**2000),
+    st.floats(),
+    st.complex_numbers(),
+    texts,
+    st.binary(),
+    st.datetimes(timezones=zones, allow_imaginary=True),
+    st.times(timezones=zones),
+    st.dates(),
+    st.timedeltas(),
+    st.decimals().filter(lambda number: not number.is_snan()),
+    st.fractions(),
+    st.uuids(),
+    st.sampled_from([*Phase, *Access, Access(0), Access(3), *Mode]),
+)
+frozen = st.recursive(
+    hashables,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(tuple), st.frozensets(inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+values = st.recursive(
+    hashables,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
+        st.sets(frozen, max_size=4),
+        st.frozensets(frozen, max_size=4),
+        st.dictionaries(frozen, inner, max_size=4),
+        st.dictionaries(texts, inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+
+
+@given(values)
+def test_every_value_comes_back_as_it_was(value):
+    assert_exact(value)
+
+
+SPECIAL = {
+    "a big integer": [10**5000, {10**5000, (-(10**5000),)}],
+    "a big key": {10**5000: (1,)},
+    "2 to the 53": [2**53, -(2**53), 2**53 - 1, 2**63, -(2**63)],
+    "minus zero": [-0.0, 0.0],
+    "not a number": [math.nan, math.inf, -math.inf],
+    "the payload of a NaN": struct.unpack(
+        "<d", bytes.fromhex("efcdab89674523f1")[:6] + b"\xf9\x7f"
+    ),
+    "lone surrogates": ["\ud800", "\udc00", "\ud800\udc00", "\U00010000"],
+    "NUL": "a\0b\0",
+    "large text with surrogates": "\ud800" * 5000,
+    "large bytes": [bytes(5000), bytearray(5000)],
+    "signalling": [Decimal("sNaN123"), Decimal("-NaN"), Decimal("-Infinity"), Decimal("-0E-10")],
+    "a long decimal": Decimal("1" * 6000 + "E-99"),
+    "fold": dt.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin")),
+    "a zone with a name": dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(0), "UTC")),
+    "an offset of microseconds": dt.time(tzinfo=dt.timezone(dt.timedelta(0, 1, 1))),
+    "the longest durations": [dt.timedelta.max, dt.timedelta.min],
+    "keys that are equal": [{1: "a"}, {True: "a"}, {1.0: "a"}, {-0.0: "a"}],
+    "keys of all kinds": {None: 1, (1, "a"): 2, frozenset({1}): 3, b"": 4, "": 5, Phase.WARM: 6},
+    "order": {"b": 1, "a": 2},
+    "ranges": [range(0), range(10, -(2**70), -3), slice(None), slice("a", (1, 2), 2**70)],
+    "nothing": [[], (), {}, set(), frozenset(), "", b"", bytearray()],
+    "packed floats": [0.1, math.nan, -0.0] * 200,
+    "packed integers": [2**63 - 1, -(2**63)] * 200,
+    "integers too large to pack": [2**63, 1] * 200,
+    "booleans do not pack as integers": [True, 1, False, 0] * 200,
+    "a mixed long list": [None, 1, "a", 2.5, {"x": [True]}] * 300,
+    "an array of tuples": [(1, "a"), (2, "b")] * 200,
+    "fractions": [Fraction(1, 3), Fraction(-(2**80), 7)],
+    "deep JSON": {"a": {"b": {"c": [[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]}}},
+    "enums": [Phase.ALIAS, Access.READ, Access(3), Access(0), Mode.FAST],
+}
+
+
+@pytest.mark.parametrize("value", SPECIAL.values(), ids=SPECIAL)
+def test_special_values_come_back_as_they_were(value):
+    assert_exact(value)
+
+
+def test_named_and_derived_zones_stay_apart():
+    utc, named = round_trip(
+        [
+            dt.datetime(1, 1, 1, tzinfo=zone)
+            for zone in (dt.UTC, dt.timezone(dt.timedelta(0), "UTC"))
+        ]
+    )
+    assert utc.tzinfo is dt.UTC
+    assert named.tzinfo is not dt.UTC
+
+
+def test_equal_sets_are_stored_as_the_same_bytes():
+    ascending, descending = set(), set()
+    for number in range(0, 800, 8):
+        ascending.add(number)
+        descending.add(792 - number)
+    assert encode_value(ascending) == encode_value(descending)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [number * 1.1 for number in range(100_000)],
+        list(range(100_000)),
+        [str(number) for number in range(100_000)],
+    ],
+    ids=["floats", "integers", "text"],
+)
+def test_long_lists_are_small_nodes_and_quick(items):
+    start = time.perf_counter()
+    text, blobs = encode_value(items)
+    assert decode_value(text, blobs) == items
+    assert time.perf_counter() - start < 2  # tens of milliseconds; generous for a busy machine
+    assert len(text) < 100
+
+
+def test_what_is_stored_does_not_change_with_the_value():
+    inner = [1, 2]
+    value = {"a": inner, "b": bytearray(b"x")}
+    codec = codec_named("plain.dict")
+
+    class Encoder:
+        def encode(self, value, where=""):
+            return ["plain.x", 1, None]
+
+    node = codec.encode({"a": inner}, Encoder())
+    before = copy.deepcopy(node)
+    inner.append(3)
+    assert node == before
+    text, blobs = encode_value(value)
+    first, second = decode_value(text, blobs), decode_value(text, blobs)
+    first["a"].append(4)
+    assert second == value
+
+
+REFUSED = {
+    "unregistered enum": (Unregistered.X, "register_enum"),
+    "foreign zone": (dt.datetime(1, 1, 1, tzinfo=WeirdZone()), "zoneinfo"),
+    "inside": ([1, {"x": (object(),)}], r"value\[1\]\['x'\]\[0\]"),
+    "a key": ({object: 1}, r"\.keys\(\)\[0\]"),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_exact_is_refused(value, message):
+    with pytest.raises(UnsupportedTypeError, match=message):
+        encode_value(value)
+
+
+@pytest.mark.parametrize("cls", [list, dict])
+def test_a_value_that_contains_itself_is_refused(cls):
+    value = cls()
+    value.append(value) if cls is list else value.update(me=value)
+    with pytest.raises(UnsupportedTypeError, match="contains itself"):
+        encode_value(value)
+
+
+def test_enum_names_are_unique():
+    register_enum(Phase)  # again is no error
+    with pytest.raises(ValueError, match="taken"):
+        register_enum(enum.Enum("Other", "A"), "shop.Access")
+    with pytest.raises(ValueError, match="registered as 'Phase'"):
+        register_enum(Phase, "another")
+
+
+HOSTILE = [
+    ["plain.int", "0xZZ"],
+    ["plain.int", "10"],
+    ["plain.int", "0x1_0"],
+    ["plain.int", True],
+    ["plain.int", 1.5],
+    ["plain.float", "00"],
+    ["plain.float", "zz" * 8],
+    ["plain.complex", "00" * 8],
+    ["plain.str", "ff"],
+    ["plain.str", "x"],
+    ["plain.str", 5],
+    ["plain.str", -1],
+    ["plain.str", True],
+    ["plain.bytes", "0"],
+    ["plain.decimal", "ff"],
+    ["plain.decimal", b"1e5_".hex() + "41"],
+    ["plain.decimal", b"1E+9999999999999999999999".hex()],
+    ["plain.fraction", {"over": 1, "under": 0}],
+    ["plain.fraction", {"over": 1}],
+    ["plain.uuid", "0" * 31],
+    ["plain.uuid", "{" + "0" * 32],
+    ["plain.date", "2024-W01-1"],
+    ["plain.date", "2024-13-01"],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00+01:00"}],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": {"key": "../../etc/passwd"}}],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": {"key": "Europe"}}],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": {"key": "No/Where"}}],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": {"key": "zone.tab"}}],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": {"key": "tzdata.zi"}}],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": {"offset": [1, 0, 0]}}],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": {"offset": [0, 1]}}],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": {"offset": [0, 0, 0], "name": 1}}],
+    ["plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": None}],
+    ["plain.timedelta", [10**30, 0, 0]],
+    ["plain.timedelta", [True, 0, 0]],
+    ["plain.timedelta", [0.5, 0, 0]],
+    ["plain.list", {"json": {}}],
+    ["plain.list", {"json": 1}],
+    ["plain.list", {"packed": "u", "blob": 0}],
+    ["plain.list", {"packed": "d", "blob": 0}],
+    ["plain.list", {"packed": "d", "blob": 9}],
+    ["plain.list", {"items": [["plain.int"]]}],
+    ["plain.list", {"items": [{}]}],
+    ["plain.list", {"json_blob": 0}],
+    ["plain.list", {"json_blob": 1}],
+    ["plain.list", {"json_blob": 2}],
+    ["plain.set", {"json": [1, True]}],
+    ["plain.set", {"json": [[]]}],
+    ["plain.dict", {"keys": {"json": [1, 1]}, "values": {"json": [1, 1]}}],
+    ["plain.dict", {"keys": {"json": [1]}, "values": {"json": []}}],
+    ["plain.dict", {"keys": {"json": [{}]}, "values": {"json": [1]}}],
+    ["plain.dict", {"json": []}],
+    ["plain.range", [1, 2, 0]],
+    ["plain.range", [1, 2]],
+    ["plain.slice", [1, 2]],
+    ["plain.enum", {"enum": "Phase", "member": "__class__"}],
+    ["plain.enum", {"enum": "os.system", "member": "X"}],
+    ["plain.enum", {"enum": "Phase", "flags": 1}],
+    ["plain.enum", {"enum": ["Phase"], "member": "WARM"}],
+    ["plain.enum", {"enum": "Phase", "member": ["WARM"]}],
+]
+BLOBS = [b"x" * 7, b"[" * 100_000, b"[NaN]"]
+
+
+@pytest.mark.parametrize(("name", "node"), HOSTILE, ids=map(str, range(len(HOSTILE))))
+def test_a_hostile_node_is_damage(name, node):
+    with pytest.raises(OURS):
+        decode_value(json.dumps([name, 1, node]), BLOBS)
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        ("plain.enum", {"enum": "shop.Removed", "member": "X"}),
+        ("plain.enum", {"enum": "Phase", "member": "REMOVED"}),
+        ("plain.datetime", {"iso": "2024-01-01T00:00:00", "zone": {"key": "No/Where"}}),
+    ],
+)
+def test_what_only_this_program_lacks_is_not_called_damage(name, node):
+    with pytest.raises(UnsupportedFormatError, match="'value' of 'memory:///value' needs"):
+        decode_value(json.dumps([name, 1, node]))
+
+
+@pytest.mark.parametrize("value", SPECIAL.values(), ids=SPECIAL)
+def test_the_container_gives_back_the_same(value):
+    writer = MemoryWriter()
+    plan({"entry": value}, nested_entries=dict).objects[0].write(writer)
+    reader = MemoryReader(writer.data)
+    back = Container.open(reader, "file:///a.zip", nested=int).load("entry")
+    assert told_apart(back) == told_apart(value)
+
+
+json_trees = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["json", "items", "keys", "values", "packed", "blob", "json_blob", "iso"]
+            )
+            | st.sampled_from(
+                ["zone", "offset", "key", "enum", "member", "flags", "over", "under"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from([codec.name for codec in CODECS]), json_trees)
+def test_any_node_is_a_value_or_damage(name, node):
+    with contextlib.suppress(*OURS):
+        decode_value(json.dumps([name, 1, node]), BLOBS)
+    assert codec_named(name).describe(node).type
+
+
+def test_a_uuid_is_described_without_its_bytes():
+    assert codec_named("plain.uuid").describe(uuid.UUID(int=0).hex).type == "UUID"
+    assert codec_named("plain.enum").describe({"enum": "shop.Access"}).type == "shop.Access"
+
+
+class TestConformance(CodecSuite):
+    @pytest.fixture(params=SPECIAL, ids=str)
+    def values(self, request):
+        return [SPECIAL[request.param]]
+
+    @pytest.fixture
+    def codec(self, values):
+        return find_codec(values[0])
+
+    def assert_same(self, back, value):
+        assert told_apart(back) == told_apart(value)

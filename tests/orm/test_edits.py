@@ -1,0 +1,1330 @@
+"""P9: a change made in place is saved or refused with an error, never silently dropped."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from sqlalchemy import StaticPool, String, create_engine, select
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    deferred,
+    mapped_column,
+    object_session,
+    sessionmaker,
+)
+from sqlalchemy.orm.exc import StaleDataError
+from support.exactness import assert_exact, delete_rows, statements, tables_of
+
+from sqla_datastore import (
+    DataStore,
+    DataStoreType,
+    MissingObjectError,
+    StaleValueError,
+    bind_storage,
+)
+
+COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
+pytestmark = pytest.mark.usefixtures("copy_on_write")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Entity(Base):
+    __tablename__ = "entities"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[int] = mapped_column()
+    name: Mapped[str | None] = mapped_column(String(50))
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+    later: Mapped[DataStore | None] = deferred(mapped_column(DataStoreType()))
+    __mapper_args__ = {"version_id_col": version}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(database_url):
+    with tables_of(Base.metadata, database_url):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def empty(engine, schema):
+    yield
+    delete_rows(engine, Base.metadata)
+
+
+def value():
+    return DataStore(
+        a=np.arange(4),
+        numbers=[1, 2],
+        mapping={"x": {"y": [1]}},
+        unique={1, 2},
+        raw=bytearray(b"ab"),
+        pair=([1], "t"),
+        inner=DataStore(numbers=[1], deeper=DataStore(numbers=[1], n=1)),
+        several=[DataStore(n=1), DataStore(n=2)],
+        frame=pd.DataFrame({"x": [1.0, 2.0, 3.0], "s": ["a", "b", "c"]}),
+        series=pd.Series([1, 2, 3], name="s"),
+        n=0,
+    )
+
+
+@pytest.fixture
+def exact(engine, stored):
+    return lambda count=None: assert_exact(engine, Base.metadata, stored, count)
+
+
+@pytest.fixture
+def saved(engine):
+    """The key of a committed row."""
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=value()))
+        session.commit()
+    return 1
+
+
+def reload(engine, key=1):
+    with Session(engine) as session:
+        return session.get(Entity, key).data.to_dict()
+
+
+def _append(ds):
+    ds.numbers.append(3)
+
+
+def _put_deep(ds):
+    ds.mapping["x"]["y"].append(2)
+
+
+def _add_to_set(ds):
+    ds.unique.add(3)
+
+
+def _extend_bytes(ds):
+    ds.raw += b"c"
+
+
+def _extend_bytes_in_place(ds):
+    ds.raw.extend(b"c")
+
+
+def _list_in_tuple(ds):
+    ds.pair[0].append(2)
+
+
+def _nested_assignment(ds):
+    ds.inner.n = 5
+
+
+def _nested_list(ds):
+    ds.inner.numbers.append(2)
+
+
+def _nested_deeper(ds):
+    ds.inner.deeper.numbers.append(2)
+
+
+def _nested_in_list(ds):
+    ds.several[1].n = 5
+
+
+def _nested_list_grows(ds):
+    ds.several.append(DataStore(n=3))
+
+
+def _nested_deletion(ds):
+    del ds.inner["numbers"]
+
+
+def _frame_cell(ds):
+    ds.frame.loc[1, "x"] = 20.0
+
+
+def _frame_column(ds):
+    ds.frame["new"] = [7, 8, 9]
+
+
+def _frame_rename(ds):
+    ds.frame.columns = ["one", "two"]
+
+
+def _frame_index(ds):
+    ds.frame.index = pd.Index([5, 6, 7], name="k")
+
+
+def _frame_drop(ds):
+    ds.frame.pop("x")
+
+
+def _frame_attrs(ds):
+    ds.frame.attrs["unit"] = "m"
+
+
+def _frame_through_series(ds):
+    ds.frame.iloc[0, 0] = np.nan
+
+
+def _series_element(ds):
+    ds.series.iloc[0] = 10
+
+
+def _series_name(ds):
+    ds.series.name = "other"
+
+
+def _item(ds):
+    ds["n"] = 1
+
+
+def _attribute(ds):
+    ds.n = 1
+
+
+def _delete(ds):
+    del ds.n
+
+
+def _update(ds):
+    ds.update(n=2, more=3)
+
+
+def _pop(ds):
+    ds.pop("n")
+
+
+def _setdefault(ds):
+    ds.setdefault("fresh", []).append(1)
+
+
+def _clear(ds):
+    ds.clear()
+
+
+def _in_place_or(ds):
+    ds |= {"n": 4}
+
+
+def _augmented(ds):
+    ds.n += 4
+
+
+def _reorder(ds):
+    ds["n"] = ds.pop("n")
+
+
+def _move(ds):
+    ds.moved = ds.pop("numbers")
+
+
+EDITS = [
+    _append,
+    _put_deep,
+    _add_to_set,
+    _extend_bytes,
+    _extend_bytes_in_place,
+    _list_in_tuple,
+    _nested_assignment,
+    _nested_list,
+    _nested_deeper,
+    _nested_in_list,
+    _nested_list_grows,
+    _nested_deletion,
+    _frame_cell,
+    _frame_column,
+    _frame_rename,
+    _frame_index,
+    _frame_drop,
+    _frame_attrs,
+    _frame_through_series,
+    _series_element,
+    _series_name,
+    _item,
+    _attribute,
+    _delete,
+    _update,
+    _pop,
+    _setdefault,
+    _clear,
+    _in_place_or,
+    _augmented,
+    _reorder,
+    _move,
+]
+EDITS_OF_NUMBERS = [_frame_cell, _frame_through_series, _series_element]
+in_place = pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__.strip("_"))
+# how an entry is edited has nothing to do with the database
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+some = pytest.mark.parametrize(
+    "edit",
+    [_append, _nested_list, _nested_assignment, _frame_cell, _series_element, _attribute],
+    ids=lambda edit: edit.__name__.strip("_"),
+)
+
+
+def edited(*edits):
+    """What a fresh value holds after the edits, and the order of its names."""
+    ds = value()
+    for edit in edits:
+        edit(ds)
+    return ds
+
+
+def assert_saved(engine, *edits, key=1):
+    expected = edited(*edits)
+    with Session(engine) as session:
+        found = session.get(Entity, key).data
+        assert list(found) == list(expected)
+        assert found == expected, edits
+
+
+# -- saved by commit -----------------------------------------------------------------------------
+
+
+@in_place
+@on_sqlite
+def test_an_edit_of_a_fetched_row_is_saved_by_commit(engine, exact, saved, edit):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        edit(row.data)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+@pytest.mark.skipif(COPIES_ON_WRITE, reason="pandas 3 always copies on write")
+@pytest.mark.parametrize("fetched", [True, False])
+@pytest.mark.parametrize(
+    "edit", [*EDITS_OF_NUMBERS, _frame_column, _frame_rename, _frame_index, _frame_drop]
+)
+@on_sqlite
+def test_an_edit_without_copy_on_write_is_saved_or_refused(engine, exact, edit, fetched):
+    saved = [edit]
+    with pd.option_context("mode.copy_on_write", False), Session(engine) as session:
+        row = Entity(id=1, data=value())
+        session.add(row)
+        if fetched:
+            session.commit()
+        else:
+            session.flush()
+        try:
+            edit(row.data)
+        except ValueError as err:
+            if edit not in EDITS_OF_NUMBERS or "read-only" not in str(err):
+                raise
+            saved = []
+        session.commit()
+    assert_saved(engine, *saved)
+    exact(1)
+
+
+def _plain(found):
+    """Load everything, nested values too: their objects go when the row gets another one."""
+    if isinstance(found, (dict, DataStore)):
+        return {name: _plain(inner) for name, inner in found.items()}
+    return [_plain(inner) for inner in found] if isinstance(found, list) else found
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda session: session.get(Entity, 1).data.numbers.append(3),
+        lambda session: session.get(Entity, 1).data.inner.numbers.append(2),
+        lambda session: session.get(Entity, 1).data.update(n=2, more=3),
+        lambda session: setattr(session.get(Entity, 1).data, "n", 1),
+        lambda session: session.get(Entity, 1).data.frame.insert(0, "new", 1),
+    ],
+    ids=["list", "nested_list", "update", "attribute", "frame"],
+)
+@on_sqlite
+def test_an_edit_in_one_expression_is_saved_by_commit(engine, exact, saved, edit):
+    before = pickle.dumps(_plain(reload(engine)))
+    with Session(engine) as session:
+        edit(session)
+        session.commit()
+    assert pickle.dumps(_plain(reload(engine))) != before
+    exact(1)
+
+
+@in_place
+@on_sqlite
+def test_an_edit_of_a_row_just_inserted_is_saved(engine, exact, edit):
+    with Session(engine) as session:
+        row = Entity(id=1, data=value())
+        session.add(row)
+        session.flush()
+        edit(row.data)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_an_edit_after_commit_is_saved(engine, exact, edit):
+    with Session(engine, expire_on_commit=False) as session:
+        row = Entity(id=1, data=value())
+        session.add(row)
+        session.commit()
+        edit(row.data)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_an_edit_of_the_object_that_was_assigned_is_saved(engine, exact, edit):
+    """The user keeps the list; what stays in place in the value is one and the same."""
+    with Session(engine) as session:
+        given = value()
+        row = Entity(id=1, data=given)
+        session.add(row)
+        session.flush()
+        edit(given)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+def test_a_list_that_its_user_kept_is_edited_after_the_flush(engine, exact):
+    numbers = [1]
+    with Session(engine) as session:
+        row = Entity(id=1, data=DataStore(numbers=numbers))
+        session.add(row)
+        session.flush()
+        numbers.append(2)
+        same = row.data.numbers is numbers
+        session.commit()
+    assert reload(engine)["numbers"] == ([1, 2] if same else [1])
+    exact(1)
+
+
+def test_a_frame_that_its_user_kept_is_independent_after_the_flush(engine, exact):
+    frame = pd.DataFrame({"x": [1, 2]})
+    with Session(engine) as session:
+        row = Entity(id=1, data=DataStore(frame=frame))
+        session.add(row)
+        session.flush()
+        frame.loc[0, "x"] = 9
+        shown = row.data.frame.loc[0, "x"]
+        session.commit()
+    assert reload(engine)["frame"].loc[0, "x"] == shown
+    exact(1)
+
+
+def test_edits_of_two_columns_of_a_row(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.later = DataStore(numbers=[1])
+        row.data.numbers.append(3)
+        session.commit()
+        row.later.numbers.append(2)
+        row.data.numbers.append(4)
+        session.commit()
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        assert (row.data.numbers, row.later.numbers) == ([1, 2, 3, 4], [1, 2])
+    exact(2)
+
+
+def test_edits_of_many_rows(engine, exact):
+    with Session(engine) as session:
+        session.add_all([Entity(id=n, data=DataStore(numbers=[n])) for n in range(20)])
+        session.commit()
+        for row in session.scalars(select(Entity)):
+            row.data.numbers.append(-1)
+        session.commit()
+    with Session(engine) as session:
+        found = {row.id: row.data.numbers for row in session.scalars(select(Entity))}
+    assert found == {n: [n, -1] for n in range(20)}
+    exact(20)
+
+
+# -- more than one edit --------------------------------------------------------------------------
+
+
+@some
+@on_sqlite
+@pytest.mark.parametrize("second", [_nested_list, _frame_column, _delete])
+def test_a_second_edit_after_a_flush_is_saved(engine, exact, saved, edit, second):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        data = row.data
+        edit(data)
+        session.flush()
+        second(data)
+        session.commit()
+    assert_saved(engine, edit, second)
+    exact(1)
+
+
+@some
+@on_sqlite
+@pytest.mark.parametrize("holds", ["value", "nothing"])
+def test_a_row_that_nobody_holds_keeps_its_edits_over_a_flush(engine, exact, saved, edit, holds):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        data = row.data
+        edit(data)
+        del row
+        if holds == "nothing":
+            del data
+        gc.collect()
+        session.flush()
+        row = session.get(Entity, saved)
+        row.data.mapping["z"] = 1
+        session.commit()
+    assert_saved(engine, edit, lambda ds: ds.mapping.update(z=1))
+    exact(1)
+
+
+def test_an_edit_through_a_reference_that_is_older_than_the_flush(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        numbers, inner = row.data.numbers, row.data.inner
+        inner_numbers, frame = inner.numbers, row.data.frame
+        numbers.append(3)
+        session.flush()
+        numbers.append(4)
+        inner.n = 8
+        inner_numbers.append(9)
+        frame.loc[0, "x"] = -1.0
+        session.commit()
+    found = reload(engine)
+    assert found["numbers"] == [1, 2, 3, 4]
+    assert found["inner"]["n"] == 8
+    assert found["inner"]["numbers"] == [1, 9]
+    assert found["frame"].loc[0, "x"] == -1.0
+    exact(1)
+
+
+def test_edits_around_several_flushes(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        numbers = row.data.numbers
+        for n in range(5):
+            numbers.append(n)
+            session.flush()
+        session.commit()
+        numbers.append(99)
+        here = row.data.numbers
+        session.commit()
+    assert here is not None
+    assert reload(engine)["numbers"][:7] == [1, 2, 0, 1, 2, 3, 4]
+    exact(1)
+
+
+def test_a_reference_kept_over_a_commit_without_expiry(engine, exact, saved):
+    with Session(engine, expire_on_commit=False) as session:
+        row = session.get(Entity, saved)
+        numbers = row.data.numbers
+        session.commit()
+        numbers.append(3)
+        assert row.data.numbers is numbers
+        session.commit()
+        numbers.append(4)
+        row.name = "touched"
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3, 4]
+    exact(1)
+
+
+def test_a_reference_kept_over_a_commit_is_saved_when_nothing_else_is_touched(engine, saved):
+    """The list is still that of the row; a commit that begins no statement has to look at it."""
+    with Session(engine, expire_on_commit=False) as session:
+        row = session.get(Entity, saved)
+        numbers = row.data.numbers
+        session.commit()
+        numbers.append(3)
+        session.commit()
+        assert row.data.numbers == [1, 2, 3]
+    assert reload(engine)["numbers"] == [1, 2, 3]
+
+
+def test_an_autoflush_between_edits(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        numbers = row.data.numbers
+        numbers.append(3)
+        assert session.scalars(select(Entity.id).where(Entity.version == 2)).all() == [1]
+        numbers.append(4)
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3, 4]
+    exact(1)
+
+
+def test_edit_and_edit_back_is_no_update(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.data.numbers.append(3)
+        row.data.numbers.pop()
+        with statements(engine, "UPDATE") as updates:
+            session.commit()
+        assert updates == []
+        assert row.version == 1
+    exact(1)
+
+
+# -- the connection's own commit -----------------------------------------------------------------
+
+
+@some
+@on_sqlite
+@pytest.mark.parametrize("mode", ["create_savepoint", "rollback_only", "control_fully"])
+def test_an_edit_in_a_joined_session_whose_connection_commits(engine, exact, saved, edit, mode):
+    refused = False
+    with engine.connect() as connection:
+        connection.begin()
+        session = Session(bind=connection, join_transaction_mode=mode)
+        row = session.get(Entity, saved)
+        row.name = "joined"
+        session.flush()
+        try:
+            edit(row.data)
+            connection.commit()
+        except StaleValueError:
+            refused = True
+            connection.rollback()
+        session.close()
+    if refused:
+        assert_saved(engine)
+    else:
+        assert_saved(engine, edit)
+    exact(1)
+
+
+@pytest.mark.parametrize("edit", [_append, _nested_list, _frame_cell])
+def test_an_edit_after_the_joined_session_has_flushed_it(engine, exact, saved, edit):
+    refused = False
+    with engine.connect() as connection:
+        connection.begin()
+        session = Session(bind=connection)
+        row = session.get(Entity, saved)
+        data = row.data
+        data.n = 7
+        session.flush()
+        edit(data)
+        try:
+            connection.commit()
+        except StaleValueError:
+            refused = True
+            connection.rollback()
+        session.close()
+    if refused:
+        assert_saved(engine)
+    else:
+        assert_saved(engine, lambda ds: setattr(ds, "n", 7), edit)
+    exact(1)
+
+
+def test_a_joined_session_that_read_only_and_edited(engine, exact, saved):
+    """No flush, no ledger: the COMMIT has to look all the same."""
+    with engine.connect() as connection:
+        connection.begin()
+        session = Session(bind=connection)
+        row = session.get(Entity, saved)
+        row.data.numbers.append(3)
+        try:
+            connection.commit()
+        except StaleValueError:
+            connection.rollback()
+        else:
+            assert reload(engine)["numbers"] == [1, 2, 3]
+        session.close()
+    exact(1)
+
+
+def test_a_joined_session_that_commits_saves_edits(engine, exact, saved):
+    with engine.connect() as connection:
+        connection.begin()
+        with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
+            row = session.get(Entity, saved)
+            row.data.numbers.append(3)
+            session.commit()
+        connection.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
+    exact(1)
+
+
+# -- arrays --------------------------------------------------------------------------------------
+
+
+def test_arrays_are_handed_out_read_only(engine, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        with pytest.raises(ValueError, match="read-only"):
+            row.data.a[0] = 9
+        row.data.n = 2
+        session.flush()
+        with pytest.raises(ValueError, match="read-only"):
+            row.data.a[0] = 9
+        session.commit()
+
+
+def test_an_array_is_read_only_once_it_is_stored(engine):
+    array = np.arange(4)
+    with Session(engine) as session:
+        row = Entity(id=1, data=DataStore(a=array))
+        session.add(row)
+        session.flush()
+        array[0] = 9
+        assert row.data.a[0] == 0
+        with pytest.raises(ValueError, match="read-only"):
+            row.data.a[0] = 9
+        session.commit()
+    assert reload(engine)["a"][0] == 0
+
+
+def test_an_array_in_a_list_is_saved_or_read_only(engine, exact):
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(arrays=[np.arange(3)])))
+        session.commit()
+    with Session(engine) as session:
+        row = session.get(Entity, 1)
+        try:
+            row.data.arrays[0][0] = 9
+        except ValueError:
+            expected = 0
+        else:
+            expected = 9
+        row.data.arrays.append(np.arange(2))
+        session.commit()
+    found = reload(engine)["arrays"]
+    assert (found[0][0], len(found)) == (expected, 2)
+    exact(1)
+
+
+def test_a_list_of_arrays_edited_between_flush_and_commit(engine, exact):
+    arrays = [np.arange(3)]
+    with Session(engine) as session:
+        row = Entity(id=1, data=DataStore(arrays=arrays))
+        session.add(row)
+        session.flush()
+        arrays[0][0] = 9
+        shown = int(row.data.arrays[0][0])
+        session.commit()
+    assert reload(engine)["arrays"][0][0] == shown
+    exact(1)
+
+
+# -- nothing changed -----------------------------------------------------------------------------
+
+
+def _touch_everything(ds):
+    for item in ds.values():
+        repr(item)
+    ds.frame.index.get_loc(1)
+    ds.frame.describe()
+    ds.series.sum()
+    ds.inner.deeper.to_dict()
+    _ = ds.frame["x"].mean(), ds.frame.T, ds.several[0].n, ds.numbers == [1], ds.mapping["x"]
+
+
+@pytest.mark.parametrize("flushes", [0, 2])
+def test_unchanged_rows_get_no_update(engine, exact, saved, flushes, stored):
+    files = stored.files()
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        _touch_everything(row.data)
+        with statements(engine, "UPDATE", "INSERT", "DELETE") as found:
+            for _ in range(flushes):
+                session.flush()
+                _touch_everything(row.data)
+            session.commit()
+        assert found == []
+        assert row.version == 1
+    assert stored.files() == files
+
+
+def test_an_update_of_another_column_writes_no_object(engine, exact, saved, stored):
+    files = stored.files()
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        _touch_everything(row.data)
+        row.name = "new"
+        session.commit()
+        assert row.version == 2
+    assert stored.files() == files
+
+
+def test_assigning_the_value_that_is_there_is_no_update(engine, exact, saved, stored):
+    files = stored.files()
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.data = row.data
+        with statements(engine, "UPDATE") as updates:
+            session.commit()
+        assert updates == []
+    assert stored.files() == files
+
+
+def test_one_edit_is_one_update(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.data.numbers.append(3)
+        row.data.inner.numbers.append(3)
+        with statements(engine, "UPDATE") as updates:
+            session.flush()
+            session.flush()
+            session.commit()
+        assert len(updates) == 1
+        assert row.version == 2
+
+
+def test_a_row_touched_after_its_update_gets_no_second_one(engine, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.data.numbers.append(3)
+        session.flush()
+        _ = row.data.numbers, row.data.inner.numbers, row.data.frame
+        with statements(engine, "UPDATE") as updates:
+            session.commit()
+        assert updates == []
+        assert row.version == 2
+
+
+# -- detached, expunged, pickled -----------------------------------------------------------------
+
+
+@some
+@on_sqlite
+def test_edits_of_a_detached_row_are_merged_back(engine, exact, saved, edit):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        session.expunge(row)
+    edit(row.data)
+    with Session(engine) as session:
+        session.merge(row)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_edits_of_a_detached_row_are_saved_when_it_is_added_back(engine, exact, saved, edit):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        assert row.data.numbers == [1, 2]
+    assert object_session(row) is None
+    edit(row.data)
+    with Session(engine) as session:
+        session.add(row)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_an_edit_before_expunge_is_merged_back(engine, exact, saved, edit):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        edit(row.data)
+        session.expunge(row)
+        session.commit()
+        assert_saved(engine)
+        session.merge(row)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+def test_an_edit_of_an_expunged_row_touches_no_row(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        session.expunge(row)
+        row.data.numbers.append(3)
+        with statements(engine, "UPDATE") as updates:
+            session.commit()
+        assert updates == []
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_edits_of_an_unpickled_row_are_merged_back(engine, exact, saved, edit):
+    with Session(engine) as session:
+        text = pickle.dumps(session.get(Entity, saved))
+    row = pickle.loads(text)
+    with Session(engine) as session:
+        merged = session.merge(row)
+        edit(merged.data)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_a_row_pickled_with_edits_is_merged_back(engine, exact, saved, edit):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        edit(row.data)
+        session.expunge(row)
+    row = pickle.loads(pickle.dumps(row))
+    with Session(engine) as session:
+        session.merge(row)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+# -- rolled back ---------------------------------------------------------------------------------
+
+
+@some
+@on_sqlite
+@pytest.mark.parametrize("flushes", [True, False])
+def test_rollback_restores_what_was(engine, exact, saved, edit, flushes):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        edit(row.data)
+        if flushes:
+            session.flush()
+        session.rollback()
+        assert row.data == edited()
+        with statements(engine, "UPDATE") as updates:
+            session.commit()
+        assert updates == []
+    assert_saved(engine)
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_rollback_of_a_savepoint_restores_what_was(engine, exact, saved, edit):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.data.n = 5
+        session.flush()
+        nested = session.begin_nested()
+        edit(row.data)
+        session.flush()
+        nested.rollback()
+        assert row.data == edited(lambda ds: setattr(ds, "n", 5))
+        session.commit()
+    assert_saved(engine, lambda ds: setattr(ds, "n", 5))
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_a_released_savepoint_keeps_edits(engine, exact, saved, edit):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        with session.begin_nested():
+            edit(row.data)
+        row.data.numbers.append(8)
+        session.commit()
+    assert_saved(engine, edit, lambda ds: ds.numbers.append(8))
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_an_insert_that_is_rolled_back_can_be_tried_again_with_its_edits(engine, exact, edit):
+    with Session(engine) as session:
+        row = Entity(id=1, data=value())
+        session.add(row)
+        session.flush()
+        edit(row.data)
+        session.rollback()
+        exact(0)
+        session.add(row)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+@some
+@on_sqlite
+def test_an_edit_that_was_flushed_and_rolled_back_can_be_tried_again(engine, exact, edit):
+    with Session(engine) as session:
+        row = Entity(id=1, data=value())
+        session.add(row)
+        session.flush()
+        edit(row.data)
+        session.flush()
+        session.rollback()
+        exact(0)
+        session.add(row)
+        session.commit()
+    assert_saved(engine, edit)
+    exact(1)
+
+
+# -- the row is gone -----------------------------------------------------------------------------
+
+
+@some
+@on_sqlite
+def test_an_edit_after_its_row_was_collected_is_saved_or_refused(engine, exact, saved, edit):
+    with Session(engine) as session:
+        data = session.get(Entity, saved).data
+        gc.collect()
+        try:
+            edit(data)
+            session.commit()
+        except StaleValueError:
+            session.rollback()
+            saves = False
+        else:
+            saves = True
+    if saves:
+        assert_saved(engine, edit)
+    else:
+        assert_saved(engine)
+    exact(1)
+
+
+@pytest.mark.parametrize("flushes", [True, False])
+def test_an_edit_of_a_part_whose_row_was_collected(engine, exact, saved, flushes):
+    """The list is held, neither its value nor its row."""
+    with Session(engine) as session:
+        numbers = session.get(Entity, saved).data.numbers
+        if flushes:
+            session.flush()
+        gc.collect()
+        numbers.append(3)
+        try:
+            session.commit()
+        except StaleValueError:
+            session.rollback()
+            saves = False
+        else:
+            saves = True
+    assert reload(engine)["numbers"] == ([1, 2, 3] if saves else [1, 2])
+    exact(1)
+
+
+def test_an_attribute_of_a_value_whose_row_is_gone(engine, exact, saved):
+    with Session(engine) as session:
+        data = session.get(Entity, saved).data
+        gc.collect()
+        try:
+            data.n = 9
+        except StaleValueError:
+            saves = False
+        else:
+            saves = True
+        session.commit()
+    assert reload(engine)["n"] == (9 if saves else 0)
+
+
+def test_an_edit_of_a_nested_value_whose_row_is_gone(engine, exact, saved):
+    with Session(engine) as session:
+        inner = session.get(Entity, saved).data.inner
+        gc.collect()
+        try:
+            inner.n = 9
+            session.commit()
+        except StaleValueError:
+            session.rollback()
+            saves = False
+        else:
+            saves = True
+    assert reload(engine)["inner"].get("n") == (9 if saves else None)
+
+
+def test_reading_a_value_whose_row_is_gone(engine, saved):
+    with Session(engine) as session:
+        data = session.get(Entity, saved).data
+        gc.collect()
+        assert data.numbers == [1, 2]
+        np.testing.assert_array_equal(data.a, np.arange(4))
+        with statements(engine, "UPDATE") as updates:
+            session.commit()
+    assert updates == []
+
+
+def test_a_value_of_an_ended_session_is_free_to_edit(engine, exact, saved):
+    with Session(engine) as session:
+        data = session.get(Entity, saved).data
+    gc.collect()
+    data.n = 9
+    data.numbers.append(3)
+    with Session(engine) as session:
+        session.add(Entity(id=2, data=data))
+        session.commit()
+    assert reload(engine, 2)["n"] == 9
+    assert reload(engine, 2)["numbers"] == [1, 2, 3]
+    assert_saved(engine)
+    exact(2)
+
+
+def test_a_copy_is_free_to_edit_and_leaves_the_row_alone(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        twin = row.data.copy()
+        twin.n = 9
+        twin.numbers.append(3)
+        with statements(engine, "UPDATE") as updates:
+            session.commit()
+        assert updates == []
+        assert row.data.numbers == [1, 2]
+    assert_saved(engine)
+    exact(1)
+
+
+def test_an_edit_of_a_value_that_was_replaced(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        old = row.data
+        row.data = DataStore(n=2)
+        session.flush()
+        old.n = 99
+        session.commit()
+        assert row.data.n == 2
+    assert reload(engine) == {"n": 2}
+    exact(1)
+
+
+def test_an_expired_value_that_is_edited_is_saved_or_refused(engine, exact, saved):
+    """After `expire` the row loads another value; the old one must not swallow an edit."""
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        old = row.data
+        session.expire(row)
+        try:
+            old.n = 9
+            session.commit()
+        except StaleValueError:
+            session.rollback()
+            saves = False
+        else:
+            saves = True
+        shown = row.data.n
+    assert shown == (9 if saves else 0)
+
+
+def test_an_expired_list_that_is_edited_is_saved_or_refused(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        numbers = row.data.numbers
+        session.expire(row)
+        numbers.append(3)
+        try:
+            session.commit()
+        except StaleValueError:
+            session.rollback()
+            saves = False
+        else:
+            saves = True
+    assert reload(engine)["numbers"] == ([1, 2, 3] if saves else [1, 2])
+
+
+def test_a_value_kept_over_a_commit_that_expires_is_saved_or_refused(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        data = row.data
+        session.commit()
+        try:
+            data.n = 9
+            session.commit()
+        except StaleValueError:
+            session.rollback()
+            saves = False
+        else:
+            saves = True
+        shown = row.data.n
+    assert shown == (9 if saves else 0)
+
+
+# -- other ways to load --------------------------------------------------------------------------
+
+
+def test_an_edit_of_a_deferred_column(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.later = DataStore(numbers=[1])
+        session.commit()
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.later.numbers.append(2)
+        session.commit()
+        row.later.numbers.append(3)
+        session.commit()
+    with Session(engine) as session:
+        assert session.get(Entity, saved).later.numbers == [1, 2, 3]
+    exact(2)
+
+
+def test_an_edit_after_expire_and_refresh(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        session.refresh(row, ["data"])
+        row.data.numbers.append(3)
+        session.commit()
+        session.expire(row, ["data"])
+        row.data.numbers.append(4)
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3, 4]
+    exact(1)
+
+
+def test_an_edit_of_a_value_selected_as_a_column_touches_no_row(engine, exact, saved):
+    """A value outside of a row has nothing to be saved with, so it is free to edit."""
+    with Session(engine) as session:
+        data = session.scalars(select(Entity.data)).one()
+        data.n = 9
+        data.numbers.append(3)
+        session.commit()
+    assert_saved(engine)
+    exact(1)
+
+
+def test_edits_by_a_session_that_does_not_autobegin(engine, exact, saved):
+    with sessionmaker(engine, autobegin=False)() as session:
+        for n in (3, 4):
+            with session.begin():
+                row = session.get(Entity, saved)
+                row.data.numbers.append(n)
+    assert reload(engine)["numbers"] == [1, 2, 3, 4]
+    exact(1)
+
+
+def test_edits_without_autoflush(engine, exact, saved):
+    with Session(engine, autoflush=False) as session:
+        row = session.get(Entity, saved)
+        numbers = row.data.numbers
+        numbers.append(3)
+        session.scalars(select(Entity)).all()
+        assert session.get(Entity, saved).data.numbers == [1, 2, 3]
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
+    exact(1)
+
+
+def test_two_sessions_that_edit_one_row_are_told_apart_by_the_version(engine, exact, saved):
+    with Session(engine) as one:
+        row = one.get(Entity, saved)
+        assert row.data.n == 0
+    with Session(engine) as two:
+        other = two.get(Entity, saved)
+        other.data.n = 2
+        two.commit()
+    row.data.n = 3
+    with Session(engine) as one:
+        one.add(row)
+        # what the edited copy has not loaded is to be read from an object that is gone
+        with pytest.raises((StaleDataError, MissingObjectError)):
+            one.commit()
+    assert reload(engine)["n"] == 2
+    exact(1)
+
+
+# -- rollbacks and savepoints -------------------------------------------------------------------
+
+
+def test_an_edit_that_no_flush_has_saved_is_refused_before_a_savepoint(engine, exact):
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(items=[0])))
+        session.commit()
+        row = session.get(Entity, 1)
+        items = row.data["items"]
+        items.append(1)
+        session.flush()
+        items.append(2)
+        with pytest.raises(StaleValueError, match="before begin_nested"):
+            session.begin_nested()
+        assert not session.in_nested_transaction()
+        session.rollback()
+        row.data["items"].append(3)
+        with session.begin_nested() as savepoint:
+            row.name = "flushed inside the savepoint"
+            session.flush()
+            savepoint.rollback()
+        session.commit()
+        assert row.data["items"] == [0, 3]
+    exact(1)
+
+
+@pytest.mark.parametrize("savepoint", [False, True])
+def test_a_rollback_discards_edits_of_a_row_whose_instance_is_gone(engine, exact, savepoint):
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(n=0, items=[0])))
+        session.commit()
+        session.expunge_all()
+        nested = session.begin_nested() if savepoint else session
+        data = session.get(Entity, 1).data
+        gc.collect()
+        data.n = 1
+        data["items"].append(1)
+        nested.rollback()
+        session.get(Entity, 1).data["items"].append(2)
+        session.commit()
+        assert session.get(Entity, 1).data.to_dict() == {"n": 0, "items": [0, 2]}
+    exact(1)
+
+
+@pytest.mark.parametrize("flushes_before", [False, True])
+def test_rolling_back_a_savepoint_around_another_one(engine, exact, flushes_before):
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(mapping={}, inner=DataStore(items=[0]))))
+        session.commit()
+        row = session.get(Entity, 1)
+        outer = session.begin_nested()
+        session.begin_nested()
+        value = row.data
+        mapping = value.mapping
+        if flushes_before:
+            session.flush()
+        mapping["k"] = 1
+        session.flush()
+        outer.rollback()
+        del value, mapping
+        session.commit()
+        assert row.data.mapping == {}
+    exact(1)
+
+
+def test_rolling_back_a_savepoint_around_one_that_deleted_the_row(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        outer = session.begin_nested()
+        row.data.numbers.append(3)
+        session.flush()
+        session.begin_nested()
+        session.delete(row)
+        session.flush()
+        outer.rollback()
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2]
+    exact(1)
+
+
+def test_rolling_back_a_savepoint_around_one_that_made_the_row_anew(engine, exact, saved):
+    with Session(engine) as session:
+        outer = session.begin_nested()
+        session.delete(session.get(Entity, saved))
+        session.flush()
+        session.begin_nested()
+        new = Entity(id=saved, data=DataStore(numbers=[9]))
+        session.add(new)
+        session.flush()
+        outer.rollback()
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2]
+    exact(1)
+
+
+def test_another_session_on_the_same_connection_may_have_edits_of_its_own(stored):
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    bind_storage(engine, stored.base)
+    Base.metadata.create_all(engine)
+    with Session(engine) as mine, Session(engine) as theirs:
+        mine.add(Entity(id=1, data=DataStore(numbers=[1])))
+        mine.commit()
+        mine.get(Entity, 1).data.numbers.append(2)
+        theirs.add(Entity(id=2, data=DataStore(numbers=[1])))
+        theirs.commit()
+        mine.commit()
+    assert reload(engine)["numbers"] == [1, 2]
+    engine.dispose()

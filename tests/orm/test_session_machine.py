@@ -1,0 +1,267 @@
+"""P1 to P6 and P9: rows and objects stay equal, whatever Sessions and Connections do.
+
+One run of the machine is one test. ``SQLA_DATASTORE_MACHINE_EXAMPLES`` gives a larger budget of
+examples, then with other random ones in every run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import create_engine, event, make_url
+from sqlalchemy.orm import Session
+from support.databases import make_engine, private_database
+from support.machine_models import Base
+from support.session_machine import JOIN_MODES, AttackedStorage, SessionMachine, Violation, World
+
+from sqla_datastore import StorageError, bind_storage
+from sqla_datastore.engine import listeners as events
+from sqla_datastore.unitofwork import transaction as transactions
+from sqla_datastore.unitofwork.ledger import Ledger
+
+EXAMPLES = int(os.environ.get("SQLA_DATASTORE_MACHINE_EXAMPLES", "0"))
+DATABASES = {
+    "sqlite": "sqlite+pysqlite",
+    "sqlite-wal": "sqlite+pysqlite",
+    "sqlite-legacy": "sqlite+pysqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgresql-psycopg2": "postgresql+psycopg2",
+    "mariadb": "mysql+pymysql",
+}
+
+
+def bounded(examples):
+    """Return settings that make every run the same, unless more examples are asked for.
+
+    Shrinking a failure takes minutes, so it is left to a run that has time.
+    """
+    return settings(
+        max_examples=EXAMPLES or examples,
+        stateful_step_count=50,
+        derandomize=not EXAMPLES,
+        phases=[Phase.generate, Phase.shrink] if EXAMPLES else [Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+
+
+@pytest.fixture
+def world(request, tmp_path, stored):
+    """A database of this test alone, and a storage."""
+    name = request.param
+    with ExitStack() as stack:
+        if name.startswith("sqlite"):
+            url = f"sqlite:///{tmp_path / 'machine.db'}"
+        else:
+            server = request.getfixturevalue(f"{name.partition('-')[0]}_url")
+            server = make_url(server)
+            admin = "postgresql+psycopg" if name.startswith("postgresql") else "mysql+pymysql"
+            url = server.set(drivername=admin).render_as_string(hide_password=False)
+            url = stack.enter_context(private_database(url))
+        url = make_url(url).set(drivername=DATABASES[name])
+        storage = AttackedStorage(stored.base)
+        engines = [_engine(name, url, storage), _engine(name, url, stored.base)]
+        for engine in engines:
+            stack.callback(engine.dispose)
+        Base.metadata.create_all(engines[0])
+        yield World(*engines, storage, stored)
+
+
+def _engine(name, url, storage):
+    if name != "sqlite-legacy":
+        engine = make_engine(url, storage)
+    else:
+        engine = create_engine(url)
+        bind_storage(engine, storage)
+    if name in ("sqlite-wal", "sqlite-legacy"):
+
+        @event.listens_for(engine, "connect")
+        def connect(dbapi_connection, _record):
+            dbapi_connection.execute("PRAGMA foreign_keys=ON")
+            dbapi_connection.execute("PRAGMA synchronous=OFF")
+            if name == "sqlite-wal":
+                dbapi_connection.execute("PRAGMA journal_mode=WAL")
+
+    return engine
+
+
+def run(world, chosen, without=()):
+    """Run the machine, or one that lacks some of its rules."""
+    rules = dict.fromkeys(without)
+    machine = type("Machine", (SessionMachine,), {"world": world, **rules})
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+# what no run of some size leaves out
+_COMMON = {
+    "begin_nested to depth 3",
+    "cascade by the ORM",
+    "cascade by the database",
+    "change_key",
+    "commit",
+    "delete",
+    "edit_in_place",
+    "make_transient with deleted",
+    "release",
+    "replace",
+    "retry_a_commit",
+    "retry_an_update",
+    "rollback",
+    "rollback_to",
+    "row_switch",
+    "upsert",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("copy_on_write")
+@pytest.mark.parametrize("world", DATABASES, indirect=True)
+def test_rows_and_objects_stay_equal(world):
+    run(world, bounded(60))
+    assert sum(world.steps.values()) > 1000
+    joined = {step.split()[1] for step in world.steps if step.startswith("join ")}
+    assert joined == set(JOIN_MODES)
+    assert world.steps.keys() >= _COMMON
+    assert world.ends > 100
+
+
+# rules that these faults need not; without them they are found sooner
+_SPARED = (
+    "a_failing_statement_in_a_savepoint",
+    "bulk_update_by_key",
+    "bulk_update_to_null",
+    "change_owner",
+    "core_insert",
+    "core_savepoint",
+    "core_update",
+    "discard_an_edit",
+    "edit_held_entry",
+    "expire",
+    "expunge",
+    "hold_entry",
+    "make_transient",
+    "merge",
+    "retry_a_commit",
+    "retry_an_insert",
+    "retry_an_update",
+    "upsert",
+)
+
+
+# -- faults that the machine has to find -----------------------------------------------------------
+
+
+def remove_when_a_session_says_that_it_committed(_patch):
+    """The event fires where a savepoint is released, or an outer transaction goes on."""
+
+    def after_commit(_session):
+        for transaction in list(transactions._open.values()):
+            live, dropped = transaction.ledger._replay()
+            for name in dropped - live:
+                name.storage.remove([name.path])
+
+    event.listen(Session, "after_commit", after_commit)
+    return lambda: event.remove(Session, "after_commit", after_commit)
+
+
+def list_after_commit(patch):
+    """Empty a folder of what lies in it after COMMIT: somebody may have put it there since."""
+    emptied = {}
+    carry_out, finish = events._carry_out, Ledger.finish
+
+    def remember(transaction, effects):
+        carry_out(transaction, effects)
+        folders = [folder for effect in effects for folder in effect.folders]
+        emptied.setdefault(id(transaction.ledger), []).extend(folders)
+
+    def list_again(ledger, kept=()):
+        folders = emptied.pop(id(ledger), [])
+        before = [{found.path for found in f.storage.list(f.path)} for f in folders]
+        removed = finish(ledger, kept)
+        for folder, known in zip(folders, before, strict=True):
+            found = {found.path for found in folder.storage.list(folder.path)}
+            with contextlib.suppress(StorageError):
+                folder.storage.remove(found - known)
+        return removed
+
+    patch.setattr(events, "_carry_out", remember)
+    patch.setattr(Ledger, "finish", list_again)
+
+
+def forget_what_a_rolled_back_savepoint_wrote(patch):
+    written = {}
+    begin_savepoint, rollback_to = Ledger.begin_savepoint, Ledger.rollback_to
+
+    def begin(ledger, name):
+        begin_savepoint(ledger, name)
+        written[id(ledger), name] = dict(ledger._written)
+
+    def rollback(ledger, name):
+        rollback_to(ledger, name)
+        ledger._written = dict(written.get((id(ledger), name), {}))
+
+    patch.setattr(Ledger, "begin_savepoint", begin)
+    patch.setattr(Ledger, "rollback_to", rollback)
+
+
+def remember_what_a_rolled_back_savepoint_dropped(patch):
+    rollback_to = Ledger.rollback_to
+
+    def rollback(ledger, name):
+        log = list(ledger._log)
+        rollback_to(ledger, name)
+        ledger._log += [(kind, n) for kind, n in log[len(ledger._log) :] if kind.name == "DROP"]
+
+    patch.setattr(Ledger, "rollback_to", rollback)
+    believe_the_ledger(patch)
+
+
+def believe_the_ledger(patch):
+    """Leave out the question before COMMIT, which makes up for what the ledger gets wrong."""
+    patch.setattr(transactions.Transaction, "_held_by_key", lambda *_: set())
+
+
+def remove_what_a_row_got_back(patch):
+    """What was superseded once goes, though its row refers to it again."""
+    replay = Ledger._replay
+
+    def drop_wins(ledger):
+        live, dropped = replay(ledger)
+        return live - dropped, dropped
+
+    patch.setattr(Ledger, "_replay", drop_wins)
+    believe_the_ledger(patch)
+
+
+def remove_listed_names_without_asking(patch):
+    patch.setattr(transactions.Transaction, "_referenced", lambda *_: set())
+
+
+@pytest.mark.usefixtures("copy_on_write")
+@pytest.mark.parametrize("world", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (remove_when_a_session_says_that_it_committed, "dangling"),
+        (list_after_commit, "dangling"),
+        (forget_what_a_rolled_back_savepoint_wrote, "orphans"),
+        (remember_what_a_rolled_back_savepoint_dropped, "dangling"),
+        (remove_what_a_row_got_back, "dangling"),
+        (remove_listed_names_without_asking, "dangling"),
+    ],
+)
+def test_a_fault_is_found(world, monkeypatch, fault, found):
+    undo = fault(monkeypatch)
+    try:
+        with pytest.raises(Violation, match=f"^{found}"):
+            run(world, bounded(300), without=_SPARED)
+    finally:
+        if undo is not None:
+            undo()
