@@ -11,8 +11,9 @@ from sqlalchemy.types import String, TypeDecorator
 from typing_extensions import override
 
 from sqla_datastore.dml.parameters import Reservation
-from sqla_datastore.engine import listeners as events
+from sqla_datastore.engine import listeners as engine_listeners
 from sqla_datastore.exceptions import RefusedStatementError
+from sqla_datastore.orm import listeners as orm_listeners
 from sqla_datastore.schema.columns import DeclaredType
 from sqla_datastore.schema.folders import check_template
 from sqla_datastore.storage.binding import storage_for
@@ -106,12 +107,15 @@ def _url_of(value: Any) -> Any:
         return [_url_of(item) for item in value]
     if not isinstance(value, DataStore):
         return value
-    if value.url is None or value._scan() or value._changed:
+    url = value._unchanged_url()
+    if url is None:
         raise RefusedStatementError(
             "a DataStore that is not stored, or was changed since, has no URL to compare with; "
             "flush its row first, or compare with a URL string"
         )
-    return value.url
+    return url
 
 
-events.install(DataStoreType)
+DataStore.associate_with(DataStoreType)
+engine_listeners.install()
+orm_listeners.install()

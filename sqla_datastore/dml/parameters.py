@@ -12,6 +12,13 @@ from sqlalchemy.sql.elements import BindParameter, Null
 
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, declared_table
+from sqla_datastore.schema.sqlalchemy_compat import (
+    assigned,
+    defaulted_keys,
+    is_sql,
+    parameter_names,
+)
+from sqla_datastore.storage.names import Name, names_of
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.datastore import DataStore
@@ -20,8 +27,6 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
     from sqla_datastore.value.saving import ValuePlan
-
-__all__ = ["MISSING", "Assignments", "Reservation", "items_of"]
 
 MISSING: Any = object()
 """A column that the statement does not assign a parameter to."""
@@ -54,15 +59,16 @@ class Reservation(str):
         self.plan = None
         return self
 
+    @property
+    def names(self) -> list[Name]:
+        """The names of its objects, once it is placed."""
+        assert self.url is not None
+        return names_of(self.storage, self.url)
+
 
 def items_of(parameters: Any) -> Iterable[Any]:
     """Return the values of one set of bound parameters, positional or by name."""
     return parameters.values() if isinstance(parameters, Mapping) else parameters
-
-
-def is_sql(value: Any) -> bool:
-    """Return whether something is an SQL expression."""
-    return hasattr(value, "_is_bind_parameter") or hasattr(value, "__clause_element__")
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,9 @@ class Assignments:
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """What the statement itself says by column key; one for each row of a multi-row VALUES."""
-        state: Any = self.compiled.compile_state
-        many = getattr(state, "_multi_parameters", None)
         return [
             {getattr(key, "key", key): value for key, value in group.items()}
-            for group in many or [state._dict_parameters or {}]
+            for group in assigned(self.compiled)
         ]
 
     def lookup(self, column: Column[Any], group: int, given: Mapping[str, Any]) -> Any:
@@ -106,10 +110,7 @@ class Assignments:
         return next((given[name] for name in names if name in given), MISSING)
 
     def _names(self, column: Column[Any], group: int) -> list[str]:
-        # sqlalchemy.sql.crud names parameters by the column's key, and by its row in VALUES
-        if len(self.groups) > 1 and group:
-            return [f"{column.key}_m{group}"]
-        return [f"{column.key}_m0", column.key]
+        return parameter_names(column, group, len(self.groups))
 
     def value(
         self, column: DeclaredColumn, group: int, given: Mapping[str, Any]
@@ -136,8 +137,7 @@ class Assignments:
     @cached_property
     def _defaults(self) -> set[str]:
         """The names of the parameters that defaults made."""
-        made = (*self.compiled.insert_prefetch, *self.compiled.update_prefetch)
-        return {column.key for column in made}
+        return defaulted_keys(self.compiled)
 
     def reservations(self, index: int) -> list[Reservation]:
         """Return the values bound in one set of parameters, in order."""
@@ -156,8 +156,7 @@ class Assignments:
         return [column for column in self.declared.columns if column.column.key in keys]
 
     def _refuse_other_tables(self) -> None:
-        state: Any = self.compiled.compile_state
-        for key in state._dict_parameters or {}:
+        for key in assigned(self.compiled)[0]:
             table = getattr(key, "table", None)
             if table is None or table == self.declared.table:
                 continue

@@ -1,9 +1,7 @@
-"""How a database transaction ends: the observer of dialects.
+"""The observer of dialects: it sees what the DBAPI connection is really told to do.
 
-Events cannot tell. The engine's ``commit`` event fires before the DBAPI's commit and nothing
-follows it; after a failed COMMIT no rollback event fires; a Session's ``after_commit`` also fires
-where only a savepoint was released. So the dialect's own methods are observed, as instance
-attributes, and the driver is asked what it did.
+A dialect's own methods are observed, as instance attributes, from the first transaction of its engine
+on. Each one tells the transaction of the connection, if one is open.
 """
 
 from __future__ import annotations
@@ -12,27 +10,25 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from sqla_datastore.engine.drivers import (
-    TransactionState,
-    transaction_state,
-)
-from sqla_datastore.unitofwork.transaction import (
-    Transaction,
-    commit_checks,
+from sqla_datastore.engine.drivers import TransactionState, transaction_state
+from sqla_datastore.engine.endings import (
+    ObservedTransaction,
     found_on,
     open_transaction,
     opened,
-    unwrap,
 )
+from sqla_datastore.schema.sqlalchemy_compat import pool_dialect
+from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
+from sqla_datastore.unitofwork.transaction import unwrap
+from sqla_datastore.unitofwork.watches import watches_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
+_MARK = "_sqla_datastore_observed"
 
-__all__ = ["begun", "end_if_out_of_sight", "forgotten", "observe", "transaction_of"]
 
-
-def transaction_of(connection: Connection) -> Transaction:
+def transaction_of(connection: Connection) -> ObservedTransaction:
     """Return the transaction of a connection, opened now if it is the first time."""
     found = found_on(connection)
     if found is None:
@@ -40,36 +36,6 @@ def transaction_of(connection: Connection) -> Transaction:
         found = opened(connection)
     found.used_by(connection)
     return found
-
-
-def end_if_out_of_sight(connection: Connection) -> None:
-    """End a transaction that is over though nobody saw it; called before a statement runs.
-
-    The driver's own ``commit()``, a procedure, text that is not recognized: the statement begins
-    another transaction, after which the driver could not tell any more.
-    """
-    found = found_on(connection)
-    if found is None or found.busy or found.ledger.is_empty:
-        return
-    if found.state is TransactionState.IDLE:
-        found.end("it ended out of sight before a statement")
-
-
-def begun(connection: Connection) -> None:
-    """Note that a new transaction begins: one that is still open is dead, or goes on.
-
-    After an error in a listener of ``commit`` SQLAlchemy sends neither COMMIT nor ROLLBACK, so the
-    next transaction of the connection is the same one to the database.
-    """
-    found = found_on(connection)
-    if found is None or found.busy or found.state is TransactionState.ACTIVE:
-        return
-    found.end("rollback" if found.commit_failed else "its connection began another one")
-
-
-# -- observing a dialect -------------------------------------------------------------------------
-
-_MARK = "_sqla_datastore_observed"
 
 
 def forgotten(raw: Any, _record: Any, state: Any) -> None:
@@ -86,16 +52,11 @@ def forgotten(raw: Any, _record: Any, state: Any) -> None:
 def observe(connection: Connection) -> None:
     """Observe the dialect of a connection's engine, and its pool's; once each."""
     engine = connection.engine
-    for dialect in (engine.dialect, getattr(engine.pool, "_dialect", None)):
+    for dialect in (engine.dialect, pool_dialect(engine)):
         if dialect is not None and _MARK not in vars(dialect):
             vars(dialect)[_MARK] = True
-            _observe(dialect)
-
-
-def _observe(dialect: Any) -> None:
-    for name, around in _OBSERVED.items():
-        original = getattr(dialect, name)
-        setattr(dialect, name, _wrapped(dialect, original, around))
+            for name, around in _OBSERVED.items():
+                setattr(dialect, name, _wrapped(dialect, getattr(dialect, name), around))
 
 
 def _wrapped(dialect: Any, original: Callable[..., Any], around: Callable[..., Any]) -> Any:
@@ -113,11 +74,12 @@ def _wrapped(dialect: Any, original: Callable[..., Any], around: Callable[..., A
             if around is _around_commit:
                 return _commit_without_ledger(dialect, connection, raw, proceed)
             return proceed()
-        if transaction.busy:
+        if transaction.is_busy:
             # the dialect's own nested calls, such as asyncpg's ROLLBACK after COMMIT PREPARED
-            transaction.closed_inside |= around is _around_close
+            if around is _around_close:
+                transaction.closed_inside()
             return proceed()
-        with transaction.inside():
+        with transaction.own_calls():
             return around(transaction, dialect, connection, proceed, *args)
 
     return call
@@ -134,8 +96,8 @@ def _commit_without_ledger(
     dialect: Any, connection: Any, raw: Any, proceed: Callable[[], Any]
 ) -> Any:
     try:
-        for check in commit_checks:
-            check(raw)
+        for watch in watches_of(raw):
+            watch.refuse_unsaved()
     except BaseException:
         dialect.do_rollback(connection)
         raise
@@ -143,21 +105,21 @@ def _commit_without_ledger(
 
 
 def _around_commit(
-    transaction: Transaction, dialect: Any, connection: Any, proceed: Callable[[], Any]
+    transaction: ObservedTransaction, dialect: Any, connection: Any, proceed: Callable[[], Any]
 ) -> Any:
-    if transaction.prepared:
+    if transaction.phase is Phase.PREPARED:
         return proceed()
     return transaction.commit(proceed, lambda: dialect.do_rollback(connection))
 
 
 def _around_rollback(
-    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any]
+    transaction: ObservedTransaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any]
 ) -> Any:
-    return proceed() if transaction.prepared else transaction.rollback(proceed)
+    return proceed() if transaction.phase is Phase.PREPARED else transaction.rollback(proceed)
 
 
 def _around_close(
-    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any]
+    transaction: ObservedTransaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any]
 ) -> Any:
     try:
         return proceed()
@@ -165,29 +127,33 @@ def _around_close(
         transaction.end(transaction.lost())
 
 
+# -- savepoints --------------------------------------------------------------------------------------
+
+
 def _first_savepoint(connection: Any, raw: Any, name: str, proceed: Callable[[], Any]) -> Any:
     """Watch a savepoint that starts the transaction: releasing it will commit (SQLite)."""
-    starts = (
-        connection.dialect.name == "sqlite"
-        and transaction_state(connection.dialect.driver, raw) is TransactionState.IDLE
-    )
+    starts = _starts_transaction(connection.dialect, raw)
     result = proceed()
     if starts:
         transaction_of(connection).root_savepoint = name
     return result
 
 
+def _starts_transaction(dialect: Any, raw: Any) -> bool:
+    return (
+        dialect.name == "sqlite" and transaction_state(dialect.driver, raw) is TransactionState.IDLE
+    )
+
+
 def _around_savepoint(
-    transaction: Transaction,
+    transaction: ObservedTransaction,
     _dialect: Any,
     _connection: Any,
     proceed: Callable[[], Any],
     name: str,
 ) -> Any:
-    starts = (
-        transaction.dialect.name == "sqlite"
-        and transaction.ledger.is_empty
-        and transaction.state is TransactionState.IDLE
+    starts = transaction.ledger.is_empty and _starts_transaction(
+        transaction.dialect, transaction.raw
     )
     result = proceed()
     transaction.ledger.begin_savepoint(name)
@@ -197,7 +163,11 @@ def _around_savepoint(
 
 
 def _around_release(
-    transaction: Transaction, dialect: Any, connection: Any, proceed: Callable[[], Any], name: str
+    transaction: ObservedTransaction,
+    dialect: Any,
+    connection: Any,
+    proceed: Callable[[], Any],
+    name: str,
 ) -> Any:
     if transaction.root_savepoint == name:
         return transaction.commit(proceed, lambda: dialect.do_rollback(connection.connection))
@@ -207,68 +177,80 @@ def _around_release(
 
 
 def _around_rollback_to(
-    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any], name: str
+    transaction: ObservedTransaction,
+    _dialect: Any,
+    _connection: Any,
+    proceed: Callable[[], Any],
+    name: str,
 ) -> Any:
     result = proceed()
     transaction.take_pending()
     transaction.statement_failed = False
     transaction.ledger.rollback_to(name)
-    kept = transaction.ledger.size
-    transaction.failed = [(size, failed) for size, failed in transaction.failed if size <= kept]
     return result
 
 
+# -- two-phase commit --------------------------------------------------------------------------------
+
+
 def _around_prepare(
-    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any], _xid: Any
+    transaction: ObservedTransaction,
+    _dialect: Any,
+    _connection: Any,
+    proceed: Callable[[], Any],
+    _xid: Any,
 ) -> Any:
     if transaction.has_failed():
         # PostgreSQL answers PREPARE with a rollback, and no error
-        transaction.end("rollback")
+        transaction.end(ROLLED_BACK)
         return proceed()
     # if this fails nothing was sent: SQLAlchemy's rollback follows, and may be sent only once
     transaction.prepare()
-    # from now on only the second phase decides, unless the database itself refuses to prepare
-    transaction.prepared = True
+    transaction.phase = Phase.PREPARED
     try:
         return proceed()
     except BaseException as err:
-        transaction.prepared = not transaction.is_definite(err)
+        if transaction.is_definite(err):
+            transaction.phase = Phase.OPEN
         raise
 
 
 def _around_commit_twophase(
-    transaction: Transaction,
+    transaction: ObservedTransaction,
     dialect: Any,
     connection: Any,
     proceed: Callable[[], Any],
     xid: Any,
     *_: Any,
 ) -> Any:
-    if not transaction.prepared:
+    if transaction.phase is not Phase.PREPARED:
         return transaction.commit(
             proceed, lambda: dialect.do_rollback_twophase(connection, xid, is_prepared=False)
         )
     try:
         result = proceed()
     except BaseException as err:
-        transaction.end(f"COMMIT PREPARED was sent and raised {type(err).__name__}")
+        transaction.end(Unknown(f"COMMIT PREPARED was sent and raised {type(err).__name__}"))
         raise
-    transaction.end("commit")
+    transaction.end(COMMITTED)
     return result
 
 
 def _around_rollback_twophase(
-    transaction: Transaction, _dialect: Any, _connection: Any, proceed: Callable[[], Any], *_: Any
+    transaction: ObservedTransaction,
+    _dialect: Any,
+    _connection: Any,
+    proceed: Callable[[], Any],
+    *_: Any,
 ) -> Any:
     try:
         result = proceed()
     except BaseException as err:
-        if transaction.prepared:
-            transaction.end(f"ROLLBACK PREPARED was sent and raised {type(err).__name__}")
-        else:
-            transaction.end("rollback")
+        prepared = transaction.phase is Phase.PREPARED
+        reason = f"ROLLBACK PREPARED was sent and raised {type(err).__name__}"
+        transaction.end(Unknown(reason) if prepared else ROLLED_BACK)
         raise
-    transaction.end("rollback")
+    transaction.end(ROLLED_BACK)
     return result
 
 

@@ -11,10 +11,10 @@ from typing_extensions import Buffer
 from sqla_datastore.codecs import advice, find_codec
 from sqla_datastore.codecs.protocol import JSON, Codec, Payload
 from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
+from sqla_datastore.format.archive import crc32
 from sqla_datastore.format.manifest import MAX_ENTRIES, MAX_NESTED, dump_json
 from sqla_datastore.format.reader import MAX_DEPTH, MAX_NESTED_DEPTH, StoredEntry
 from sqla_datastore.format.writer import CopiedBlob, EncodedEntry, ObjectPlan
-from sqla_datastore.format.archive import crc32
 
 __all__ = ["Plan", "matches", "plan"]
 

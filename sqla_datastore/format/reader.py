@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from sqla_datastore.codecs import codec_named
 from sqla_datastore.codecs.protocol import JSON, Codec, Description
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, UnsupportedFormatError
+from sqla_datastore.format.archive import Anchor, MalformedError, crc32, read_anchor, read_exactly
 from sqla_datastore.format.check import check_archive
 from sqla_datastore.format.manifest import (
     FORMAT_VERSION,
@@ -17,7 +18,6 @@ from sqla_datastore.format.manifest import (
     UnknownFeatureError,
     parse_json,
 )
-from sqla_datastore.format.archive import Anchor, MalformedError, crc32, read_anchor, read_exactly
 from sqla_datastore.storage.protocol import ObjectReader
 
 __all__ = ["MAX_DEPTH", "MAX_NESTED_DEPTH", "Container", "StoredEntry"]

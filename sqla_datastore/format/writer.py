@@ -12,9 +12,9 @@ from typing_extensions import Buffer
 
 from sqla_datastore.codecs.protocol import Payload
 from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
+from sqla_datastore.format.archive import ALIGNMENT, MANIFEST, PACKED, WrongSizeError, ZipWriter
 from sqla_datastore.format.manifest import FORMAT_VERSION, SUFFIXES, Manifest
 from sqla_datastore.format.reader import StoredBlob
-from sqla_datastore.format.archive import ALIGNMENT, MANIFEST, PACKED, WrongSizeError, ZipWriter
 from sqla_datastore.storage.protocol import ObjectWriter
 
 __all__ = ["CopiedBlob", "EncodedEntry", "ObjectPlan"]

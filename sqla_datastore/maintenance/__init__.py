@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import MetaData
 
-from sqla_datastore.dml.rows import batch_size
+from sqla_datastore.dml.queries import batch_size
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.maintenance.check import Comparison
 from sqla_datastore.maintenance.gc import Collection

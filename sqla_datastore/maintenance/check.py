@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import islice
 
-from sqla_datastore.dml.rows import batch_size
+from sqla_datastore.dml.queries import batch_size
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, MissingObjectError
 from sqla_datastore.maintenance.references import Declared, Odd, stem_of
 from sqla_datastore.maintenance.reports import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TextIO
 
-from sqla_datastore.dml.rows import batch_size
+from sqla_datastore.dml.queries import batch_size
 from sqla_datastore.exceptions import ConfigurationError, StorageError
 from sqla_datastore.maintenance.references import Declared, stem_of
 from sqla_datastore.maintenance.reports import ForeignName, GcReport, Leftover, Orphan

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import Integer, LargeBinary, MetaData, String, literal_column, select, type_coerce
 from sqlalchemy.util import concurrency
 
-from sqla_datastore.dml.rows import batch_size, batched, held_urls
+from sqla_datastore.dml.queries import batch_size, batched, held_urls
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
 from sqla_datastore.maintenance.reports import DanglingRow
 from sqla_datastore.removals.table import Removals, removals_of

@@ -31,7 +31,7 @@ from sqlalchemy import (
     inspect,
 )
 
-from sqla_datastore.dml.rows import batch_size, batched, in_schemas
+from sqla_datastore.dml.queries import batch_size, batched, in_schemas
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.schema.columns import DeclaredColumn, declared_tables
 from sqla_datastore.storage.binding import storage_for

@@ -26,6 +26,7 @@ from sqla_datastore.schema.folders import (
     is_child,
     meets,
 )
+from sqla_datastore.schema.sqlalchemy_compat import variants
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.protocol import Storage
 
@@ -231,7 +232,7 @@ def _declared(table: Table) -> DeclaredTable:
 
 def holds_values(type_: Any) -> bool:
     """Return whether a type is the column type, or has it inside, where it cannot be followed."""
-    inner = [getattr(type_, "item_type", None), *getattr(type_, "_variant_mapping", {}).values()]
+    inner = [getattr(type_, "item_type", None), *variants(type_)]
     if isinstance(type_, TypeDecorator):
         inner.append(type_.impl_instance)
     return isinstance(type_, DeclaredType) or any(map(holds_values, filter(None, inner)))

@@ -1,26 +1,25 @@
-"""The unit of work of objects: what one database transaction wrote to the storage and will remove.
+"""The ledger: what one database transaction has written to the storage and will remove from it.
 
-Plain bookkeeping, without SQLAlchemy and without opinions on how a transaction ends: its caller,
-`sqla_datastore.engine.listeners`, observes the database connection and calls each phase.
+Plain bookkeeping without SQLAlchemy. `Transaction` calls its phases and decides how it ends.
 
-The ledger keeps one log. A row that comes to refer to an object *adopts* it, a row that no longer
-does *drops* it; a name seen in a folder that is to be emptied is *listed*. Replaying the log gives
-what the rows refer to at the end, so that binding a dropped URL again needs no special case, and
-rolling back to a savepoint is cutting the log's end off. What was *written* is never cut off: an
-object that a rolled back savepoint wrote is still there and has to go.
+The ledger keeps one log. A row that comes to refer to an object *adopts* it. A row that ceases to
+*drops* it. A name seen in a folder that is to be emptied is *listed*. Replaying the log gives what
+rows refer to at the end: so binding a dropped URL again needs no special case, and a rollback to a
+savepoint cuts the end of the log off. What was *written* is never cut off: the object that a rolled
+back savepoint wrote is still there and has to go.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
+from sqla_datastore.exceptions import StorageError
 from sqla_datastore.storage.names import Name
 from sqla_datastore.storage.protocol import Storage
-
-__all__ = ["Ledger", "Undo"]
 
 logger = logging.getLogger("sqla_datastore")
 
@@ -29,34 +28,70 @@ Undo: TypeAlias = Callable[[], None]
 
 class _Kind(Enum):
     ADOPT = "a row refers to it"
+    MAY_ADOPT = "a row may refer to it: what its statement did is not certain"
     DROP = "a row does not refer to it any more"
     LIST = "it lies in a folder that is to be emptied"
+
+
+@dataclass
+class _Replayed:
+    """What the log says at its end.
+
+    Attributes:
+        size: how many entries were replayed.
+        live: the names that rows refer to, as far as the log knows.
+        uncertain: those of them that the database is asked about before COMMIT.
+        dropped: the names that rows ceased to refer to, whether they came back or not.
+    """
+
+    size: int = 0
+    live: set[Name] = field(default_factory=set)
+    uncertain: set[Name] = field(default_factory=set)
+    dropped: set[Name] = field(default_factory=set)
+
+    def take(self, kind: _Kind, name: Name) -> None:
+        if kind is _Kind.LIST:
+            return
+        self.uncertain.discard(name)
+        if kind is _Kind.DROP:
+            self.live.discard(name)
+            self.dropped.add(name)
+        else:
+            self.live.add(name)
+        if kind is _Kind.MAY_ADOPT:
+            self.uncertain.add(name)
 
 
 class Ledger:
     """What one database transaction has written and will remove.
 
-    Phases, in order: any number of `adopt`, `drop`, `listed`, `write`, `begin_savepoint`,
-    `release`, `rollback_to`; then either `prepare` (may fail) and, once COMMIT has certainly
-    succeeded, `finish` (never fails), or `abort` (never fails), or, when nobody can tell, `forget`.
-    Not thread-safe: a database connection serves one thread at a time.
+    `sqla_datastore.unitofwork` lists its phases, who calls them, and which of them may fail. Not
+    thread-safe: a database connection serves one thread at a time.
     """
 
     def __init__(self) -> None:
         self._log: list[tuple[_Kind, Name]] = []
-        self._replayed: tuple[int, set[Name], set[Name]] = (0, set(), set())
+        self._replayed = _Replayed()
         self._savepoints: list[tuple[str, int, int]] = []
         self._written: dict[Name, None] = {}
         self._complete: set[Name] = set()
         self._durable: set[Name] = set()
         self._undos: list[tuple[Name, Undo]] = []
-        self._doomed: list[Name] | None = None
+        self._doomed: list[Name] = []
+        self._unadopted: set[Name] = set()
 
     # -- during the transaction ------------------------------------------------------------------
 
-    def adopt(self, names: Iterable[Name]) -> None:
-        """Note that a row refers to these objects from now on. Called after its statement ran."""
-        self._log.extend((_Kind.ADOPT, name) for name in names)
+    def adopt(self, names: Iterable[Name], *, certain: bool = True) -> None:
+        """Note that a row refers to these objects from now on. Called after its statement ran.
+
+        Args:
+            names: the objects.
+            certain: False where the statement may have left the row alone: it failed, counted other
+                rows than expected, or met rows by their keys. `prepare` asks about these.
+        """
+        kind = _Kind.ADOPT if certain else _Kind.MAY_ADOPT
+        self._log.extend((kind, name) for name in names)
 
     def drop(self, names: Iterable[Name]) -> None:
         """Note that a row does not refer to these any more. Called after its statement ran."""
@@ -124,7 +159,7 @@ class Ledger:
         log_size, undo_size = self._savepoints[level][1:] if level is not None else (0, 0)
         del self._savepoints[0 if level is None else level + 1 :]
         del self._log[log_size:]
-        self._replayed = (0, set(), set())
+        self._replayed = _Replayed()
         self._undo(undo_size)
 
     def _level(self, name: str) -> int | None:
@@ -138,72 +173,70 @@ class Ledger:
         """Whether committing or rolling back would change nothing in a storage."""
         return not (self._log or self._written or self._undos)
 
-    @property
-    def size(self) -> int:
-        """The length of the log: it grows with statements, and shrinks with a savepoint."""
-        return len(self._log)
-
     def live(self) -> set[Name]:
-        """Return the objects that rows refer to by this transaction's doing."""
-        return set(self._replay()[0])
+        """Return the objects that rows refer to by this transaction's doing, certain or not."""
+        return set(self._replay().live)
 
-    def _replay(self) -> tuple[set[Name], set[Name]]:
-        """Return what is live and what was ever dropped; goes on from where it was last asked."""
-        size, live, dropped = self._replayed
-        for kind, name in self._log[size:]:
-            if kind is _Kind.ADOPT:
-                live.add(name)
-            elif kind is _Kind.DROP:
-                live.discard(name)
-                dropped.add(name)
-        self._replayed = (len(self._log), live, dropped)
-        return live, dropped
+    def _replay(self) -> _Replayed:
+        """Replay the log, from where it was last asked on."""
+        found = self._replayed
+        for kind, name in self._log[found.size :]:
+            found.take(kind, name)
+        found.size = len(self._log)
+        return found
 
     def is_superseded(self, name: Name) -> bool:
         """Return whether a row held the object until this transaction, so that it may again."""
-        live, dropped = self._replay()
-        return name in dropped and name not in live
+        found = self._replay()
+        return name in found.dropped and name not in found.live
 
     def candidates(self) -> set[Name]:
-        """Return the names of which listing is the last that is known, and that may be referred to.
+        """Return the names whose latest log entry is LIST, and that a row may refer to.
 
         Among them may be objects of this transaction, whose rows a cascade has deleted since.
         """
-        live, dropped = self._replay()
+        found = self._replay()
         last = {name: kind for kind, name in self._log}
         listed = {name for name, kind in last.items() if kind is _Kind.LIST}
-        return listed - ((dropped | self._written.keys()) - live)
+        return listed - ((found.dropped | self._written.keys()) - found.live)
 
     def prepare(self, referenced: Callable[[set[Name]], set[Name]]) -> None:
-        """Make everything durable and decide what goes. Called right before COMMIT; may fail.
+        """Decide what goes, and make the rest durable. Called right before COMMIT; may fail.
 
         After a failure the caller rolls the database back and calls `abort`.
 
         Args:
-            referenced: given the `candidates` and what rows held until this transaction, returns
-                those that some row refers to, asked in the same transaction. Called only when
-                there are such names.
+            referenced: given the names of which the log is not sure (what rows held until this
+                transaction, the `candidates`, what was adopted without certainty), returns those
+                that some row refers to, asked in the same transaction. Not called without names.
 
         Raises:
+            StorageError: a row refers to an object that was not written whole.
             Exception: whatever the storage or the question raised.
         """
-        candidates = self.candidates()
-        live, dropped = self._replay()
-        doubtful = candidates | (dropped - live)
+        found, candidates = self._replay(), self.candidates()
+        doubtful = candidates | found.uncertain | (found.dropped - found.live)
         held = referenced(doubtful) if doubtful else set()
+        self._unadopted = found.uncertain - held
+        if self.incomplete() - self._unadopted:
+            raise StorageError(
+                "rows refer to objects of this transaction that could not be written, so it cannot "
+                "be committed; roll it back and try again"
+            )
+        live = found.live - self._unadopted
         self.make_durable(live)
-        gone = (dropped | self._written.keys()) - (live | candidates)
+        gone = (found.dropped | self._written.keys()) - (live | candidates)
         self._doomed = sorted((gone | candidates) - held, key=lambda name: name.path)
 
     @property
     def doomed(self) -> list[Name]:
         """What `finish` will remove, once `prepare` has decided."""
-        return list(self._doomed or ())
+        return list(self._doomed)
 
     def finish(self, kept: Iterable[Name] = ()) -> list[Name]:
         """Remove what the transaction superseded. Called once COMMIT has succeeded; never fails.
 
-        A removal that fails is logged; the object stays findable as an orphan.
+        Values that no row got are put back as they were. A removal that fails is logged; the object stays findable as an orphan.
 
         Args:
             kept: what somebody else will remove.
@@ -211,6 +244,7 @@ class Ledger:
         Returns:
             What was removed.
         """
+        self.undo(self._unadopted)
         # what this transaction wrote and superseded itself nobody else has ever seen
         kept = set(kept) - self._written.keys()
         doomed = [name for name in self.doomed if name not in kept]
@@ -248,13 +282,14 @@ class Ledger:
 
     def _clear(self) -> None:
         self._log.clear()
-        self._replayed = (0, set(), set())
+        self._replayed = _Replayed()
         self._savepoints.clear()
         self._written.clear()
         self._complete.clear()
         self._durable.clear()
         self._undos.clear()
-        self._doomed = None
+        self._doomed = []
+        self._unadopted = set()
 
 
 def _by_storage(names: Iterable[Name]) -> list[tuple[Storage, list[str]]]:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.mutable import Mutable
-from sqlalchemy.inspection import _inspects
 
 from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
+from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.entry import Entry, Source
 from sqla_datastore.value.equality import equal
@@ -46,9 +46,29 @@ class RowLink(Protocol):
     def is_for(self, state: Any, key: str) -> bool:
         """Return whether it is the link of this attribute of a row."""
 
+    def is_of(self, table: Any, key: tuple[Any, ...] | None) -> bool:
+        """Return whether the row is, or will be, the one of a table that has this primary key."""
+
+    def restored(self, value: DataStore) -> None:
+        """Called after a rollback has put the value back as it was before it was stored."""
+
     @property
     def is_dead(self) -> bool:
         """Whether the row's instance is gone."""
+
+    @property
+    def session(self) -> Any:
+        """The Session that the row is attached to, if any."""
+
+    def identify(self) -> None:
+        """Called once the row is inserted, so that it has a key."""
+
+    def bring_back(self, session: Any, row: Any, value: DataStore) -> None:
+        """Called when an edited value went away from its row: it becomes the row's again.
+
+        Raises:
+            StaleValueError: the row is gone, or holds another value.
+        """
 
 
 class DataStore(Mutable, EntryMapping):
@@ -338,6 +358,13 @@ class DataStore(Mutable, EntryMapping):
 
         return saving.scan(self)
 
+    def _unchanged_url(self) -> str | None:
+        """Return the URL of the object that holds the value as it is now, or None without one.
+
+        Looks for edits in place.
+        """
+        return None if self.url is None or self._scan() or self._changed else self.url
+
     def _plan(self, column: str | None) -> ValuePlan:
         """Encode the value and all nested ones; nothing is written.
 
@@ -449,7 +476,7 @@ def _blank(cls: type[DataStore]) -> DataStore:
     return cls.__new__(cls)
 
 
-@_inspects(DataStore)
+@inspects(DataStore)
 def _inspected(value: DataStore) -> Inspection:
     """Answer ``sqlalchemy.inspect``."""
     from sqla_datastore.value.inspection import inspect

@@ -257,6 +257,8 @@ def _switched(
                 each._changed = True
         else:
             value._changed = changed_before
+        if value._row is not None:
+            value._row.restored(value)
 
     return undo
 

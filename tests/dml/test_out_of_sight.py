@@ -13,9 +13,9 @@ from support.exactness import assert_exact, delete_rows, tables_of, urls_of
 from support.models import Base, Counter, Experiment, Keyed, Project, Run
 
 from sqla_datastore import DataStore, RefusedStatementError
+from sqla_datastore.engine import endings
 from sqla_datastore.maintenance import gc
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.unitofwork import transaction as transactions
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,7 +188,7 @@ def test_a_connection_lost_at_a_savepoint(engine, exact, moment):
         }
         with pytest.raises(OperationalError):
             end[moment]()
-    assert not transactions._open
+    assert not endings._open
     assert mine.url is None
     exact(3)
     with Session(engine) as session:

@@ -28,9 +28,9 @@ from support.exactness import assert_exact, delete_rows, tables_of, urls_of
 from support.models import Base, Counter, Keyed, Project, Run
 
 from sqla_datastore import DataStore, DataStoreError, bind_storage
+from sqla_datastore.engine import endings
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.unitofwork import transaction as transactions
 
 run, server = drivers.run, drivers.server
 KINDS = {**SYNC, **ASYNC}
@@ -977,7 +977,7 @@ def test_a_forgotten_session_on_an_asynchronous_driver(run, driver, tolerant):
             warnings.filterwarnings("ignore", category=ResourceWarning)
             forget(engine)
             garbage.collect()
-        assert not transactions._open, "the ledger holds the connection"
+        assert not endings._open, "the ledger holds the connection"
         if driver == "psycopg_async":
             end_idle(engine)
         with engine.begin() as connection:
@@ -1020,8 +1020,8 @@ def test_a_forked_child_leaves_its_parents_transaction_alone(run, driver, stored
                     raw = connection.connection.dbapi_connection
                     # the socket is the parent's too, so the driver itself must not use it
                     quiet = type("Quiet", (), {"close": lambda self: None})()
-                    transactions._open[id(quiet)] = transactions._open.pop(id(raw))
-                    transactions._open[id(quiet)].raw = quiet
+                    endings._open[id(quiet)] = endings._open.pop(id(raw))
+                    endings._open[id(quiet)].raw = quiet
                     connection.dialect.do_close(quiet)
                 finally:
                     os._exit(0 if len(stored.files()) == 3 else 1)

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
 import warnings
 
-import numpy as np
 import pytest
 from asyncpg import InternalClientError
 from sqlalchemy import (
-    Column,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    create_engine,
     delete,
     event,
     insert,
-    make_url,
     select,
     text,
-    type_coerce,
     update,
 )
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.util import greenlet_spawn
 from support.drivers import ALL, ASYNC, POSTGRESQL, SQLITE, SYNC, keyed, metadata, put, run, server  # noqa: F401
 
-from sqla_datastore import DataStore, DataStoreType, StorageError, bind_storage
-from sqla_datastore.unitofwork import transaction as transactions
+from sqla_datastore import DataStore, StorageError
 
 
 @pytest.mark.parametrize("driver", ALL)
@@ -363,16 +350,16 @@ def test_the_backend_is_killed_before_commit(run, driver, caplog):
 
 @pytest.mark.parametrize("driver", ALL)
 def test_a_write_that_fails_cannot_be_committed(run, driver, stored, monkeypatch):
-    from sqla_datastore.engine import listeners as events
+    from sqla_datastore.unitofwork import writing
 
     def scenario(engine):
         with engine.connect() as connection:
             connection.execute(select(1))
-            original = events._write_object
-            monkeypatch.setattr(events, "_write_object", _fail)
+            original = writing._write_object
+            monkeypatch.setattr(writing, "_write_object", _fail)
             with pytest.raises(StorageError):
                 put(connection, 2)
-            monkeypatch.setattr(events, "_write_object", original)
+            monkeypatch.setattr(writing, "_write_object", original)
             with pytest.raises(StorageError):
                 connection.commit()
             connection.rollback()

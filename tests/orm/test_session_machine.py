@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -20,8 +21,9 @@ from support.machine_models import Base
 from support.session_machine import JOIN_MODES, AttackedStorage, SessionMachine, Violation, World
 
 from sqla_datastore import StorageError, bind_storage
-from sqla_datastore.engine import listeners as events
-from sqla_datastore.unitofwork import transaction as transactions
+from sqla_datastore.engine import endings
+from sqla_datastore.unitofwork import writing
+from sqla_datastore.unitofwork.holders import Holders
 from sqla_datastore.unitofwork.ledger import Ledger
 
 EXAMPLES = int(os.environ.get("SQLA_DATASTORE_MACHINE_EXAMPLES", "0"))
@@ -162,9 +164,9 @@ def remove_when_a_session_says_that_it_committed(_patch):
     """The event fires where a savepoint is released, or an outer transaction goes on."""
 
     def after_commit(_session):
-        for transaction in list(transactions._open.values()):
-            live, dropped = transaction.ledger._replay()
-            for name in dropped - live:
+        for transaction in list(endings._open.values()):
+            found = transaction.ledger._replay()
+            for name in found.dropped - found.live:
                 name.storage.remove([name.path])
 
     event.listen(Session, "after_commit", after_commit)
@@ -174,7 +176,7 @@ def remove_when_a_session_says_that_it_committed(_patch):
 def list_after_commit(patch):
     """Empty a folder of what lies in it after COMMIT: somebody may have put it there since."""
     emptied = {}
-    carry_out, finish = events._carry_out, Ledger.finish
+    carry_out, finish = writing.carry_out, Ledger.finish
 
     def remember(transaction, effects):
         carry_out(transaction, effects)
@@ -191,7 +193,7 @@ def list_after_commit(patch):
                 folder.storage.remove(found - known)
         return removed
 
-    patch.setattr(events, "_carry_out", remember)
+    patch.setattr(writing, "carry_out", remember)
     patch.setattr(Ledger, "finish", list_again)
 
 
@@ -225,7 +227,7 @@ def remember_what_a_rolled_back_savepoint_dropped(patch):
 
 def believe_the_ledger(patch):
     """Leave out the question before COMMIT, which makes up for what the ledger gets wrong."""
-    patch.setattr(transactions.Transaction, "_held_by_key", lambda *_: set())
+    patch.setattr(Holders, "_held_by_key", lambda *_: set())
 
 
 def remove_what_a_row_got_back(patch):
@@ -233,15 +235,15 @@ def remove_what_a_row_got_back(patch):
     replay = Ledger._replay
 
     def drop_wins(ledger):
-        live, dropped = replay(ledger)
-        return live - dropped, dropped
+        found = replay(ledger)
+        return replace(found, live=found.live - found.dropped)
 
     patch.setattr(Ledger, "_replay", drop_wins)
     believe_the_ledger(patch)
 
 
 def remove_listed_names_without_asking(patch):
-    patch.setattr(transactions.Transaction, "_referenced", lambda *_: set())
+    patch.setattr(Holders, "referenced", lambda *_: set())
 
 
 @pytest.mark.usefixtures("copy_on_write")

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from sqla_datastore import DataStore, DataStoreType, bind_storage
-from sqla_datastore.unitofwork import transaction as transactions
+from sqla_datastore.engine import endings
 from support.databases import explicit_begin, private_database
 
 metadata = MetaData()
@@ -123,7 +123,7 @@ def run(server, stored):
         go.rows = urls
         go.files = {f"file:///{path}" for path in stored.files()}
         assert urls <= go.files, "a committed row is dangling"
-        assert not transactions._open, "a ledger was left open"
+        assert not endings._open, "a ledger was left open"
 
     def exact(count):
         assert go.rows == go.files

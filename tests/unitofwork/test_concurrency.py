@@ -28,11 +28,11 @@ from support.exactness import assert_exact, delete_rows, tables_of, urls_of
 from support.models import Base, Counter, Keyed, Project, Run
 
 from sqla_datastore import DataStore, DataStoreError, MissingObjectError, bind_storage
+from sqla_datastore.engine import endings
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage import LocalStorage
 from sqla_datastore.storage.names import Name
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.unitofwork import transaction as transactions
 from sqla_datastore.unitofwork.ledger import Ledger
 
 # SQLAlchemy says so when another transaction was first to delete a row
@@ -327,7 +327,7 @@ def assert_consistent_rows(engine):
 
 def assert_well(engine, stored, record_property=None):
     """Assert what holds after any concurrent work; return how many orphans there were."""
-    assert not transactions._open, "a ledger was left open"
+    assert not endings._open, "a ledger was left open"
     orphans = assert_whole(engine, stored)
     assert_consistent_rows(engine)
     gc(engine, Base.metadata, apply=True, grace_seconds=0)

@@ -1,6 +1,6 @@
-"""The rows that a statement affects: selected in the same transaction, under their locks.
+"""SELECTs about rows: the URLs that they hold, as text, and what folders need of them.
 
-URLs are selected as text: what a row held is a name to drop, not a value to load.
+A URL is selected as text because what a row held is a name to drop, not a value to load.
 """
 
 from __future__ import annotations
@@ -8,33 +8,17 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Column, String, Table, and_, or_, select, type_coerce
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList
-from sqlalchemy.sql.visitors import replacement_traverse
 
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
-    from sqlalchemy.sql.compiler import SQLCompiler
 
     from sqla_datastore.schema.folders import Schemas
-
-__all__ = [
-    "AffectedRows",
-    "Row",
-    "batch_size",
-    "batched",
-    "held_urls",
-    "in_schemas",
-    "inherited_values",
-    "select_rows",
-    "urls_of_rows",
-]
 
 CHUNK = 500
 """Rows asked for in one SELECT; older SQLite versions take 999 parameters at most."""
@@ -140,7 +124,7 @@ def urls_of_rows(
     held: set[str] = set()
     size = batch_size(connection.dialect) if len(key) == 1 else CHUNK
     for batch in batched(list(keys), size):
-        query = select(*texts).where(_any_key(key, batch))
+        query = select(*texts).where(any_key(key, batch))
         for urls in connection.execute(query, execution_options=options):
             held.update(url for url in urls if url is not None)
     return held
@@ -189,118 +173,8 @@ def _inherited_key(table: Table, base: Any) -> dict[Column[Any], Column[Any]]:
     return link
 
 
-@dataclass(frozen=True)
-class AffectedRows:
-    """Finds the rows that an UPDATE or DELETE is about to affect.
-
-    Args:
-        connection: the connection that is about to run it.
-        context: its execution context.
-        compiled: the compiled statement, perhaps cached and first run with other parameters.
-        criteria: its WHERE criteria.
-        declared: its table.
-    """
-
-    connection: Connection
-    context: Any
-    compiled: SQLCompiler
-    criteria: tuple[Any, ...]
-    declared: DeclaredTable
-
-    def by_parameters(self, columns: Sequence[DeclaredColumn]) -> Iterator[tuple[int, list[Row]]]:
-        """Select the rows, locked; yield them with the index of the set of parameters.
-
-        Args:
-            columns: the declared columns whose URLs are wanted.
-        """
-        given = self.context.compiled_parameters
-        keys = self.key_parameters
-        if keys is not None and len(given) > 1:
-            yield from self._by_keys(columns, keys)
-            return
-        for index in range(len(given)):
-            rows = self._of(columns, index)
-            if not rows and keys is not None:
-                # one that waited for a row that was deleted and made anew saw neither; the next
-                # SELECT under READ COMMITTED sees what the statement will see
-                rows = self._of(columns, index)
-            yield index, rows
-
-    def _of(self, columns: Sequence[DeclaredColumn], index: int) -> list[Row]:
-        """Select the rows that one set of parameters affects."""
-        criteria = [self._filled(criterion, index) for criterion in self.criteria]
-        return select_rows(self.connection, self.declared, columns, criteria)
-
-    def _by_keys(
-        self, columns: Sequence[DeclaredColumn], keys: dict[Column[Any], str]
-    ) -> Iterator[tuple[int, list[Row]]]:
-        """Select the rows of an executemany by their keys, many at once."""
-        given = self.context.compiled_parameters
-        wanted = [tuple(parameters[name] for name in keys.values()) for parameters in given]
-        found: dict[tuple[Any, ...], Row] = {}
-        for batch in batched(wanted, CHUNK):
-            clause = _any_key(list(keys), batch)
-            for row in select_rows(self.connection, self.declared, columns, [clause]):
-                found[row.key(self.declared.table)] = row
-        for index, key in enumerate(wanted):
-            # a key may equal the row's only in the eyes of the database (collation, type)
-            yield index, [found[key]] if key in found else self._of(columns, index)
-
-    @cached_property
-    def key_parameters(self) -> dict[Column[Any], str] | None:
-        """The parameter of each key column, where the criteria compare plain columns."""
-        table = self.declared.table
-        names: dict[Column[Any], str] = {}
-        for clause in _conjuncts(self.criteria):
-            if not (isinstance(clause, BinaryExpression) and clause.operator is operators.eq):
-                return None
-            column = table.c.get(getattr(clause.left, "key", ""))
-            if column is None or not isinstance(clause.right, BindParameter):
-                return None
-            names[column] = self.compiled.bind_names.get(clause.right, clause.right.key)
-        if not table.primary_key or any(column not in names for column in table.primary_key):
-            return None
-        return {column: names[column] for column in table.primary_key}
-
-    def _filled(self, criterion: Any, index: int) -> Any:
-        """Return a criterion with this execution's values in place of its parameters."""
-
-        def fill(element: Any, **_: Any) -> Any:
-            if not isinstance(element, BindParameter):
-                return None
-            return BindParameter(
-                None,
-                self._value_of(element, index),
-                type_=element.type,
-                unique=True,
-                expanding=element.expanding,
-                literal_execute=element.literal_execute,
-            )
-
-        return replacement_traverse(criterion, {}, fill)
-
-    def _value_of(self, element: BindParameter[Any], index: int) -> Any:
-        name = self.compiled.bind_names.get(element, element.key)
-        given = self.context.compiled_parameters[index]
-        if name in given:
-            return given[name]
-        # an expanding parameter: SQLAlchemy has replaced it by one parameter for each element
-        expanded = getattr(self.context, "_expanded_parameters", {}).get(name)
-        if expanded is not None and not getattr(element.type, "_is_tuple_type", False):
-            return [given[part] for part in expanded]
-        extracted = self.context.extracted_parameters
-        return self.compiled.construct_params(extracted_parameters=extracted, _check=False)[name]
-
-
-def _conjuncts(criteria: Iterable[Any]) -> Iterator[Any]:
-    for criterion in criteria:
-        if isinstance(criterion, BooleanClauseList) and criterion.operator is operators.and_:
-            yield from _conjuncts(criterion.clauses)
-        else:
-            yield criterion
-
-
-def _any_key(columns: list[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> Any:
+def any_key(columns: list[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> Any:
+    """Return the criterion that the columns have one of the keys."""
     if len(columns) == 1:
         return columns[0].in_([key[0] for key in keys])
     return or_(*(and_(*map(operators.eq, columns, key)) for key in keys))

@@ -1,0 +1,133 @@
+"""The rows that an UPDATE or DELETE is about to affect, selected in its transaction, under locks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList
+from sqlalchemy.sql.visitors import replacement_traverse
+from sqlalchemy.types import TupleType
+
+from sqla_datastore.dml.queries import CHUNK, Row, any_key, batched, select_rows
+from sqla_datastore.schema import sqlalchemy_compat
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+
+@dataclass(frozen=True)
+class AffectedRows:
+    """Finds the rows that an UPDATE or DELETE is about to affect.
+
+    Args:
+        connection: the connection that is about to run it.
+        context: its execution context.
+        compiled: the compiled statement, perhaps cached and first run with other parameters.
+        criterion: its WHERE criterion, or None.
+        declared: its table.
+    """
+
+    connection: Connection
+    context: Any
+    compiled: SQLCompiler
+    criterion: Any
+    declared: DeclaredTable
+
+    def by_parameters(self, columns: Sequence[DeclaredColumn]) -> Iterator[tuple[int, list[Row]]]:
+        """Select the rows, locked; yield them with the index of the set of parameters.
+
+        Args:
+            columns: the declared columns whose URLs are wanted.
+        """
+        given = self.context.compiled_parameters
+        keys = self.key_parameters
+        if keys is not None and len(given) > 1:
+            yield from self._by_keys(columns, keys)
+            return
+        for index in range(len(given)):
+            rows = self._of(columns, index)
+            if not rows and keys is not None:
+                # one that waited for a row that was deleted and made anew saw neither; the next
+                # SELECT under READ COMMITTED sees what the statement will see
+                rows = self._of(columns, index)
+            yield index, rows
+
+    def _of(self, columns: Sequence[DeclaredColumn], index: int) -> list[Row]:
+        """Select the rows that one set of parameters affects."""
+        criteria = [self._filled(each, index) for each in _conjuncts(self.criterion)]
+        return select_rows(self.connection, self.declared, columns, criteria)
+
+    def _by_keys(
+        self, columns: Sequence[DeclaredColumn], keys: dict[Column[Any], str]
+    ) -> Iterator[tuple[int, list[Row]]]:
+        """Select the rows of an executemany by their keys, many at once."""
+        given = self.context.compiled_parameters
+        wanted = [tuple(parameters[name] for name in keys.values()) for parameters in given]
+        found: dict[tuple[Any, ...], Row] = {}
+        for batch in batched(wanted, CHUNK):
+            clause = any_key(list(keys), batch)
+            for row in select_rows(self.connection, self.declared, columns, [clause]):
+                found[row.key(self.declared.table)] = row
+        for index, key in enumerate(wanted):
+            # a key may equal the row's only in the eyes of the database (collation, type)
+            yield index, [found[key]] if key in found else self._of(columns, index)
+
+    @cached_property
+    def key_parameters(self) -> dict[Column[Any], str] | None:
+        """The parameter of each key column, where the criteria compare plain columns."""
+        table = self.declared.table
+        names: dict[Column[Any], str] = {}
+        for clause in _conjuncts(self.criterion):
+            if not (isinstance(clause, BinaryExpression) and clause.operator is operators.eq):
+                return None
+            column = table.c.get(getattr(clause.left, "key", ""))
+            if column is None or not isinstance(clause.right, BindParameter):
+                return None
+            names[column] = self.compiled.bind_names.get(clause.right, clause.right.key)
+        if not table.primary_key or any(column not in names for column in table.primary_key):
+            return None
+        return {column: names[column] for column in table.primary_key}
+
+    def _filled(self, criterion: Any, index: int) -> Any:
+        """Return a criterion with this execution's values in place of its parameters."""
+
+        def fill(element: Any, **_: Any) -> Any:
+            if not isinstance(element, BindParameter):
+                return None
+            return BindParameter(
+                None,
+                self._value_of(element, index),
+                type_=element.type,
+                unique=True,
+                expanding=element.expanding,
+                literal_execute=element.literal_execute,
+            )
+
+        return replacement_traverse(criterion, {}, fill)
+
+    def _value_of(self, element: BindParameter[Any], index: int) -> Any:
+        name = self.compiled.bind_names.get(element, element.key)
+        given = self.context.compiled_parameters[index]
+        if name in given:
+            return given[name]
+        # an expanding parameter: SQLAlchemy has replaced it by one parameter for each element
+        expanded = sqlalchemy_compat.expanded_parameters(self.context, name)
+        if expanded is not None and not isinstance(element.type, TupleType):
+            return [given[part] for part in expanded]
+        return sqlalchemy_compat.constructed_parameters(self.context)[name]
+
+
+def _conjuncts(criterion: Any) -> Iterator[Any]:
+    """Yield the criteria that AND joins, none for a statement without WHERE."""
+    if isinstance(criterion, BooleanClauseList) and criterion.operator is operators.and_:
+        for each in criterion.clauses:
+            yield from _conjuncts(each)
+    elif criterion is not None:
+        yield criterion

@@ -1,0 +1,203 @@
+"""One execution of a statement on a table with declared columns: what INSERT, UPDATE, DELETE share.
+
+Each of the three finds out, before it runs, what it will do to objects. Every value in its parameters
+gets a URL, and the URLs that affected rows hold are selected, under the rows' locks. No storage is
+touched.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column
+
+from sqla_datastore.dml.effects import Effects, Folder
+from sqla_datastore.dml.parameters import MISSING, Assignments, Reservation
+from sqla_datastore.dml.queries import Row, inherited_values
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, declared_tables
+from sqla_datastore.schema.sqlalchemy_compat import is_sql
+from sqla_datastore.storage.binding import storage_for
+from sqla_datastore.storage.names import Name, names_behind
+from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.storage.urls import ObjectURL, new_object_name
+from sqla_datastore.value.datastore import DataStore
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from sqla_datastore.schema.folders import Schemas
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a statement has to know of the transaction that it runs in.
+
+    Attributes:
+        flushing: whether it runs within an ORM flush.
+        autocommit: whether it is a transaction of its own, so that its objects are written before
+            it runs, without its rows' locks.
+        pending: the identities of values that have a URL already, but are not stored yet.
+        superseded: whether an object lost its row in this transaction, so that it may be its row's
+            again.
+    """
+
+    flushing: bool
+    autocommit: bool
+    pending: set[int]
+    superseded: Callable[[Name], bool]
+
+
+@dataclass(frozen=True)
+class Statement(ABC):
+    """One execution of an INSERT, UPDATE or DELETE.
+
+    Args:
+        connection: the connection that is about to run it.
+        context: its execution context, parameters bound.
+        dml: the statement.
+        declared: its table.
+        around: the transaction.
+    """
+
+    connection: Connection
+    context: Any
+    dml: Any
+    declared: DeclaredTable
+    around: Surroundings
+    placed: set[int] = field(default_factory=set)
+
+    @abstractmethod
+    def effects(self) -> Effects | None:
+        """Find out what it will do, or None if nothing."""
+
+    @cached_property
+    def assignments(self) -> Assignments:
+        """What it assigns to columns."""
+        return Assignments(self.context, self.context.compiled, self.declared)
+
+    @property
+    def schemas(self) -> Schemas:
+        """Its ``schema_translate_map``."""
+        return self.context.execution_options.get("schema_translate_map") or {}
+
+    # -- values and their URLs
+
+    def place(
+        self,
+        effects: Effects,
+        column: DeclaredColumn,
+        reservation: Reservation,
+        values: Mapping[Column[Any], Any],
+        token: str,
+        *,
+        own: bool,
+    ) -> None:
+        """Give a value its URL and encode it; a value that has a home elsewhere is copied.
+
+        Args:
+            effects: take the reservation.
+            column: the column that it goes to.
+            reservation: the value.
+            values: what is known of its row, by column.
+            token: a fresh UUID for what is not known of the row.
+            own: whether the value may become the row's own though it is stored already.
+        """
+        value = reservation.value
+        taken = id(value) in self.around.pending or id(value) in self.placed
+        if taken or (value.url is not None and not own):
+            value = reservation.value = value.copy()
+        self.placed.add(id(value))
+        reservation.storage = self.storage(column)
+        reservation.plan = value._plan(column.label)
+        name = new_object_name(len(reservation.plan.objects) - 1)
+        folder = self._new_folder(column, values, token)
+        url = ObjectURL(reservation.storage.scheme, f"{folder}/{name}")
+        reservation.url = ObjectURL.parse(str(url))
+        effects.reserve(reservation, self.key(values))
+
+    def _new_folder(
+        self, column: DeclaredColumn, values: Mapping[Column[Any], Any], token: str
+    ) -> str:
+        """Return where a new object goes: where its row's attributes say, not where an old one is.
+
+        So an object that is not committed yet lies in no folder that another row's owner empties:
+        that owner waits for this row's key or foreign key. Under AUTOCOMMIT nobody waits, so such
+        an object goes to a folder that no other row can name.
+        """
+        if self.around.autocommit:
+            key = set(self.declared.table.primary_key)
+            values = {c: value for c, value in values.items() if c not in key}
+        return column.folder.fresh(values, token, self.schemas)
+
+    def is_flushed(self, value: DataStore, key: tuple[Any, ...] | None) -> bool:
+        """Whether a flush puts a value into the row of this key that it belongs to.
+
+        Not what a listener of the flush puts elsewhere, such as a history of changes.
+        """
+        row = value._row
+        return self.around.flushing and row is not None and row.is_of(self.declared.table, key)
+
+    def known(self, group: int, given: Mapping[str, Any]) -> dict[Column[Any], Any]:
+        """Return the plain values that the statement gives to the columns that templates need.
+
+        Args:
+            group: which row of a multi-row VALUES, else 0.
+            given: the set of parameters.
+        """
+        found = {c: self.assignments.lookup(c, group, given) for c in self.declared.needs}
+        return {c: v for c, v in found.items() if v is not MISSING and not is_sql(v)}
+
+    # -- rows and their folders
+
+    def key(self, values: Mapping[Column[Any], Any]) -> tuple[Any, ...] | None:
+        """Return a row's primary key, where it is known."""
+        key = tuple(values.get(column) for column in self.declared.table.primary_key)
+        return None if not key or None in key else key
+
+    def inherited(self, values: Mapping[Column[Any], Any]) -> dict[Column[Any], Any]:
+        """Return a row's values with those of the tables that its table inherits from."""
+        return inherited_values(self.connection, self.declared, values)
+
+    def storage(self, column: DeclaredColumn) -> Storage:
+        """Return the storage of a declared column on this connection."""
+        return storage_for(column.type.url, self.connection.dialect)
+
+    def names(self, column: DeclaredColumn, url: str | None) -> list[Name]:
+        """Return the names behind a URL; none for NULL or what the storage cannot hold."""
+        return names_behind(self.storage(column), url)
+
+    def folder(self, column: DeclaredColumn, row: Row) -> str | None:
+        """Return the folder that a row's URL remembers, else what its attributes say."""
+        names = self.names(column, row.urls.get(column))
+        if names and "/" in names[0].path:
+            return names[0].path.rpartition("/")[0]
+        return column.folder.render(self.inherited(row.values), self.schemas)
+
+    def owned_folders(self, row: Row) -> Iterator[Folder]:
+        """Yield the folders that a row owns, and no other row can be putting an object into.
+
+        That is the one that its attributes say: who puts something there has to wait for its key.
+        One that only its URL remembers may be another row's by now, unless no key renders it.
+        """
+        values = self.inherited(row.values)
+        for column in self.declared.columns:
+            if column.folder.owns:
+                folders = {column.folder.render(values, self.schemas)}
+                remembered = self.folder(column, row)
+                if remembered is not None and column.folder.is_fresh(remembered):
+                    folders.add(remembered)
+                for path in sorted(filter(None, folders)):
+                    yield Folder(self.storage(column), path)
+        owner = self.declared.class_folder
+        folder = owner.render(row.values, self.schemas) if owner else None
+        if folder is not None:
+            yield from (Folder(storage, folder) for storage in self._all_storages())
+
+    def _all_storages(self) -> list[Storage]:
+        tables = declared_tables(self.declared.table.metadata)
+        storages = [self.storage(column) for each in tables for column in each.columns]
+        return list({id(storage): storage for storage in storages}.values())

@@ -1,0 +1,35 @@
+"""Transaction control and DDL in the text of statements, which SQLAlchemy does not see."""
+
+from __future__ import annotations
+
+import re
+
+# text that starts or ends a transaction or a savepoint behind SQLAlchemy's back
+_CONTROL = re.compile(
+    r"(?:^|;)\s*(BEGIN|START\s+TRANSACTION|COMMIT|ROLLBACK|ABORT|END|SAVEPOINT|RELEASE"
+    r"|PREPARE\s+TRANSACTION|XA|SET\s+(SESSION\s+)?AUTOCOMMIT)\b",
+    re.IGNORECASE,
+)
+# MariaDB, "SQL statements that cause an implicit commit"
+_IMPLICIT_COMMIT = re.compile(
+    r"(?:^|;)\s*((CREATE|DROP)(?!\s+TEMPORARY)|ALTER|TRUNCATE|RENAME|GRANT|REVOKE|LOCK|UNLOCK"
+    r"|ANALYZE|OPTIMIZE|CHECK|REPAIR|CACHE|LOAD\s+INDEX|FLUSH|RESET|INSTALL|UNINSTALL"
+    r"|SET\s+PASSWORD|CHANGE|START|STOP)\b",
+    re.IGNORECASE,
+)
+_COMMITS_IMPLICITLY = ("mysql", "mariadb", "oracle")
+_DDL = re.compile(r"\b(ALTER|DROP|RENAME)\b", re.IGNORECASE)
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+def controls_transaction(statement: str, dialect_name: str) -> bool:
+    """Return whether a statement's text begins or ends a transaction or a savepoint."""
+    plain = _COMMENT.sub(" ", statement)
+    if _CONTROL.search(plain):
+        return True
+    return dialect_name in _COMMITS_IMPLICITLY and _IMPLICIT_COMMIT.search(plain) is not None
+
+
+def drops_things(statement: str) -> bool:
+    """Return whether a statement's text may drop or rename tables or columns."""
+    return _DDL.search(_COMMENT.sub(" ", statement)) is not None

@@ -1,0 +1,242 @@
+"""How a database transaction ends, as its connection and its driver show it.
+
+Events cannot tell. The engine's ``commit`` event fires before the DBAPI's commit and nothing
+follows it. After a failed COMMIT no rollback event fires. A COMMIT that returns may have rolled back:
+PostgreSQL does so after a failed statement. So the driver is asked, before and after.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from sqla_datastore.engine.drivers import TransactionState, state_after_error, transaction_state
+from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Outcome, Phase, Unknown
+from sqla_datastore.unitofwork.transaction import Transaction, unwrap
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+logger = logging.getLogger("sqla_datastore")
+
+# SQLSTATEs that leave open whether a COMMIT succeeded: transaction resolution unknown, and
+# statement completion unknown (ISO/IEC 9075-2, PostgreSQL appendix A)
+_UNKNOWN_OUTCOME = {"08007", "40003"}
+
+_open: dict[int, ObservedTransaction] = {}
+
+
+class ObservedTransaction(Transaction):
+    """A transaction whose connection is observed.
+
+    Attributes:
+        doubt: why nobody can tell how it will end, once that is so.
+        root_savepoint: the savepoint that began it (stock ``sqlite3``): releasing it commits.
+        statement_failed: whether a statement failed since the last savepoint was rolled back to.
+    """
+
+    def __init__(self, connection: Connection, raw: Any) -> None:
+        super().__init__(connection, raw)
+        self.doubt: Unknown | None = None
+        self.root_savepoint: str | None = None
+        self.statement_failed = False
+        self._own_calls = 0
+        self._closed_inside = False
+
+    # -- what the driver says --------------------------------------------------------------------
+
+    @property
+    def state(self) -> TransactionState:
+        """What the driver says of its transaction."""
+        return transaction_state(self.dialect.driver, self.raw)
+
+    def state_after_error(self) -> TransactionState:
+        """What the driver says after a statement failed; may ask the server."""
+        return state_after_error(self.dialect.driver, self.raw)
+
+    def has_failed(self) -> bool:
+        """Return whether it can only be rolled back, although COMMIT would answer politely."""
+        return self.state is TransactionState.FAILED or self._server_says_failed()
+
+    def _server_says_failed(self) -> bool:
+        """Ask the server, where a statement failed and the driver cannot tell what that did."""
+        if self.dialect.driver != "asyncpg" or not self.statement_failed:
+            return False
+        cursor = self.raw.cursor()
+        try:
+            cursor.execute("SELECT 1")
+        except Exception:
+            return True
+        finally:
+            cursor.close()
+        return False
+
+    def is_definite(self, err: BaseException) -> bool:
+        """Whether the database itself refused a COMMIT or PREPARE."""
+        dbapi: Any = self.dialect.loaded_dbapi
+        if not isinstance(err, dbapi.Error):
+            return False
+        original = getattr(err, "orig", err)
+        sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+        if sqlstate in _UNKNOWN_OUTCOME:
+            return False
+        return not self.dialect.is_disconnect(err, self.raw, None)
+
+    # -- calls of our own --------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls to the connection are this library's own, or the dialect's nested ones."""
+        return self._own_calls > 0
+
+    @contextmanager
+    def own_calls(self) -> Iterator[None]:
+        """Have observers pass over the calls inside.
+
+        But a connection that is closed inside is lost, and nothing else will tell.
+        """
+        self._own_calls += 1
+        try:
+            yield
+        finally:
+            self._own_calls -= 1
+            if self._closed_inside and not self.is_busy and self.phase is not Phase.ENDED:
+                self.end(self.lost())
+
+    def closed_inside(self) -> None:
+        """Note that the connection was closed by one of these calls."""
+        self._closed_inside = True
+
+    # -- its end -----------------------------------------------------------------------------------
+
+    def commit(self, commit: Callable[[], Any], rollback: Callable[[], Any]) -> Any:
+        """Run the driver's COMMIT with the phases around it.
+
+        Args:
+            commit: the dialect's own method.
+            rollback: rolls the driver back, if the objects could not be made durable.
+        """
+        outcome = self._outcome_before_commit()
+        if outcome is not None:
+            try:
+                return commit()
+            finally:
+                self.end(outcome)
+        try:
+            self.prepare()
+        except BaseException:
+            self._roll_back_now(rollback)
+            raise
+        try:
+            result = commit()
+        except BaseException as err:
+            self._commit_raised(err)
+            raise
+        self.end(COMMITTED)
+        return result
+
+    def _outcome_before_commit(self) -> Outcome | None:
+        """Return how it is known to end, whatever COMMIT answers; None if COMMIT decides."""
+        if self.is_empty:
+            return None
+        if self.has_failed():
+            return ROLLED_BACK
+        if self.state is TransactionState.IDLE:
+            return Unknown("it ended out of sight before COMMIT")
+        return self.doubt
+
+    def _roll_back_now(self, rollback: Callable[[], Any]) -> None:
+        try:
+            rollback()
+        except Exception as err:
+            # without a COMMIT the server drops the transaction with the connection
+            logger.warning("ROLLBACK failed after a refused COMMIT: %r", err)
+        self.end(ROLLED_BACK)
+
+    def _commit_raised(self, err: BaseException) -> None:
+        if not self.is_definite(err):
+            self.end(Unknown(f"COMMIT was sent and raised {type(err).__name__}"))
+            return
+        self.phase = Phase.REFUSED
+        if self.state is TransactionState.IDLE:
+            self.end(ROLLED_BACK)
+
+    def rollback(self, rollback: Callable[[], Any]) -> Any:
+        """Run the driver's ROLLBACK and undo what was written."""
+        idle = self.state is TransactionState.IDLE
+        known = self.phase is Phase.REFUSED or self.ledger.is_empty
+        out_of_sight = (
+            Unknown("it ended out of sight before ROLLBACK") if idle and not known else None
+        )
+        try:
+            return rollback()
+        finally:
+            self.end(self.doubt or out_of_sight or ROLLED_BACK)
+
+    def lost(self) -> Outcome:
+        """Return how it ends with its connection: without a COMMIT it is rolled back."""
+        if self.doubt is None and self.phase is Phase.PREPARED:
+            return Unknown("its connection was closed after PREPARE")
+        return self.doubt or ROLLED_BACK
+
+    def end_if_out_of_sight(self) -> None:
+        """End it if it is over though nobody saw it. Called before a statement runs.
+
+        The driver's own ``commit()``, a procedure, text that is not recognized: the statement
+        begins another transaction, after which the driver could not tell any more.
+        """
+        if self.is_busy or self.ledger.is_empty:
+            return
+        if self.state is TransactionState.IDLE:
+            self.end(Unknown("it ended out of sight before a statement"))
+
+    def end_if_begun_again(self) -> None:
+        """End it if its connection begins another transaction, unless to the database it goes on.
+
+        After an error in a listener of ``commit`` SQLAlchemy sends neither COMMIT nor ROLLBACK, so
+        the next transaction of the connection is the same one to the database.
+        """
+        if self.is_busy or self.state is TransactionState.ACTIVE:
+            return
+        refused = self.phase is Phase.REFUSED
+        self.end(ROLLED_BACK if refused else Unknown("its connection began another one"))
+
+    @override
+    def end(self, outcome: Outcome) -> None:
+        if _open.get(id(self.raw)) is self:
+            del _open[id(self.raw)]
+        super().end(outcome)
+
+
+# -- the open transactions ---------------------------------------------------------------------------
+
+
+def open_transaction(raw: Any) -> ObservedTransaction | None:
+    """Return the open transaction of a driver's connection, if any; a forked child has none."""
+    found = _open.get(id(raw))
+    if found is not None and found.is_inert:
+        del _open[id(raw)]
+        return None
+    return found
+
+
+def found_on(connection: Connection) -> ObservedTransaction | None:
+    """Return the open transaction of a connection, if any."""
+    # most processes have none open when a statement runs on a table without values
+    return open_transaction(unwrap(connection.connection)) if _open else None
+
+
+def opened(connection: Connection) -> ObservedTransaction:
+    """Open the transaction of a connection."""
+    raw = unwrap(connection.connection)
+    found = _open[id(raw)] = ObservedTransaction(connection, raw)
+    return found
+
+
+def flushed_by(session: Any) -> list[ObservedTransaction]:
+    """Return the transactions that a Session's running flush has used."""
+    return [found for found in list(_open.values()) if found.flushing is session]

@@ -1,0 +1,121 @@
+"""The link of a value to the row that it was stored for or loaded from."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from sqlalchemy.orm import InstanceState, Session, attributes, object_session
+
+from sqla_datastore.exceptions import StaleValueError
+from sqla_datastore.orm.attributes import rows_of
+from sqla_datastore.orm.watch import SessionWatch, is_edited
+from sqla_datastore.value.datastore import DataStore
+
+_GONE = (
+    "the value of {url!r} was edited, but the row that it was loaded for is gone or holds another "
+    "value now; edit the value of a row that is in the Session, or a value.copy()"
+)
+
+
+class RowLink:
+    """Ties a value to a row.
+
+    Args:
+        state: the row's state.
+        key: the attribute.
+    """
+
+    __slots__ = ("_identities", "_identity", "_key", "_row", "_session")
+
+    def __init__(self, state: InstanceState[Any], key: str) -> None:
+        self._key = key
+        self._row = weakref.ref(state)
+        self._identity = state.key
+        session = state.session
+        self._session = None if session is None else weakref.ref(session)
+        # a Session that is closed gets another one, which tells that this row was detached
+        self._identities = None if session is None else session.identity_map
+
+    def is_for(self, state: InstanceState[Any], key: str) -> bool:
+        """Whether this is the attribute of that row."""
+        return self._row() is state and self._key == key
+
+    def is_of(self, table: Any, key: tuple[Any, ...] | None) -> bool:
+        """Whether the row is, or will be, the one of a table that has this primary key.
+
+        Args:
+            table: the table.
+            key: the key as the database has it, None where it is not known yet.
+        """
+        state = self._row()
+        if state is None or table not in state.mapper.tables:
+            return False
+        if state.key is None:
+            return True
+        # a database may compare without regard to case
+        texts = [str(part).casefold() for part in state.key[1]]
+        return key is not None and texts == [str(part).casefold() for part in key]
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the row's instance is gone."""
+        state = self._row()
+        return state is None or state.obj() is None
+
+    @property
+    def session(self) -> Session | None:
+        """The Session that the row is, or was when it went away, attached to."""
+        session = self._session() if self._session else None
+        if session is None or session.identity_map is not self._identities:
+            return None
+        return session
+
+    def identify(self) -> None:
+        """Note the key of a row that was just inserted."""
+        state = self._row()
+        row = state.obj() if state is not None else None
+        if state is not None and row is not None:
+            self._identity = state.mapper.identity_key_from_instance(row)
+
+    def arm(self, value: DataStore) -> None:
+        """Have a value looked at again before COMMIT: something editable was handed out."""
+        for row in rows_of(value):
+            if object_session(row) is not None:
+                # dirty, so that the Session has something to flush
+                attributes.flag_dirty(row)
+        self.check_edit(value)
+
+    def check_edit(self, value: DataStore) -> None:
+        """Have a value looked at before COMMIT: it is about to be edited."""
+        rows = rows_of(value)
+        for row in rows:
+            SessionWatch.arm(object_session(row), row, value)
+        if self.is_dead and not rows:
+            SessionWatch.arm(self.session, None, value)
+
+    def restored(self, value: DataStore) -> None:
+        """Note the rows that may hold a value wrongly, since a rollback has put it back."""
+        for state in list(value._parents):
+            if state.session is not None:
+                SessionWatch.of(state.session).restored.append((state, value))
+
+    def bring_back(self, session: Session, row: Any, value: DataStore) -> None:
+        """Make an edited value the row's again, whose attribute or instance went away meanwhile.
+
+        Args:
+            session: where the row is.
+            row: the row, or None to fetch it.
+            value: the value.
+
+        Raises:
+            StaleValueError: the row is gone, or holds another value.
+        """
+        with session.no_autoflush:
+            if row is None and self._identity is not None:
+                class_, key, token = self._identity[:3]
+                row = session.get(class_, key, identity_token=token)
+            held = getattr(row, self._key, None)
+        if held is None or held.url != value.url or is_edited(held):
+            raise StaleValueError(_GONE.format(url=value.url))
+        setattr(row, self._key, value)

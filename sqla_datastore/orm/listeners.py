@@ -1,0 +1,238 @@
+"""The listeners of mappers and Sessions.
+
+==============================  ===================================================================
+``before_insert``, ``_update``  a value that belongs to another row is replaced by a copy
+``before_flush``, ``_commit``   entries that were handed out are looked at again
+``after_flush``                 the objects of the flush are written, in parallel
+``load``, ``refresh``           a value gets the link to its row
+``expire``                      edits of what was expired are discarded on purpose
+``after_soft_rollback``         edits that were rolled back are discarded
+``do_orm_execute``              values that a bulk statement made wrong are read again
+==============================  ===================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Column, event, inspect
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, object_session
+
+from sqla_datastore.engine.endings import flushed_by
+from sqla_datastore.engine.observer import transaction_of
+from sqla_datastore.exceptions import StaleValueError
+from sqla_datastore.orm.attributes import declared_attributes, values_of
+from sqla_datastore.orm.link import RowLink
+from sqla_datastore.orm.watch import SessionWatch, is_edited
+from sqla_datastore.schema import columns
+from sqla_datastore.schema.sqlalchemy_compat import conflict_clause
+from sqla_datastore.unitofwork import writing
+from sqla_datastore.unitofwork.transaction import unwrap
+from sqla_datastore.value.datastore import DataStore
+
+
+def install() -> None:
+    """Listen to all mappers and Sessions."""
+    event.listen(Column, "after_parent_attach", columns.note_column)
+    event.listen(Mapper, "after_mapper_constructed", columns.note_mapper)
+    event.listen(Mapper, "mapper_configured", _mapper_configured)
+    event.listen(Mapper, "after_configured", columns.check_registries)
+    event.listen(Mapper, "before_insert", _before_row)
+    event.listen(Mapper, "before_update", _before_row)
+    event.listen(Mapper, "before_delete", _before_delete)
+    event.listen(Session, "after_begin", _after_begin)
+    event.listen(Session, "detached_to_persistent", _attached)
+    event.listen(Session, "before_flush", _before_flush)
+    event.listen(Session, "after_flush", _after_flush)
+    event.listen(Session, "after_flush_postexec", _after_flush_postexec)
+    event.listen(Session, "before_commit", _before_commit)
+    event.listen(Session, "after_soft_rollback", _after_soft_rollback)
+    event.listen(Session, "after_transaction_create", _after_transaction_create)
+    event.listen(Session, "after_transaction_end", _after_transaction_end)
+    event.listen(Session, "do_orm_execute", _do_orm_execute)
+
+
+# -- rows --------------------------------------------------------------------------------------------
+
+
+def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
+    if declared_attributes(mapper):
+        event.listen(class_, "load", _loaded, raw=True)
+        event.listen(class_, "refresh", _loaded, raw=True)
+        event.listen(class_, "expire", _expired, raw=True)
+        event.listen(class_, "refresh_flush", _defaulted, raw=True)
+
+
+def _expired(state: InstanceState[Any], _names: Any) -> None:
+    watch = SessionWatch.found(state.session) if state.session is not None else None
+    if watch is not None:
+        watch.discard(state)
+
+
+def _loaded(state: InstanceState[Any], _context: Any, *_: Any) -> None:
+    for key, value in values_of(state):
+        if value._row is None:
+            value._row = RowLink(state, key)
+
+
+def _defaulted(state: InstanceState[Any], _context: Any, names: Iterable[str] | None) -> None:
+    """Have a value that a column's default made read back: rows may not share it."""
+    keys = set(declared_attributes(state.mapper)).intersection(names or ())
+    if keys and state.session is not None:
+        SessionWatch.of(state.session).to_expire.append((state.obj(), keys))
+
+
+def _attached(session: Session, row: Any) -> None:
+    """Tie a row's values to it anew, and look after them."""
+    state: InstanceState[Any] = inspect(row)
+    for key, value in values_of(state):
+        value._row = RowLink(state, key)
+        if value._handed_out or value._changed:
+            SessionWatch.arm(session, row, value)
+
+
+# -- flush -------------------------------------------------------------------------------------------
+
+
+def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
+    _scan(session)
+
+
+def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
+    """Make each value the row's own. Called before the INSERT or UPDATE of a flush."""
+    if not declared_attributes(mapper):
+        return
+    transaction_of(connection).flushing = object_session(target)
+    state: InstanceState[Any] = inspect(target)
+    for key, value in list(values_of(state)):
+        if value._outer is not None:
+            _replace(state, key, value)
+        elif value._row is None or (value._row.is_dead and not value._row.is_for(state, key)):
+            value._row = RowLink(state, key)
+        elif not value._row.is_for(state, key) and _is_assigned(state, key):
+            _replace(state, key, value)
+
+
+def _before_delete(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
+    if declared_attributes(mapper):
+        transaction_of(connection).flushing = object_session(target)
+
+
+def _is_assigned(state: InstanceState[Any], key: str) -> bool:
+    return bool(state.attrs[key].history.added) or not state.has_identity
+
+
+def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
+    """Put a copy in a value's place: one value is one row's."""
+    copy = value.copy()
+    copy._row = RowLink(state, key)
+    value._parents.pop(state, None)
+    copy._parents[state] = key
+    state.dict[key] = copy
+
+
+def _after_flush(session: Session, _context: Any) -> None:
+    for transaction in flushed_by(session):
+        transaction.flushing = None
+        pending = transaction.take_pending()
+        writing.carry_out(transaction, pending)
+        for value in (reserved.value for effects in pending for reserved in effects.reserved):
+            if value._row is not None:
+                value._row.identify()
+                # what its user still holds can be edited before COMMIT
+                for state in list(value._parents) if value._handed_out else ():
+                    SessionWatch.arm(session, state.obj(), value)
+
+
+def _after_flush_postexec(session: Session, _context: Any) -> None:
+    watch = SessionWatch.found(session)
+    if watch is None:
+        return
+    expiring, watch.to_expire = watch.to_expire, []
+    for row, keys in expiring:
+        if row in session:
+            session.expire(row, keys)
+
+
+# -- transactions --------------------------------------------------------------------------------------
+
+
+def _after_begin(session: Session, _transaction: Any, connection: Connection) -> None:
+    # an engine-bound Session commits itself, so that `before_commit` sees all of its edits
+    if not isinstance(session.bind, Engine):
+        SessionWatch.of(session).watch_connection(unwrap(connection.connection))
+
+
+def _before_commit(session: Session) -> None:
+    _scan(session)
+
+
+def _scan(session: Session) -> None:
+    watch = SessionWatch.found(session)
+    if watch is not None:
+        watch.scan()
+
+
+def _after_transaction_create(session: Session, transaction: Any) -> None:
+    watch = SessionWatch.found(session)
+    if watch is None or not transaction.nested or flushed_by(session):
+        return
+    try:
+        watch.refuse_unsaved(savepoint=True)
+    except StaleValueError:
+        # it is the Session's current one already, and nobody will get hold of it
+        transaction.close()
+        raise
+
+
+def _after_soft_rollback(session: Session, _transaction: Any) -> None:
+    watch = SessionWatch.found(session)
+    if watch is not None:
+        watch.to_expire.clear()
+        watch.discard_rolled_back()
+    for transaction in flushed_by(session):
+        transaction.flushing = None
+
+
+def _after_transaction_end(session: Session, transaction: Any) -> None:
+    watch = SessionWatch.found(session)
+    if watch is not None and transaction.parent is None:
+        watch.end_transaction()
+
+
+# -- bulk statements -----------------------------------------------------------------------------------
+
+
+def _do_orm_execute(state: ORMExecuteState) -> Any:
+    """Have values read again that a bulk statement made wrong in the Session's rows.
+
+    An UPDATE hands its value to the rows that it matched, although it may have stored a copy; after
+    an upsert rows may hold a value that was replaced. Rows with changes of their own keep them.
+    """
+    mapper = state.bind_mapper
+    upserts = conflict_clause(state.statement) is not None
+    if mapper is None or not (state.is_update or upserts) or not declared_attributes(mapper):
+        return None
+    result = state.invoke_statement()
+    for row in list(state.session.identity_map.values()):
+        if isinstance(row, mapper.class_):
+            _expire_unchanged(row, others_only=not upserts)
+    return result
+
+
+def _expire_unchanged(row: Any, *, others_only: bool) -> None:
+    """Expire a row's values that have no changes.
+
+    Args:
+        row: a row of a Session.
+        others_only: leave alone those that the row loaded or stored itself.
+    """
+    state: InstanceState[Any] = inspect(row)
+    for key, value in list(values_of(state)):
+        own = value._row is not None and value._row.is_for(state, key)
+        if key in state.committed_state or (own and others_only) or is_edited(value):
+            continue
+        if state.session is not None:
+            state.session.expire(row, [key])

@@ -1,0 +1,130 @@
+"""What this library reads of SQLAlchemy that SQLAlchemy does not document.
+
+Every use of an internal is here, with its reason. ``tests/schema/test_sqlalchemy_compat.py`` pins
+each one; they were tried on SQLAlchemy 2.0.30, 2.0.58 and 2.1.9. It lies in `schema` because that is
+the lowest room that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy.inspection import _inspects
+from sqlalchemy.sql.elements import ClauseElement
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column
+    from sqlalchemy.engine import Dialect, Engine
+    from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+# -- compiled statements -----------------------------------------------------------------------------
+
+
+def dml_of(compiled: Any) -> Any:
+    """Return the INSERT, UPDATE or DELETE that was compiled, as Core has it.
+
+    ``compiled.statement`` may be the ORM's; the compile state has what SQLAlchemy made of it.
+    """
+    return compiled.compile_state.statement
+
+
+def assigned(compiled: SQLCompiler) -> list[dict[Any, Any]]:
+    """Return what VALUES or SET says, by column or key; one dict for each row of a VALUES.
+
+    The statement's own ``_values`` and ``_multi_values`` are not normalized; the compile state is.
+    """
+    state: Any = compiled.compile_state
+    many: list[dict[Any, Any]] | None = getattr(state, "_multi_parameters", None)
+    return many or [state._dict_parameters or {}]
+
+
+def parameter_names(column: Column[Any], group: int, groups: int) -> list[str]:
+    """Return the names that ``sqlalchemy.sql.crud`` gives to the parameter of a column.
+
+    They follow the column's key and, in a VALUES of several rows, the row's number. The compiler
+    does not keep which parameter belongs to which column.
+
+    Args:
+        column: the column.
+        group: which row of the VALUES, else 0.
+        groups: how many rows the VALUES has.
+    """
+    if groups > 1 and group:
+        return [f"{column.key}_m{group}"]
+    return [f"{column.key}_m0", column.key]
+
+
+def defaulted_keys(compiled: SQLCompiler) -> set[str]:
+    """Return the keys of the columns whose Python-side defaults gave the parameters."""
+    return {column.key for column in (*compiled.insert_prefetch, *compiled.update_prefetch)}
+
+
+def expanded_parameters(context: Any, name: str) -> Sequence[str] | None:
+    """Return the parameters that replaced an expanding one, as in ``IN``; None where it is none.
+
+    The execution context keeps them, and nothing public does.
+    """
+    expanded: dict[str, Sequence[str]] = getattr(context, "_expanded_parameters", {})
+    return expanded.get(name)
+
+
+def constructed_parameters(context: Any) -> dict[str, Any]:
+    """Return the values of a cached statement's own literals, as this execution has them.
+
+    A compiled statement is shared by executions with other literals; ``extracted_parameters`` are
+    those of this one, and ``_check`` leaves required ones alone that were given otherwise.
+    """
+    values: dict[str, Any] = context.compiled.construct_params(
+        extracted_parameters=context.extracted_parameters, _check=False
+    )
+    return values
+
+
+def conflict_clause(insert: Any) -> Any:
+    """Return the ON CONFLICT or ON DUPLICATE KEY clause of an INSERT, or None."""
+    return getattr(insert, "_post_values_clause", None)
+
+
+def has_prefixes(insert: Any) -> bool:
+    """Return whether an INSERT has prefixes, such as ``OR IGNORE``."""
+    return bool(insert._prefixes)
+
+
+def selected_names(insert: Any) -> set[str]:
+    """Return the keys of the columns that an ``INSERT .. FROM SELECT`` fills."""
+    return {getattr(name, "key", name) for name in insert._select_names or ()}
+
+
+def is_sql(value: Any) -> bool:
+    """Return whether something is an SQL expression, or stands for one as mapped attributes do."""
+    return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
+
+
+# -- types and inspection ------------------------------------------------------------------------------
+
+
+def variants(type_: TypeEngine[Any]) -> Iterable[TypeEngine[Any]]:
+    """Return the types that ``with_variant`` gave to a type; nothing public lists them."""
+    mapping: dict[str, TypeEngine[Any]] = getattr(type_, "_variant_mapping", {})
+    return mapping.values()
+
+
+def inspects(cls: type) -> Callable[[F], F]:
+    """Register what answers ``sqlalchemy.inspect`` for a class; SQLAlchemy's own way to do so."""
+    return _inspects(cls)
+
+
+# -- engines -----------------------------------------------------------------------------------------
+
+
+def pool_dialect(engine: Engine) -> Dialect | None:
+    """Return the dialect by which an engine's pool resets and closes connections.
+
+    ``create_engine(pool=other.pool)`` rebinds it, so it may be another one than the engine's.
+    """
+    return getattr(engine.pool, "_dialect", None)

@@ -1,0 +1,144 @@
+"""Which rows hold an object: the one question that decides, asked right before COMMIT.
+
+Neither the log nor a statement's row count can be trusted for this: a trigger may have put the old
+URL back, UPDATE IGNORE counts a row that it left alone, criteria with ``random()`` find another row
+the second time, a savepoint may be known to the driver only. So the rows themselves are asked, in
+the same transaction, for every name that would go and for every name whose statement is not certain.
+
+What a row held, or was given, is asked by that row's primary key. A name that was only listed in a
+folder is asked by URL with a share lock, so that a row which another transaction is changing is
+waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sqla_datastore.dml.queries import held_urls, urls_of_rows
+from sqla_datastore.schema.columns import present, present_columns
+from sqla_datastore.storage.names import Name, row_url
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.schema import MetaData
+
+    from sqla_datastore.dml.effects import Effects
+    from sqla_datastore.removals.table import SchemaItems
+    from sqla_datastore.schema.columns import DeclaredTable
+    from sqla_datastore.schema.folders import Schemas
+
+logger = logging.getLogger("sqla_datastore")
+
+RowKey: TypeAlias = "tuple[DeclaredTable, tuple[Any, ...]]"
+"""A row: its table and its primary key."""
+
+
+class Holders:
+    """Knows which rows to ask about the objects of one transaction.
+
+    Attributes:
+        metadatas: the MetaData collections whose tables the transaction touched, each with the
+            items of the ``schema_translate_map`` by which it did so.
+        ran_ddl: whether a migration may have dropped tables or columns that were there.
+    """
+
+    def __init__(self) -> None:
+        self.metadatas: dict[tuple[MetaData, SchemaItems], None] = {}
+        self.ran_ddl = False
+        self._previous: dict[Name, RowKey] = {}
+        self._given: dict[Name, RowKey] = {}
+        self._hidden: set[Name] = set()
+
+    def note(self, effects: Effects) -> None:
+        """Note the previous row of each dropped object, and the row that an uncertain one is for."""
+        declared = effects.declared
+        self._previous.update((name, (declared, key)) for name, key in effects.previous.items())
+        if not effects.is_certain:
+            self._given.update((name, (declared, key)) for name, key in effects.given.items())
+
+    def referenced(self, connection: Connection | None, names: set[Name]) -> set[Name]:
+        """Return those of the names that a row refers to, asked in this transaction.
+
+        Args:
+            connection: the transaction's; without one nobody can be asked, so everything stays but
+                what rows are known to have lost.
+            names: what the ledger is not sure of.
+        """
+        if connection is None:
+            return names - self._previous.keys()
+        rows = {name: self._previous.get(name) or self._given.get(name) for name in names}
+        held = self._held_by_key(connection, {n: row for n, row in rows.items() if row is not None})
+        # a new name may have got into another row than it was meant for
+        by_url = {n for n in names - held if n in self._given or n not in self._previous}
+        listed = {name for name in by_url if name not in self._given}
+        self._hidden = listed if listed and _reads_a_snapshot(connection) else set()
+        return held | self._held_by_url(connection, by_url)
+
+    def referenced_after_commit(self, connection: Connection | None) -> set[Name]:
+        """Return the listed names that rows refer to which the transaction could not see.
+
+        On PostgreSQL a snapshot hides what others have committed since it was taken, from a locking
+        SELECT too; so these names are asked about once more, in a new snapshot.
+        """
+        if not self._hidden or connection is None:
+            return self._hidden
+        try:
+            # after COMMIT nothing is waited for; what others change now lies elsewhere
+            return self._held_by_url(connection, self._hidden, locked=False)
+        except Exception as err:
+            logger.warning("what lay in a folder stays, the database failed to tell: %s", err)
+            return self._hidden
+        finally:
+            with suppress(Exception):
+                connection.dialect.do_rollback(connection.connection)
+
+    def _held_by_key(self, connection: Connection, rows: dict[Name, RowKey]) -> set[Name]:
+        keys: dict[DeclaredTable, set[tuple[Any, ...]]] = {}
+        for declared, key in rows.values():
+            keys.setdefault(declared, set()).add(key)
+        held: set[str] = set()
+        for declared, found in keys.items():
+            for schemas in self._schemas_of(declared.table.metadata):
+                columns = self._columns(connection, declared, schemas)
+                if columns:
+                    held |= urls_of_rows(
+                        connection, declared, found, schemas=schemas, columns=columns
+                    )
+        return {name for name in rows if row_url(name) in held}
+
+    def _schemas_of(self, metadata: MetaData) -> Iterable[Schemas]:
+        return [dict(items) for each, items in self.metadatas if each is metadata]
+
+    def _held_by_url(
+        self, connection: Connection, names: set[Name], *, locked: bool = True
+    ) -> set[Name]:
+        if not names:
+            return set()
+        urls = {name: row_url(name) for name in names}
+        asked = sorted(set(urls.values()))
+        held: set[str] = set()
+        for metadata, items in self.metadatas:
+            schemas = dict(items)
+            there = present(connection, metadata, schemas)
+            columns = [c for each in there for c in self._columns(connection, each, schemas)]
+            held |= held_urls(connection, columns, asked, locked=locked, schemas=schemas)
+        return {name for name, url in urls.items() if url in held}
+
+    def _columns(
+        self, connection: Connection, declared: DeclaredTable, schemas: Schemas
+    ) -> list[Column[Any]]:
+        """Return a table's columns with URLs; a migration may have dropped some by now."""
+        if not self.ran_ddl:
+            return declared.plain_columns
+        return present_columns(connection, declared, schemas)
+
+
+def _reads_a_snapshot(connection: Connection) -> bool:
+    """Whether even a locking SELECT leaves out what others have committed since it began."""
+    if connection.dialect.name != "postgresql":
+        return False
+    return connection.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")

@@ -1,0 +1,65 @@
+"""Writing the objects that statements have put into rows, and listing the folders to be emptied.
+
+Both happen after the statements, under the locks of their rows: whoever writes or lists before could
+meet an object whose row another transaction is about to insert or delete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sqla_datastore.dml.effects import Effects
+from sqla_datastore.dml.parameters import Reservation
+from sqla_datastore.storage.names import Name
+from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.unitofwork.transaction import Transaction
+
+WRITERS = 8
+"""Objects of one flush written at the same time."""
+
+
+def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
+    """Write and list what statements asked for; they ran, and their rows are locked.
+
+    Raises:
+        StorageError: the storage failed; the transaction has to be rolled back.
+        UnsupportedTypeError: a value was refused while it was written.
+    """
+    for effect in effects:
+        transaction.log(effect)
+    write(transaction, [reserved for effect in effects for reserved in effect.reserved])
+    adopted = {name for effect in effects for name in effect.names}
+    for folder in dict.fromkeys(folder for effect in effects for folder in effect.folders):
+        listed = [Name(folder.storage, found.path) for found in folder.storage.list(folder.path)]
+        transaction.ledger.listed(name for name in listed if name not in adopted)
+
+
+def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
+    """Write the objects of values, in parallel, and switch the values to their stored form."""
+    todo = [reservation for reservation in reserved if reservation.plan is not None]
+    jobs = [
+        (name.storage, name.path, content)
+        for reservation in todo
+        for name, content in zip(reservation.names, reservation.plan.objects, strict=True)  # type: ignore[union-attr]
+    ]
+    names = [Name(storage, path) for storage, path, _ in jobs]
+    transaction.ledger.write(names)
+    if len(jobs) == 1:
+        _write_object(*jobs[0])
+    elif jobs:
+        with ThreadPoolExecutor(min(WRITERS, len(jobs)), "sqla_datastore") as pool:
+            for _ in pool.map(lambda job: _write_object(*job), jobs):
+                pass
+    transaction.ledger.wrote(names)
+    for reservation in todo:
+        plan, reservation.plan = reservation.plan, None
+        assert plan is not None
+        undo = reservation.value._stored(reservation.storage, str(reservation.url), plan)
+        transaction.ledger.on_rollback(reservation.names[0], undo)
+
+
+def _write_object(storage: Storage, path: str, content: Any) -> None:
+    with storage.create(path) as writer:
+        content.write(writer)
