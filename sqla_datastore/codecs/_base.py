@@ -10,19 +10,6 @@ from typing_extensions import Buffer
 from ..exceptions import UnsupportedFormatError
 from .protocol import Decoder, Description, Encoder
 
-__all__ = [
-    "SMALL_BYTES",
-    "BytesPayload",
-    "ExactCodec",
-    "bytes_node",
-    "field",
-    "int_node",
-    "lacks",
-    "read_bytes",
-    "read_int",
-    "text_in",
-]
-
 SMALL_BYTES: Final = 4096
 """What is longer goes into a blob."""
 

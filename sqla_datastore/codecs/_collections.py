@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from ._base import SMALL_BYTES, BytesPayload, ExactCodec, field, int_node, read_int
-from ._scalars import is_bare
 from .protocol import JSON, Codec, Decoder, Encoder
-
-__all__ = ["COLLECTION_CODECS", "is_json"]
+from .strict_json import NotJSONError, is_bare, parse_json
 
 _PACKED_FROM: Final = 256
 _JSON_DEPTH: Final = 16
@@ -234,7 +232,7 @@ def is_json(value: list[Any] | dict[Any, Any], depth: int = _JSON_DEPTH) -> bool
 def _json_node(value: list[Any] | dict[Any, Any], encoder: Encoder) -> JSON:
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     if len(text) <= SMALL_BYTES:
-        return {"json": json.loads(text)}  # a copy: the owner may edit the value later
+        return {"json": _copied(value)}  # a copy: the owner may edit the value later
     return {"json_blob": encoder.blob(BytesPayload(text.encode("ascii")))}
 
 
@@ -259,22 +257,9 @@ def _copied(node: Any) -> Any:
 
 def _parsed(data: memoryview, decoder: Decoder) -> Any:
     try:
-        return json.loads(
-            data.tobytes(), parse_constant=_refuse_constant, object_pairs_hook=_distinct_keys
-        )
-    except (ValueError, RecursionError):
+        return parse_json(str(data, "utf-8"))
+    except (NotJSONError, UnicodeDecodeError):
         raise decoder.damaged("a blob is not JSON whose keys are all different") from None
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(text)
-
-
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
 
 
 COLLECTION_CODECS: tuple[Codec, ...] = (

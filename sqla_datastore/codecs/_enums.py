@@ -9,8 +9,6 @@ from typing import Any, ClassVar, TypeVar
 from ._base import field, int_node, lacks, read_int, text_in
 from .protocol import JSON, Decoder, Description, Encoder
 
-__all__ = ["EnumCodec", "register_enum"]
-
 EnumType = TypeVar("EnumType", bound=type[Enum])
 
 _lock = threading.Lock()

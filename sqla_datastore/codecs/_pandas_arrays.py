@@ -27,12 +27,11 @@ import pyarrow as pa
 
 from ..exceptions import UnsupportedFormatError
 from ._base import field, read_int
-from ._pandas_columns import AnyArray, ColumnReader, ColumnWriter
+from ._npy import Array
+from ._pandas_columns import ColumnReader, ColumnWriter
 from ._pandas_time import decode_zone, encode_zone, period_text
 from ._stream import refusal, refused_as_damage
 from .protocol import JSON
-
-__all__ = ["check_codes", "decode_array", "encode_array"]
 
 Node: TypeAlias = "dict[str, JSON]"
 
@@ -117,7 +116,7 @@ def _encode_object(array: Any, columns: ColumnWriter, label: str) -> Node:
     return {"kind": "object", "values": columns.encoder.encode(values.tolist(), f"[{label!r}]")}
 
 
-def _missing_of_texts(values: AnyArray) -> str | None:
+def _missing_of_texts(values: Array) -> str | None:
     """Return what stands between texts, None where there is anything but texts."""
     types = set(map(type, values))
     if str not in types:
@@ -129,7 +128,7 @@ def _missing_of_texts(values: AnyArray) -> str | None:
     return None
 
 
-def _decode_object(node: Any, columns: ColumnReader) -> AnyArray:
+def _decode_object(node: Any, columns: ColumnReader) -> Array:
     if "text" in node:
         missing = _NAN[node["missing"]]
         texts = _decode_text(node["text"], columns).to_pylist()
@@ -140,7 +139,7 @@ def _decode_object(node: Any, columns: ColumnReader) -> AnyArray:
     return _objects(values)
 
 
-def _objects(values: list[Any]) -> AnyArray:
+def _objects(values: list[Any]) -> Array:
     return np.fromiter(values, dtype=object, count=len(values))
 
 
@@ -260,7 +259,7 @@ def _decode_categorical(node: Any, columns: ColumnReader) -> Any:
     return pd.Categorical.from_codes(codes, dtype=dtype)
 
 
-def check_codes(codes: AnyArray, categories: int, columns: ColumnReader) -> Any:
+def check_codes(codes: Array, categories: int, columns: ColumnReader) -> Any:
     """Return codes that are checked as stored: pandas narrows them before it checks."""
     if codes.dtype.kind != "i":
         raise columns.decoder.damaged("codes are no signed integers")
@@ -312,7 +311,7 @@ def _decode_sparse(node: Any, columns: ColumnReader) -> Any:
     return sparse._simple_new(values, index, dtype)
 
 
-def _check_positions(positions: AnyArray, length: int, columns: ColumnReader) -> None:
+def _check_positions(positions: Array, length: int, columns: ColumnReader) -> None:
     fits = positions.dtype == np.int32 and 0 <= length < 2**31
     if fits and len(positions):
         fits = positions[0] >= 0 and positions[-1] < length and bool((np.diff(positions) > 0).all())

@@ -13,8 +13,6 @@ from ._pandas_columns import ColumnReader, ColumnWriter
 from ._pandas_time import freq_text, offset_of
 from ._stream import refused_as_damage
 
-__all__ = ["INDEX_TYPES", "decode_index", "encode_index"]
-
 INDEX_TYPES = (
     pd.Index,
     pd.RangeIndex,

@@ -18,8 +18,6 @@ from typing_extensions import Buffer
 from ..exceptions import DataStoreError
 from .protocol import Decoder, Encoder
 
-__all__ = ["StreamPayload", "add_stream", "compact", "read_stream", "refusal", "refused_as_damage"]
-
 _FOREIGN = "its extension type is not one of pyarrow's own; store .storage, or register a codec"
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 _WIDE_OF_VIEW = {

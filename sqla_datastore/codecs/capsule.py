@@ -21,8 +21,6 @@ from ._base import field
 from ._stream import add_stream, read_stream, refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
-__all__ = ["CODECS"]
-
 _PLAIN_NAMES = (
     *("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
     *("Float16", "Float32", "Float64", "Boolean", "String", "Binary", "Date", "Time", "Null"),

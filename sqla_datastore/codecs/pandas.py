@@ -26,14 +26,13 @@ import numpy as np
 import pandas as pd
 
 from ._base import field
+from ._npy import Array
 from ._pandas_arrays import decode_array, encode_array
-from ._pandas_columns import AnyArray, ColumnReader, ColumnWriter
+from ._pandas_columns import ColumnReader, ColumnWriter
 from ._pandas_index import INDEX_TYPES, decode_index, encode_index
 from ._pandas_time import SCALARS
 from ._stream import refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
-
-__all__ = ["CODECS"]
 
 
 class _PandasCodec:
@@ -206,9 +205,9 @@ def _joined(nodes: list[Any]) -> list[JSON]:
     return joined
 
 
-def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, AnyArray]]:
+def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, Array]]:
     """Return arrays and the positions of their columns; numbers as columns x rows."""
-    blocks: list[tuple[Any, AnyArray]] = []
+    blocks: list[tuple[Any, Array]] = []
     runs: list[_Run] = []
     position = 0
     for node in nodes:
@@ -236,7 +235,7 @@ class _Run:
         return slice(self.first, self.stop)
 
     @property
-    def positions(self) -> AnyArray:
+    def positions(self) -> Array:
         return np.concatenate([np.arange(each.start, each.stop) for each in self.places])
 
 
@@ -254,14 +253,14 @@ def _add_run(runs: list[_Run], node: Any, position: int, columns: ColumnReader) 
     return places.stop
 
 
-def _frame(blocks: list[tuple[Any, AnyArray]], index: Any, names: Any) -> Any:
+def _frame(blocks: list[tuple[Any, Array]], index: Any, names: Any) -> Any:
     """Return a frame on the very memory of its arrays."""
     if hasattr(pd.api, "internals"):
         return pd.api.internals.create_dataframe_from_blocks(blocks, index=index, columns=names)
     return _frame_of_columns(blocks, index, names)
 
 
-def _frame_of_columns(blocks: list[tuple[Any, AnyArray]], index: Any, names: Any) -> Any:
+def _frame_of_columns(blocks: list[tuple[Any, Array]], index: Any, names: Any) -> Any:
     """Do the same with pandas 2.2, whose public way keeps only one block together."""
     if len(blocks) == 1 and isinstance(blocks[0][0], np.ndarray) and blocks[0][0].dtype != object:
         return pd.DataFrame(blocks[0][0].T, index=index, columns=names, copy=False)

@@ -16,24 +16,10 @@ from typing_extensions import Buffer
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter
 
 try:
-    from isal.isal_zlib import crc32
+    from isal.isal_zlib import crc32 as crc32
 except ImportError:
-    from zlib import crc32
+    from zlib import crc32 as crc32
 
-__all__ = [
-    "ALIGNMENT",
-    "MANIFEST",
-    "PACKED",
-    "Anchor",
-    "MalformedError",
-    "Member",
-    "WrongSizeError",
-    "ZipWriter",
-    "crc32",
-    "read_anchor",
-    "read_directory",
-    "read_exactly",
-]
 
 ALIGNMENT = 64
 MANIFEST = "manifest.json"

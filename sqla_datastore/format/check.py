@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-from sqla_datastore.format.manifest import Manifest
 from sqla_datastore.format.archive import (
     MANIFEST,
     PACKED,
@@ -13,9 +12,8 @@ from sqla_datastore.format.archive import (
     crc32,
     read_directory,
 )
+from sqla_datastore.format.manifest import Manifest
 from sqla_datastore.storage.protocol import ObjectReader
-
-__all__ = ["check_archive"]
 
 _PIECE = 8 * 1024 * 1024
 
