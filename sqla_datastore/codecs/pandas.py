@@ -27,9 +27,8 @@ import pandas as pd
 
 from ._base import field
 from ._npy import Array
-from ._pandas_arrays import decode_array, encode_array
+from ._pandas_arrays import INDEX_TYPES, decode_array, decode_index, encode_array, encode_index
 from ._pandas_columns import ColumnReader, ColumnWriter
-from ._pandas_index import INDEX_TYPES, decode_index, encode_index
 from ._pandas_time import SCALARS
 from ._stream import refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
