@@ -215,7 +215,7 @@ class _NotReadableError(Exception):
 
 
 class _Unchecked:
-    """The decoder of a description: whatever is wrong has no text."""
+    """The decoder for descriptions, which know no URL: any fault is a `_NotReadableError`."""
 
     def damaged(self, reason: str) -> Exception:
         return _NotReadableError(reason)

@@ -1,4 +1,4 @@
-"""Arrays as blobs: a ``.npy`` file where that format can hold the dtype, else bare bytes.
+"""Arrays as blobs: ``.npy`` files where that format can hold the dtype, else bare bytes.
 
 The header is for other tools. Readers take dtype, shape, order and the header's length from the
 node. The array's own byte order is kept, so that any array can be mapped without a copy.
@@ -28,7 +28,7 @@ _PIECE_BYTES: Final = 1 << 20
 _MAX_HEADER: Final = 9_000
 """`numpy.load` refuses headers above 10,000 bytes."""
 _MAX_EMPTY_ITEMS: Final = 1 << 20
-"""Items of no bytes: nothing in a blob bounds their number."""
+"""Items of no bytes take no room in a blob, so its size does not bound their number."""
 _MAX_CODE_POINT: Final = 0x10FFFF
 
 
@@ -195,7 +195,7 @@ def array_over(
 
 
 def _is_checked(dtype: np.dtype[Any]) -> bool:
-    """Return whether some bytes of a dtype are no value, so that all of them are looked at."""
+    """Return whether a dtype has byte patterns that are no value, so that items must be checked."""
     if dtype.subdtype is not None:
         return _is_checked(dtype.subdtype[0])
     if dtype.fields is not None:
@@ -204,7 +204,10 @@ def _is_checked(dtype: np.dtype[Any]) -> bool:
 
 
 def check_values(array: Array, decoder: Decoder) -> None:
-    """Refuse bool bytes above 1 (loops count on it) and what is no code point (SystemError)."""
+    """Refuse bools other than 0 and 1, and text with what is no code point.
+
+    NumPy's loops rely on the former and raise SystemError at the latter.
+    """
     dtype = array.dtype
     if dtype.names is not None:
         for name in dtype.names:

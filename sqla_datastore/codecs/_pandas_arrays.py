@@ -201,7 +201,8 @@ def _freq(index: Any, columns: ColumnWriter) -> Node:
         return {}
     try:
         freq = freq_text(index.freq)
-        # what reads it insists that it fits; a series' array has forgotten it
+        # reading builds the index with its freq, which pandas then checks: so check it now, on an
+        # array without freq, because pandas believes the freq that an array has
         type(index)(pd.Series(index, copy=False).array, freq=index.freq)
     except ValueError as err:
         raise columns.unsupported(f"an index: {err}; set index.freq = None") from err

@@ -22,7 +22,7 @@ from .protocol import JSON, Decoder, Encoder
 _BLOCK_DTYPE = re.compile(r"[<>|]([biu][1248]|f[248]|c8|c16|[mM]8\[(s|ms|us|ns)\])")
 _ALIGNMENT = 64
 _MAX_EMPTY_COLUMNS = 1 << 20
-"""Columns of no bytes: nothing in a blob bounds their number."""
+"""Columns without rows take no room in a blob, so its size does not bound their number."""
 
 
 class ColumnWriter:
@@ -105,7 +105,7 @@ class ColumnReader:
         return rows
 
     def take_rows(self, block: Any, first: Any, count: Any) -> None:
-        """Note that columns of a block are used; each is once, since each use takes memory.
+        """Note that columns of a block are used, and refuse a second use: it takes memory again.
 
         Raises:
             DamagedObjectError: they are not inside the block, or used already.
@@ -121,7 +121,7 @@ class ColumnReader:
         taken[rows] = True
 
     def block(self, number: Any) -> Array:
-        """Return a block as stored columns x rows, read-only."""
+        """Return a block, read-only, as an array of columns x rows."""
         number = self._checked(number, len(self._block_nodes))
         if number not in self._blocks:
             with refused_as_damage(self.decoder, "a block of columns"):
@@ -183,7 +183,7 @@ def _is_reference(node: Any) -> bool:
 
 
 def _by_row(arrays: list[Array]) -> Array | None:
-    """Return the array whose columns these are, where they lie in memory row by row."""
+    """Return the two-dimensional array of these columns if they lie in memory row by row."""
     first, step = arrays[0], arrays[0].itemsize
     if len(arrays) < 2 or len(first) < 2 or first.strides != (step * len(arrays),):
         return None

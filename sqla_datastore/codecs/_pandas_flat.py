@@ -74,7 +74,7 @@ def encode_object(array: Any, columns: ColumnWriter, label: str) -> Node:
 
 
 def _missing_of_texts(values: Array) -> str | None:
-    """Return what stands between texts, None where there is anything but texts."""
+    """Return the kind of missing value among texts; None if anything but texts is there."""
     types = set(map(type, values))
     if str not in types:
         return None
@@ -101,7 +101,7 @@ def _objects(values: list[Any]) -> Array:
 
 
 def _encode_text(texts: Any, columns: ColumnWriter, label: str) -> Node:
-    """Return few and short texts as such, others as an Arrow column."""
+    """Return a few short texts in the node, others as an Arrow column."""
     if len(texts) <= _INLINE_TEXTS and texts.nbytes <= _INLINE_BYTES:
         return {"list": texts.to_pylist()}
     return {"column": columns.arrow(texts, label)}

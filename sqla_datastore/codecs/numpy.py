@@ -29,7 +29,7 @@ from ._string_arrays import is_string_array, read_string_array, string_array_nod
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 _STRING_BYTES: Final = 16
-"""What `StringDType` counts for an item, wherever its text is."""
+"""The item size of `StringDType`, whose longer texts lie elsewhere."""
 _MAX_BYTES: Final = 1 << 62
 
 
@@ -147,7 +147,7 @@ class _StrCodec(ExactCodec):
 
 
 class _BytesCodec(ExactCodec):
-    """Scalars of bytes, likewise."""
+    """Scalars of bytes; an array of one would drop NULs at its end."""
 
     name = "numpy.bytes"
     python_types = (np.bytes_,)
@@ -183,10 +183,11 @@ class _DtypeCodec(ExactCodec):
 
 
 def _fill_of(value: Any) -> Array | None:
-    """Return what a masked array is filled with, None for what NumPy makes up.
+    """Return the fill value that was set on a masked array, None where NumPy has its default.
 
-    The public attribute makes up a default, which would then be kept through ``astype()``. Once
-    made up, by ``repr()`` too, it need not fit the dtype: "?" for dates without a unit.
+    Reads the private attribute, because the public one sets a default, which ``astype()`` would
+    then keep. A default that was set, for example by ``repr()``, may not fit the dtype ("?" for
+    dates without a unit); such a one is left out.
     """
     if value._fill_value is None:
         return None

@@ -47,7 +47,7 @@ class _PandasCodec:
         return self.exact
 
     def takes(self, value: object) -> bool:
-        """Take subclasses, to say why they are refused."""
+        """Take subclasses too: `encode` refuses them and says why."""
         return isinstance(value, self.base)
 
     def encode(self, value: Any, encoder: Encoder) -> JSON:
@@ -153,7 +153,7 @@ class _Index(_PandasCodec):
 
 
 class _Array(_PandasCodec):
-    """Extension arrays by themselves; their dtype decides, so no class is exact."""
+    """Extension arrays by themselves; taken by base class, since their dtypes decide."""
 
     name = "pandas.array"
     exact = ()
@@ -187,7 +187,7 @@ def _labels(names: Any) -> list[str]:
 
 
 def _joined(nodes: list[Any]) -> list[JSON]:
-    """Return nodes with runs of neighbours in one block as ``{"kind": "run"}``."""
+    """Return nodes with those of neighbours in one block joined to one of the kind ``run``."""
     joined: list[Any] = []
     for node in nodes:
         last = joined[-1] if joined else {}
@@ -205,7 +205,7 @@ def _joined(nodes: list[Any]) -> list[JSON]:
 
 
 def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, Array]]:
-    """Return arrays and the positions of their columns; numbers as columns x rows."""
+    """Return arrays with their columns' positions in the frame; numbers are columns x rows."""
     blocks: list[tuple[Any, Array]] = []
     runs: list[_Run] = []
     position = 0
@@ -222,7 +222,7 @@ def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, Array]]:
 
 @dataclass
 class _Run:
-    """Neighbours in a block, which other columns may separate in the frame."""
+    """Columns side by side in a block; in the frame, others may stand between them."""
 
     block: int
     first: int
@@ -239,7 +239,7 @@ class _Run:
 
 
 def _add_run(runs: list[_Run], node: Any, position: int, columns: ColumnReader) -> int:
-    """Add a run to one that it continues, or by itself; return the next position."""
+    """Add a run, joined to the one that it continues; return the next column's position."""
     block, first, count = node["block"], node["row"], node["count"]
     columns.take_rows(block, first, count)
     places = range(position, position + count)
@@ -253,14 +253,14 @@ def _add_run(runs: list[_Run], node: Any, position: int, columns: ColumnReader) 
 
 
 def _frame(blocks: list[tuple[Any, Array]], index: Any, names: Any) -> Any:
-    """Return a frame on the very memory of its arrays."""
+    """Return a frame that shares the memory of its arrays."""
     if hasattr(pd.api, "internals"):
         return pd.api.internals.create_dataframe_from_blocks(blocks, index=index, columns=names)
     return _frame_of_columns(blocks, index, names)
 
 
 def _frame_of_columns(blocks: list[tuple[Any, Array]], index: Any, names: Any) -> Any:
-    """Do the same with pandas 2.2, whose public way keeps only one block together."""
+    """Return the frame with pandas 2.2, which has no public way to give it several blocks."""
     if len(blocks) == 1 and isinstance(blocks[0][0], np.ndarray) and blocks[0][0].dtype != object:
         return pd.DataFrame(blocks[0][0].T, index=index, columns=names, copy=False)
     columns = {}

@@ -1,4 +1,4 @@
-"""Decoding one entry: what its node says, and what its codec may ask for."""
+"""Decode one entry: what its node says, and what its codec may ask for."""
 
 from __future__ import annotations
 

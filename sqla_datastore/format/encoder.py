@@ -1,4 +1,4 @@
-"""Encoding a value and its nested values, without I/O."""
+"""Encode a value and its nested values, without I/O."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class _Family:
             limits = f"{MAX_NESTED_DEPTH} levels or {MAX_NESTED} nested values"
             raise encoder.unsupported(value, f"there are more than {limits}; flatten it")
         number = len(self.nested_values)
-        self.nested_values.append(value)  # which also keeps the id from being used again
+        self.nested_values.append(value)  # also keeps it alive, so that its id stays its own
         self._open.add(key)
         self.add(self._nested_entries(value), encoder.where, number)
         self._open.discard(key)

@@ -120,7 +120,9 @@ class Manifest:
                 kinds=_numbers(blobs["kinds"], len(SUFFIXES) - 1),
             )
         except (KeyError, TypeError, UnicodeDecodeError) as err:
-            raise MalformedError(f"its manifest lacks or mistakes something ({err!r})") from err
+            raise MalformedError(
+                f"its manifest lacks a key or has another structure ({err!r})"
+            ) from err
         manifest._check(end)
         return manifest
 
@@ -178,7 +180,7 @@ def _numbers(column: object, largest: int) -> list[int]:
 
 def _check_column(column: object, kind: type, limit: int) -> None:
     if type(column) is not list or len(column) > limit or not _kinds(column) <= {kind}:
-        raise MalformedError("a column of its manifest is none")
+        raise MalformedError(f"a column of its manifest is not a list of {kind.__name__}")
 
 
 def _kinds(column: Iterable[object]) -> set[type]:

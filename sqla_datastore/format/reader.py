@@ -1,4 +1,4 @@
-"""Reading one object: its index when it is opened, an entry when it is asked for."""
+"""Read one object: its index when it is opened, an entry when it is asked for."""
 
 from __future__ import annotations
 

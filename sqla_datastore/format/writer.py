@@ -1,4 +1,4 @@
-"""Writing one encoded value as one object, in one pass."""
+"""Write one encoded value as one object, in one pass."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class ObjectPlan:
 
     def __init__(self, entries: list[EncodedEntry], nested_values: list[object]) -> None:
         self.entries = entries
-        self._nested_values = nested_values  # grows until the whole plan is made
+        self._nested_values = (
+            nested_values  # grows while the plan is made, so it is counted only when written
+        )
         self.nbytes = sum(payload.nbytes for entry in entries for payload in entry.payloads)
         self.names_with_nested = frozenset(entry.name for entry in entries if entry.has_nested)
 
@@ -79,7 +81,7 @@ def _dump(manifest: Manifest) -> bytes:
 
 
 class _BlobWriter:
-    """Writes the blobs of one object and notes where they lie."""
+    """Writes the blobs of one object and notes their offsets and checksums."""
 
     def __init__(self, out: ZipWriter, entries: list[EncodedEntry]) -> None:
         self._out = out
