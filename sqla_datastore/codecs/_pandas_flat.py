@@ -186,6 +186,7 @@ def _decode_period(node: Any, columns: ColumnReader) -> Any:
 
 
 def _encode_masked(array: Any, columns: ColumnWriter, label: str) -> Node:  # noqa: ARG001
+    # no public attribute gives the parts without a copy
     values, mask = columns.array(array._data), columns.array(array._mask)
     return {"kind": "masked", "values": values, "mask": mask}
 
