@@ -10,26 +10,11 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Iterator
-from enum import Enum
-from typing import TypeVar
 
-from ._advice import advice
+from . import _enums
 from .protocol import Codec, Decoder, Description, Encoder, Payload
 
-__all__ = [
-    "Codec",
-    "Decoder",
-    "Description",
-    "Encoder",
-    "Payload",
-    "advice",
-    "codec_named",
-    "find_codec",
-    "register_codec",
-    "register_enum",
-]
-
-EnumType = TypeVar("EnumType", bound=type[Enum])
+__all__ = ["Codec", "Decoder", "Description", "Encoder", "Payload"]
 
 # the first part of a codec's name -> the module of this package that has it in its CODECS
 _MODULES_BY_PREFIX = {
@@ -40,7 +25,7 @@ _MODULES_BY_PREFIX = {
     "capsule": "capsule",
 }
 
-# the first part of a type's module -> the same; the standard library is in `plain`
+# the first part of a type's module -> the same; types of the standard library are in `plain`
 _MODULES_BY_LIBRARY = {
     "numpy": "numpy",
     "pandas": "pandas",
@@ -134,7 +119,7 @@ def find_codec(value: object) -> Codec | None:
         value: any object; its exact type decides, subclasses are offered to `Codec.takes`.
 
     Returns:
-        The codec, or None where none takes it; `advice` says what to do then.
+        The codec, or None where none takes it; `advice.advice` says what to do then.
     """
     return _registry.find(value)
 
@@ -167,7 +152,7 @@ def register_codec(codec: Codec) -> None:
     _registry.register(codec)
 
 
-def register_enum(cls: EnumType, name: str | None = None) -> EnumType:
+def register_enum(cls: _enums.EnumType, name: str | None = None) -> _enums.EnumType:
     """Let members of an Enum be stored; usable as a class decorator.
 
     Objects hold the registered name, never an import path: the reading program registers its own
@@ -183,6 +168,4 @@ def register_enum(cls: EnumType, name: str | None = None) -> EnumType:
     Raises:
         ValueError: the name is taken by another class, or the class has another name.
     """
-    from . import plain
-
-    return plain.register_enum(cls, name)
+    return _enums.register_enum(cls, name)

@@ -10,27 +10,14 @@ from typing_extensions import Buffer
 from ..exceptions import UnsupportedFormatError
 from .protocol import Decoder, Description, Encoder
 
-__all__ = [
-    "SMALL_BYTES",
-    "BytesPayload",
-    "ExactCodec",
-    "bytes_node",
-    "field",
-    "int_node",
-    "lacks",
-    "read_bytes",
-    "read_int",
-    "text_in",
-]
-
 SMALL_BYTES: Final = 4096
-"""What is longer goes into a blob."""
+"""Longer bytes go into a blob, so that the node stays small."""
 
 _MAX_JSON_INT: Final = 2**53 - 1
 
 
 class ExactCodec:
-    """A codec of exact types: no subclass is taken."""
+    """A codec that takes exact types and no subclass of them."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
@@ -72,7 +59,7 @@ def bytes_node(data: bytes, encoder: Encoder) -> str | int:
 
 
 def read_bytes(node: Any, decoder: Decoder) -> bytes:
-    """Return what `bytes_node` took."""
+    """Return the bytes of a node that `bytes_node` made."""
     if not isinstance(node, str):
         return decoder.blob(node).tobytes()
     try:
@@ -82,12 +69,12 @@ def read_bytes(node: Any, decoder: Decoder) -> bytes:
 
 
 def int_node(value: int) -> int | str:
-    """Return an int that any JSON reader keeps, else hexadecimal text."""
+    """Return the int where any JSON reader keeps it exactly, else hexadecimal text."""
     return value if -_MAX_JSON_INT <= value <= _MAX_JSON_INT else hex(value)
 
 
 def read_int(node: Any, decoder: Decoder) -> int:
-    """Return what `int_node` took."""
+    """Return the int of a node that `int_node` made."""
     if type(node) is int:
         return node
     try:
@@ -100,21 +87,21 @@ def read_int(node: Any, decoder: Decoder) -> int:
 
 
 def lacks(what: str, decoder: Decoder) -> UnsupportedFormatError:
-    """Return the error of a sound node that this program or platform cannot read."""
-    place = decoder.damaged(what)  # knows URL and entry
+    """Return the error of an undamaged node that needs what this program or platform lacks."""
+    place = decoder.damaged(what)  # a decoder tells URL and entry only through its errors
     url, entry = getattr(place, "url", None), getattr(place, "entry", None)
     return UnsupportedFormatError(f"entry {entry!r} of {url!r} needs {what}", url=url, entry=entry)
 
 
 def text_in(node: Any, decoder: Decoder) -> str:
-    """Return a node that is text."""
+    """Return a node that must be text."""
     if isinstance(node, str):
         return node
     raise decoder.damaged(f"expected text, found {type(node).__name__}")
 
 
 def field(node: Any, key: str, decoder: Decoder) -> Any:
-    """Return what a node that is an object holds under a key."""
+    """Return the value of a key of a node, which must be an object that has it."""
     if isinstance(node, dict) and key in node:
         return node[key]
     raise decoder.damaged(f"a node has no {key!r}")

@@ -10,8 +10,6 @@ from typing import Any
 from ._base import ExactCodec, field, lacks, text_in
 from .protocol import JSON, Codec, Decoder, Encoder
 
-__all__ = ["CALENDAR_CODECS"]
-
 # the names of the IANA database: the key becomes a path, so nothing else may stand in it
 _ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
 

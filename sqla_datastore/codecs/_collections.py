@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from ._base import SMALL_BYTES, BytesPayload, ExactCodec, field, int_node, read_int
-from ._scalars import is_bare
 from .protocol import JSON, Codec, Decoder, Encoder
-
-__all__ = ["COLLECTION_CODECS", "is_json"]
+from .strict_json import NotJSONError, is_bare, parse_json
 
 _PACKED_FROM: Final = 256
 _JSON_DEPTH: Final = 16
@@ -39,7 +37,7 @@ class ListCodec(ExactCodec):
 
 
 class TupleCodec(ExactCodec):
-    """Tuples; what is inside may be mutable."""
+    """Tuples; mutable, because an item may be."""
 
     name = "plain.tuple"
     mutable = True
@@ -142,14 +140,14 @@ class SliceCodec(ExactCodec):
 
 
 def _in_stable_order(items: Iterable[Any]) -> list[Any]:
-    """Return a set's items so that equal sets are stored as the same bytes, whatever was hashed."""
+    """Return a set's items in an order without hashes, so that equal sets become equal bytes."""
     return sorted(items, key=lambda item: (type(item).__qualname__, _shown(item)))
 
 
 def _shown(item: object) -> str:
     try:
         return repr(item)
-    except ValueError:  # an int of more than 4,300 digits, somewhere inside
+    except ValueError:  # Python refuses to print ints of more than 4,300 digits
         return "…"
 
 
@@ -160,7 +158,7 @@ def _three(node: Any, decoder: Decoder) -> list[Any]:
 
 
 def _distinct(cls: Any, items: Iterable[Any], count: int, decoder: Decoder) -> Any:
-    """Build a set or dict whose members must be hashable and all different."""
+    """Return a set or dict of items that must be hashable and all different."""
     try:
         value = cls(items)
     except TypeError:
@@ -234,12 +232,14 @@ def is_json(value: list[Any] | dict[Any, Any], depth: int = _JSON_DEPTH) -> bool
 def _json_node(value: list[Any] | dict[Any, Any], encoder: Encoder) -> JSON:
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     if len(text) <= SMALL_BYTES:
-        return {"json": json.loads(text)}  # a copy: the owner may edit the value later
+        return {
+            "json": _copied(value)
+        }  # a copy, because the value may be edited before it is written
     return {"json_blob": encoder.blob(BytesPayload(text.encode("ascii")))}
 
 
 def _read_json(node: Any, cls: type, decoder: Decoder) -> Any:
-    """Read either form; only values that JSON knows can come out, whoever wrote it."""
+    """Return the list or dict of either JSON form; its items are not decoded further."""
     if isinstance(node, dict) and "json" in node:
         value = _copied(node["json"])
     else:
@@ -259,22 +259,9 @@ def _copied(node: Any) -> Any:
 
 def _parsed(data: memoryview, decoder: Decoder) -> Any:
     try:
-        return json.loads(
-            data.tobytes(), parse_constant=_refuse_constant, object_pairs_hook=_distinct_keys
-        )
-    except (ValueError, RecursionError):
+        return parse_json(str(data, "utf-8"))
+    except (NotJSONError, UnicodeDecodeError):
         raise decoder.damaged("a blob is not JSON whose keys are all different") from None
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(text)
-
-
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
 
 
 COLLECTION_CODECS: tuple[Codec, ...] = (

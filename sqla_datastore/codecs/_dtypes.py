@@ -24,15 +24,6 @@ from ._base import field, lacks, text_in
 from ._collections import is_json
 from .protocol import JSON, Decoder
 
-__all__ = [
-    "RefusedDtypeError",
-    "dtype_node",
-    "dtype_text",
-    "item_bytes",
-    "read_dtype",
-    "read_shape",
-]
-
 _MAX_DEPTH: Final = 16
 _MAX_NDIM: Final = 64
 _MAX_TEXT: Final = 200
@@ -224,7 +215,7 @@ class _NotReadableError(Exception):
 
 
 class _Unchecked:
-    """The decoder of a description: whatever is wrong has no text."""
+    """The decoder for descriptions, which know no URL: any fault is a `_NotReadableError`."""
 
     def damaged(self, reason: str) -> Exception:
         return _NotReadableError(reason)

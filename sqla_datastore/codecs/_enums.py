@@ -9,8 +9,6 @@ from typing import Any, ClassVar, TypeVar
 from ._base import field, int_node, lacks, read_int, text_in
 from .protocol import JSON, Decoder, Description, Encoder
 
-__all__ = ["EnumCodec", "register_enum"]
-
 EnumType = TypeVar("EnumType", bound=type[Enum])
 
 _lock = threading.Lock()
@@ -19,7 +17,7 @@ _names: dict[type[Enum], str] = {}
 
 
 def register_enum(cls: EnumType, name: str | None = None) -> EnumType:
-    """Register an Enum under a name; `sqla_datastore.codecs.register_enum` documents it."""
+    """Register an Enum under a name; see `sqla_datastore.register_enum`."""
     name = cls.__qualname__ if name is None else name
     with _lock:
         if _classes.get(name, cls) is not cls:

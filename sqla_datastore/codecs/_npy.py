@@ -1,4 +1,4 @@
-"""Arrays as blobs: a ``.npy`` file where that format can hold the dtype, else bare bytes.
+"""Arrays as blobs: ``.npy`` files where that format can hold the dtype, else bare bytes.
 
 The header is for other tools. Readers take dtype, shape, order and the header's length from the
 node. The array's own byte order is kept, so that any array can be mapped without a copy.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,6 @@ from ._base import field
 from ._dtypes import RefusedDtypeError, dtype_node, read_dtype, read_shape
 from .protocol import JSON, Decoder, Encoder
 
-__all__ = ["Array", "ArrayPayload", "array_node", "check_values", "read_array"]
-
 Array: TypeAlias = npt.NDArray[Any]
 
 _ALIGNMENT: Final = 64
@@ -30,20 +28,23 @@ _PIECE_BYTES: Final = 1 << 20
 _MAX_HEADER: Final = 9_000
 """`numpy.load` refuses headers above 10,000 bytes."""
 _MAX_EMPTY_ITEMS: Final = 1 << 20
-"""Items of no bytes: nothing in a blob bounds their number."""
+"""Items of no bytes take no room in a blob, so its size does not bound their number."""
 _MAX_CODE_POINT: Final = 0x10FFFF
 
 
 class ArrayPayload:
-    """A header and an array's bytes in C or Fortran order, without a copy of the whole."""
+    """A header and then the bytes of arrays in C or Fortran order, copied a piece at a time.
 
-    def __init__(self, array: Array, header: bytes) -> None:
-        self._array = array
+    Without a header the bytes are bare, and the suffix says so.
+    """
+
+    def __init__(self, header: bytes, arrays: Sequence[Array]) -> None:
         self._header = header
+        self._arrays = arrays
 
     @property
     def nbytes(self) -> int:
-        return len(self._header) + self._array.nbytes
+        return len(self._header) + sum(array.nbytes for array in self._arrays)
 
     @property
     def suffix(self) -> str:
@@ -52,8 +53,9 @@ class ArrayPayload:
     def write_to(self, write: Callable[[Buffer], object]) -> None:
         if self._header:
             write(self._header)
-        for piece in _pieces(self._array):
-            write(piece.view(np.uint8).data)
+        for array in self._arrays:
+            for piece in _pieces(array):
+                write(piece.view(np.uint8).data)
 
 
 def _pieces(array: Array) -> Iterator[Array]:
@@ -90,13 +92,13 @@ def array_node(array: Array, encoder: Encoder) -> dict[str, JSON]:
         raise encoder.unsupported(array, f"{err}; {_instead(array)}") from None
     if array.itemsize == 0 and array.size > _MAX_EMPTY_ITEMS:
         raise encoder.unsupported(array, "it has too many items of no bytes")
-    header = _npy_header(array)
+    header = _header_of(array)
     return {
         "dtype": dtype,
         "shape": list(array.shape),
         "order": _order(array),
         "start": len(header),
-        "blob": encoder.blob(ArrayPayload(array, header)),
+        "blob": encoder.blob(ArrayPayload(header, [array])),
     }
 
 
@@ -106,16 +108,29 @@ def _instead(array: Array) -> str:
     return "convert it with array.astype(…)"
 
 
-def _npy_header(array: Array) -> bytes:
-    """Return the ``.npy`` header, padded to 64 bytes, or nothing where the format has no words."""
+def _header_of(array: Array) -> bytes:
+    """Return an array's header, or nothing where a ``.npy`` file cannot hold the dtype."""
     try:
         described = array.dtype.str if array.dtype.names is None else array.dtype.descr
     except ValueError:  # overlapping or unordered fields
         return b""
     if not array.dtype.itemsize:
         return b""
-    fortran = _order(array) == "F"
-    text = f"{{'descr': {described!r}, 'fortran_order': {fortran}, 'shape': {array.shape!r}, }}"
+    return npy_header(described, array.shape, is_fortran=_order(array) == "F")
+
+
+def npy_header(described: object, shape: tuple[int, ...], *, is_fortran: bool) -> bytes:
+    """Return a ``.npy`` header, padded so that the array's bytes begin at a multiple of 64.
+
+    Args:
+        described: the dtype as `numpy.lib.format` describes it: text, or a list of fields.
+        shape: the array's lengths.
+        is_fortran: whether the first index changes fastest.
+
+    Returns:
+        The header, or nothing where it is longer than `numpy.load` accepts.
+    """
+    text = f"{{'descr': {described!r}, 'fortran_order': {is_fortran}, 'shape': {shape!r}, }}"
     data = text.encode("utf-8", "backslashreplace")
     if len(data) > _MAX_HEADER:
         return b""
@@ -138,7 +153,7 @@ def read_array(node: Any, decoder: Decoder) -> Array:
         raise decoder.damaged("an array's dtype is a subarray")
     data = decoder.blob(field(node, "blob", decoder), mapped=not _is_checked(dtype))
     _check_size(shape, dtype, len(data) - start, decoder)
-    array = _array_over(data, start, shape, dtype, order, decoder)
+    array = array_over(data, start, shape, dtype, decoder, order)
     check_values(array, decoder)
     return array
 
@@ -154,16 +169,22 @@ def _check_size(
         raise decoder.damaged("an array has too many items of no bytes")
 
 
-def _array_over(
+def array_over(
     data: memoryview,
     start: int,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
-    order: Any,
     decoder: Decoder,
+    order: Literal["C", "F"] = "C",
 ) -> Array:
-    # `ndarray` over a memoryview would take what is behind it as its base: then nothing would hold
-    # the map open, nor keep a caller from making the array writable
+    """Return a read-only array on a blob's memory, from a byte on.
+
+    Its base is the memoryview: that keeps a map open, and nobody can make the array writable. The
+    base of an ``ndarray`` made directly would be what the memoryview shows.
+
+    Raises:
+        DamagedObjectError: NumPy cannot make such an array.
+    """
     memory = np.frombuffer(data, np.uint8) if len(data) else b""
     try:
         array: Array = np.ndarray(shape, dtype, memory, start, order=order)
@@ -174,7 +195,7 @@ def _array_over(
 
 
 def _is_checked(dtype: np.dtype[Any]) -> bool:
-    """Return whether some bytes of a dtype are no value, so that all of them are looked at."""
+    """Return whether a dtype has byte patterns that are no value, so that items must be checked."""
     if dtype.subdtype is not None:
         return _is_checked(dtype.subdtype[0])
     if dtype.fields is not None:
@@ -183,7 +204,10 @@ def _is_checked(dtype: np.dtype[Any]) -> bool:
 
 
 def check_values(array: Array, decoder: Decoder) -> None:
-    """Refuse bool bytes above 1 (loops count on it) and what is no code point (SystemError)."""
+    """Refuse bools other than 0 and 1, and text with what is no code point.
+
+    NumPy's loops rely on the former and raise SystemError at the latter.
+    """
     dtype = array.dtype
     if dtype.names is not None:
         for name in dtype.names:

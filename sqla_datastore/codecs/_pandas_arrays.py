@@ -1,51 +1,52 @@
-"""One rule for each dtype of pandas: how its arrays become physical columns, and back.
+"""Arrays and indexes of pandas: each kind as a node and physical columns, and back.
+
+An index is made of arrays, and a categorical array has an index, so both are here. Kinds that hold
+no other arrays are in `_pandas_flat`; these do:
 
 ==============  ================================================================
 kind            parts
 ==============  ================================================================
-numpy           the values; datetimes and timedeltas without zone are numbers too
-object          texts as Arrow strings, everything else element by element
-zoned           UTC ticks, unit and time zone
-period          ordinals and the frequency's text
 interval        left and right arrays, and the closed sides
 categorical     codes, and the categories as an index
-masked          values and mask (Int8 to UInt64, Float32 and Float64, boolean)
 sparse          stored values, their positions, the fill value
-string          Arrow strings, the storage and the kind of missing value
-arrow           the Arrow array
+an index        a range, levels and codes, or an array; names and frequency
 ==============  ================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from ..exceptions import UnsupportedFormatError
-from ._base import field, read_int
-from ._pandas_columns import AnyArray, ColumnReader, ColumnWriter
-from ._pandas_time import decode_zone, encode_zone, period_text
-from ._stream import refusal, refused_as_damage
-from .protocol import JSON
+from ._base import field, int_node, read_int
+from ._npy import Array
+from ._pandas_columns import ColumnReader, ColumnWriter
+from ._pandas_flat import (
+    DECODE_RULES,
+    ENCODE_RULES,
+    DecodeRule,
+    EncodeRule,
+    Node,
+    encode_numpy,
+    encode_object,
+)
+from ._pandas_time import freq_text, offset_of
+from ._stream import refused_as_damage
 
-__all__ = ["check_codes", "decode_array", "encode_array"]
-
-Node: TypeAlias = "dict[str, JSON]"
-
-_INLINE_TEXTS = 100
-_INLINE_BYTES = 4096
-_MASKED = {
-    "b": pd.arrays.BooleanArray,
-    "i": pd.arrays.IntegerArray,
-    "u": pd.arrays.IntegerArray,
-    "f": pd.arrays.FloatingArray,
-}
+INDEX_TYPES = (
+    pd.Index,
+    pd.RangeIndex,
+    pd.MultiIndex,
+    pd.CategoricalIndex,
+    pd.DatetimeIndex,
+    pd.TimedeltaIndex,
+    pd.PeriodIndex,
+    pd.IntervalIndex,
+)
+_TIMED = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}
 _TIMES = pd.arrays.DatetimeArray | pd.arrays.TimedeltaArray
-_NAN = {"none": None, "nan": np.nan}
 
 
 def encode_array(array: Any, columns: ColumnWriter, label: str = "") -> Node:
@@ -59,10 +60,10 @@ def encode_array(array: Any, columns: ColumnWriter, label: str = "") -> Node:
     Raises:
         UnsupportedTypeError: the dtype is another library's, or an element cannot be stored.
     """
-    rule = _ENCODERS.get(type(array.dtype))
+    rule = _ENCODE_RULES.get(type(array.dtype))
     ours = type(array).__module__.partition(".")[0] == "pandas"
     if rule is None and isinstance(array, pd.arrays.NumpyExtensionArray | _TIMES):
-        rule = _encode_object if array.dtype.kind == "O" else _encode_numpy
+        rule = encode_object if array.dtype.kind == "O" else encode_numpy
     if rule is None or not ours:
         raise columns.unsupported(
             f"{label or 'its array'} has the dtype {str(array.dtype)!r}, which is not pandas' own; "
@@ -81,152 +82,11 @@ def decode_array(node: Any, columns: ColumnReader) -> Any:
         DamagedObjectError: the node and its columns do not make an array.
     """
     kind = field(node, "kind", columns.decoder)
-    rule = _DECODERS.get(kind) if isinstance(kind, str) else None
+    rule = _DECODE_RULES.get(kind) if isinstance(kind, str) else None
     if rule is None:
         raise columns.decoder.damaged(f"unknown kind of array {kind!r}")
     with refused_as_damage(columns.decoder, f"a {kind} array"):
         return rule(node, columns)
-
-
-def _encode_numpy(array: Any, columns: ColumnWriter, label: str) -> Node:  # noqa: ARG001
-    return {"kind": "numpy", "values": columns.array(np.asarray(array))}
-
-
-def _decode_numpy(node: Any, columns: ColumnReader) -> Any:
-    values = columns.array(node["values"])
-    if values.dtype.kind == "O":
-        raise columns.decoder.damaged("an array of numbers is one of objects")
-    if values.dtype.kind in "mM":
-        return pd.array(values, dtype=values.dtype, copy=False)
-    return values
-
-
-def _encode_object(array: Any, columns: ColumnWriter, label: str) -> Node:
-    values = np.asarray(array)
-    missing = _missing_of_texts(values)
-    if missing is not None:
-        try:
-            texts = pa.array(values, pa.large_string(), from_pandas=True)
-            return {
-                "kind": "object",
-                "missing": missing,
-                "text": _encode_text(texts, columns, label),
-            }
-        except UnicodeEncodeError:  # lone surrogates: element by element
-            pass
-    return {"kind": "object", "values": columns.encoder.encode(values.tolist(), f"[{label!r}]")}
-
-
-def _missing_of_texts(values: AnyArray) -> str | None:
-    """Return what stands between texts, None where there is anything but texts."""
-    types = set(map(type, values))
-    if str not in types:
-        return None
-    if types <= {str, type(None)}:
-        return "none"
-    if types == {str, float} and all(type(each) is str or each != each for each in values):
-        return "nan"
-    return None
-
-
-def _decode_object(node: Any, columns: ColumnReader) -> AnyArray:
-    if "text" in node:
-        missing = _NAN[node["missing"]]
-        texts = _decode_text(node["text"], columns).to_pylist()
-        return _objects([missing if each is None else each for each in texts])
-    values = columns.decoder.decode(node["values"])
-    if type(values) is not list:
-        raise columns.decoder.damaged("an object array is no list")
-    return _objects(values)
-
-
-def _objects(values: list[Any]) -> AnyArray:
-    return np.fromiter(values, dtype=object, count=len(values))
-
-
-def _encode_text(texts: Any, columns: ColumnWriter, label: str) -> Node:
-    """Return few and short texts as such, others as an Arrow column."""
-    if len(texts) <= _INLINE_TEXTS and texts.nbytes <= _INLINE_BYTES:
-        return {"list": texts.to_pylist()}
-    return {"column": columns.arrow(texts, label)}
-
-
-def _decode_text(node: Any, columns: ColumnReader) -> Any:
-    if "list" in node:
-        return pa.chunked_array([pa.array(node["list"], pa.large_string())])
-    texts = columns.arrow(node["column"])
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-        raise columns.decoder.damaged("a column of texts has another type")
-    return texts
-
-
-def _encode_string(array: Any, columns: ColumnWriter, label: str) -> Node:
-    dtype = array.dtype
-    node: Node = {"kind": "string", "storage": dtype.storage, "missing": "na"}
-    if dtype.storage == "pyarrow_numpy" or dtype.na_value is not pd.NA:
-        node |= {"storage": dtype.storage.removesuffix("_numpy"), "missing": "nan"}
-    try:
-        texts = _texts_of(array)
-    except UnicodeEncodeError:
-        values = array.to_numpy(dtype=object, na_value=None).tolist()
-        return node | {"values": columns.encoder.encode(values, f"[{label!r}]")}
-    return node | {"text": _encode_text(texts, columns, label)}
-
-
-def _texts_of(array: Any) -> Any:
-    if array.dtype.storage == "python":
-        return pa.array(np.asarray(array, dtype=object), pa.large_string(), from_pandas=True)
-    return array.__arrow_array__()
-
-
-def _decode_string(node: Any, columns: ColumnReader) -> Any:
-    dtype = _string_dtype(node["storage"], node["missing"], columns)
-    if "values" in node:
-        return pd.array(columns.decoder.decode(node["values"]), dtype=dtype)
-    texts = _decode_text(node["text"], columns)
-    if dtype.storage == "python":
-        return pd.array(_objects(texts.to_pylist()), dtype=dtype)
-    return dtype.__from_arrow__(texts)
-
-
-def _string_dtype(storage: Any, missing: Any, columns: ColumnReader) -> Any:
-    if storage not in ("python", "pyarrow") or missing not in ("na", "nan"):
-        raise columns.decoder.damaged("a string dtype is unknown")
-    if missing == "na":
-        return pd.StringDtype(storage)
-    try:
-        return pd.StringDtype(storage, na_value=np.nan)
-    except TypeError:  # pandas 2.2
-        if storage == "pyarrow":
-            return pd.StringDtype("pyarrow_numpy")
-    raise UnsupportedFormatError("strings in Python storage with NaN need pandas 2.3 or later")
-
-
-def _encode_zoned(array: Any, columns: ColumnWriter, label: str) -> Node:  # noqa: ARG001
-    node = {"unit": array.dtype.unit, "zone": encode_zone(array.dtype.tz)}
-    return {"kind": "zoned", "ticks": columns.array(array.asi8), **node}
-
-
-def _decode_zoned(node: Any, columns: ColumnReader) -> Any:
-    dtype = pd.DatetimeTZDtype(node["unit"], decode_zone(node["zone"], columns.decoder))
-    return pd.array(_ticks(node["ticks"], columns), dtype=dtype, copy=False)
-
-
-def _ticks(reference: Any, columns: ColumnReader) -> Any:
-    ticks = columns.array(reference)
-    if ticks.dtype != np.dtype("i8"):
-        raise columns.decoder.damaged("ticks are no 64-bit integers")
-    return ticks
-
-
-def _encode_period(array: Any, columns: ColumnWriter, label: str) -> Node:  # noqa: ARG001
-    freq = period_text(array.dtype)
-    return {"kind": "period", "ordinals": columns.array(array.asi8), "freq": freq}
-
-
-def _decode_period(node: Any, columns: ColumnReader) -> Any:
-    ordinals = _ticks(node["ordinals"], columns)
-    return pd.arrays.PeriodArray(ordinals, dtype=pd.PeriodDtype(node["freq"]))
 
 
 def _encode_interval(array: Any, columns: ColumnWriter, label: str) -> Node:
@@ -241,8 +101,6 @@ def _decode_interval(node: Any, columns: ColumnReader) -> Any:
 
 
 def _encode_categorical(array: Any, columns: ColumnWriter, label: str) -> Node:
-    from ._pandas_index import encode_index  # an index is made of arrays
-
     return {
         "kind": "categorical",
         "codes": columns.array(array.codes),
@@ -252,34 +110,19 @@ def _encode_categorical(array: Any, columns: ColumnWriter, label: str) -> Node:
 
 
 def _decode_categorical(node: Any, columns: ColumnReader) -> Any:
-    from ._pandas_index import decode_index
-
     categories: Any = decode_index(node["categories"], columns)
     dtype = pd.CategoricalDtype(categories, ordered=node["ordered"])
-    codes = check_codes(columns.array(node["codes"]), len(dtype.categories), columns)
+    codes = _check_codes(columns.array(node["codes"]), len(dtype.categories), columns)
     return pd.Categorical.from_codes(codes, dtype=dtype)
 
 
-def check_codes(codes: AnyArray, categories: int, columns: ColumnReader) -> Any:
+def _check_codes(codes: Array, categories: int, columns: ColumnReader) -> Any:
     """Return codes that are checked as stored: pandas narrows them before it checks."""
     if codes.dtype.kind != "i":
         raise columns.decoder.damaged("codes are no signed integers")
     if len(codes) and not -1 <= int(codes.min()) <= int(codes.max()) < categories:
         raise columns.decoder.damaged(f"a code is not below {categories}")
     return codes
-
-
-def _encode_masked(array: Any, columns: ColumnWriter, label: str) -> Node:  # noqa: ARG001
-    values, mask = columns.array(array._data), columns.array(array._mask)
-    return {"kind": "masked", "values": values, "mask": mask}
-
-
-def _decode_masked(node: Any, columns: ColumnReader) -> Any:
-    values, mask = columns.array(node["values"]), columns.array(node["mask"])
-    flags = [each for each in (values, mask) if each.dtype == bool]
-    if any(each.view(np.uint8).max(initial=0) > 1 for each in flags):
-        raise columns.decoder.damaged("a mask is not of zeros and ones")
-    return _MASKED[values.dtype.kind](values, mask, copy=False)
 
 
 def _encode_sparse(array: Any, columns: ColumnWriter, label: str) -> Node:
@@ -312,7 +155,7 @@ def _decode_sparse(node: Any, columns: ColumnReader) -> Any:
     return sparse._simple_new(values, index, dtype)
 
 
-def _check_positions(positions: AnyArray, length: int, columns: ColumnReader) -> None:
+def _check_positions(positions: Array, length: int, columns: ColumnReader) -> None:
     fits = positions.dtype == np.int32 and 0 <= length < 2**31
     if fits and len(positions):
         fits = positions[0] >= 0 and positions[-1] < length and bool((np.diff(positions) > 0).all())
@@ -320,41 +163,87 @@ def _check_positions(positions: AnyArray, length: int, columns: ColumnReader) ->
         raise columns.decoder.damaged("the positions of a sparse array are not inside it")
 
 
-def _encode_arrow(array: Any, columns: ColumnWriter, label: str) -> Node:
-    values = array.__arrow_array__()
-    if reason := refusal(values.type):
-        raise ValueError(reason)
-    return {"kind": "arrow", "values": columns.arrow(values, label)}
+def encode_index(index: Any, columns: ColumnWriter, label: str = "index") -> Node:
+    """Return the node of any index of pandas.
+
+    Raises:
+        UnsupportedTypeError: it is a subclass, or holds or is named by what cannot be stored.
+    """
+    if type(index) not in INDEX_TYPES:
+        reason = f"its {label} is a {type(index).__qualname__}; convert it with pandas.Index(...)"
+        raise columns.unsupported(reason)
+    if type(index) is pd.MultiIndex:
+        return _encode_multi(index, columns, label)
+    node: Node = {} if index.name is None else {"name": columns.encoder.encode(index.name, ".name")}
+    if type(index) is pd.RangeIndex:
+        return node | {"range": [int_node(each) for each in (index.start, index.stop, index.step)]}
+    return node | _freq(index, columns) | {"array": encode_array(index.array, columns, label)}
 
 
-def _decode_arrow(node: Any, columns: ColumnReader) -> Any:
-    return pd.arrays.ArrowExtensionArray(columns.arrow(node["values"]))
+def decode_index(node: Any, columns: ColumnReader) -> Any:
+    """Return the index of a node.
+
+    Raises:
+        DamagedObjectError: the node and its columns do not make an index.
+    """
+    with refused_as_damage(columns.decoder, "an index"):
+        if "levels" in node:
+            return _decode_multi(node, columns)
+        name = columns.decoder.decode(node.get("name"))
+        if "range" in node:
+            start, stop, step = (read_int(each, columns.decoder) for each in node["range"])
+            return pd.RangeIndex(start, stop, step, name=name)
+        return _decode_flat(node, columns, name)
 
 
-_ENCODERS: dict[Any, Callable[[Any, ColumnWriter, str], Node]] = {
-    pd.DatetimeTZDtype: _encode_zoned,
-    pd.PeriodDtype: _encode_period,
+def _freq(index: Any, columns: ColumnWriter) -> Node:
+    if not isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex) or index.freq is None:
+        return {}
+    try:
+        freq = freq_text(index.freq)
+        # reading builds the index with its freq, which pandas then checks: so check it now, on an
+        # array without freq, because pandas believes the freq that an array has
+        type(index)(pd.Series(index, copy=False).array, freq=index.freq)
+    except ValueError as err:
+        raise columns.unsupported(f"an index: {err}; set index.freq = None") from err
+    return {"freq": freq}
+
+
+def _decode_flat(node: Any, columns: ColumnReader, name: Any) -> Any:
+    array = decode_array(field(node, "array", columns.decoder), columns)
+    if "freq" not in node:
+        return pd.Index(array, dtype=array.dtype, name=name, copy=False)
+    freq = offset_of(node["freq"], columns.decoder)
+    return _TIMED[array.dtype.kind](array, freq=freq, name=name, copy=False)
+
+
+def _encode_multi(index: Any, columns: ColumnWriter, label: str) -> Node:
+    numbered = enumerate(index.levels)
+    return {
+        "levels": [encode_index(each, columns, f"{label} {number}") for number, each in numbered],
+        "codes": [columns.array(np.asarray(each)) for each in index.codes],
+        "names": [columns.encoder.encode(name, ".names") for name in index.names],
+        "sortorder": index.sortorder,
+    }
+
+
+def _decode_multi(node: Any, columns: ColumnReader) -> Any:
+    levels = [decode_index(each, columns) for each in node["levels"]]
+    pairs = zip(node["codes"], levels, strict=True)
+    codes = [_check_codes(columns.array(each), len(level), columns) for each, level in pairs]
+    names = [columns.decoder.decode(name) for name in node["names"]]
+    return pd.MultiIndex(levels, codes, sortorder=node["sortorder"], names=names)
+
+
+_ENCODE_RULES: Final[dict[Any, EncodeRule]] = {
+    **ENCODE_RULES,
     pd.IntervalDtype: _encode_interval,
     pd.CategoricalDtype: _encode_categorical,
     pd.SparseDtype: _encode_sparse,
-    pd.StringDtype: _encode_string,
-    pd.ArrowDtype: _encode_arrow,
-    pd.BooleanDtype: _encode_masked,
-    pd.Float32Dtype: _encode_masked,
-    pd.Float64Dtype: _encode_masked,
-    **dict.fromkeys((pd.Int8Dtype, pd.Int16Dtype, pd.Int32Dtype, pd.Int64Dtype), _encode_masked),
-    **dict.fromkeys((pd.UInt8Dtype, pd.UInt16Dtype, pd.UInt32Dtype), _encode_masked),
-    pd.UInt64Dtype: _encode_masked,
 }
-_DECODERS: dict[str, Callable[[Any, ColumnReader], Any]] = {
-    "numpy": _decode_numpy,
-    "object": _decode_object,
-    "zoned": _decode_zoned,
-    "period": _decode_period,
+_DECODE_RULES: Final[dict[str, DecodeRule]] = {
+    **DECODE_RULES,
     "interval": _decode_interval,
     "categorical": _decode_categorical,
-    "masked": _decode_masked,
     "sparse": _decode_sparse,
-    "string": _decode_string,
-    "arrow": _decode_arrow,
 }

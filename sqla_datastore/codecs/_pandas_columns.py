@@ -7,29 +7,22 @@ stream, under the columns' names where these are unique.
 
 from __future__ import annotations
 
-import io
 import math
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from typing_extensions import Buffer
 
 from ._base import field
+from ._npy import Array, ArrayPayload, array_over, npy_header
 from ._stream import add_stream, read_stream, refused_as_damage
 from .protocol import JSON, Decoder, Encoder
 
-__all__ = ["ColumnReader", "ColumnWriter"]
-
-AnyArray: TypeAlias = "np.ndarray[Any, Any]"
-
 _BLOCK_DTYPE = re.compile(r"[<>|]([biu][1248]|f[248]|c8|c16|[mM]8\[(s|ms|us|ns)\])")
-_PIECE_BYTES = 1 << 20
 _ALIGNMENT = 64
 _MAX_EMPTY_COLUMNS = 1 << 20
-"""Columns of no bytes: nothing in a blob bounds their number."""
+"""Columns without rows take no room in a blob, so its size does not bound their number."""
 
 
 class ColumnWriter:
@@ -38,10 +31,10 @@ class ColumnWriter:
     def __init__(self, value: object, encoder: Encoder) -> None:
         self.value = value
         self.encoder = encoder
-        self._blocks: dict[tuple[str, int], list[AnyArray]] = {}
+        self._blocks: dict[tuple[str, int], list[Array]] = {}
         self._streams: dict[int, list[tuple[str, Any]]] = {}
 
-    def array(self, array: AnyArray) -> JSON:
+    def array(self, array: Array) -> JSON:
         """Add a one-dimensional array and return its reference."""
         if not _BLOCK_DTYPE.fullmatch(array.dtype.str):
             return self.encoder.encode(np.asarray(array))
@@ -65,16 +58,18 @@ class ColumnWriter:
         """Return the error that refuses the whole object."""
         return self.encoder.unsupported(self.value, reason)
 
-    def _block(self, dtype: str, rows: int, arrays: list[AnyArray]) -> JSON:
+    def _block(self, dtype: str, rows: int, arrays: list[Array]) -> JSON:
         if not rows and len(arrays) > _MAX_EMPTY_COLUMNS:
             raise self.unsupported("it has too many columns without rows")
-        payload = _BlockPayload(arrays)
+        whole = _by_row(arrays)
+        header = npy_header(dtype, (rows, len(arrays)), is_fortran=whole is None)
+        payload = ArrayPayload(header, arrays if whole is None else [whole])
         return {
             "blob": self.encoder.blob(payload),
             "dtype": dtype,
             "shape": [len(arrays), rows],
-            "by_row": payload.by_row,
-            "offset": payload.offset,
+            "by_row": whole is not None,
+            "offset": len(header),
         }
 
     def _stream(self, labelled: list[tuple[str, Any]]) -> JSON:
@@ -92,12 +87,12 @@ class ColumnReader:
         self.decoder = decoder
         self._block_nodes = self._list(field(node, "blocks", decoder))
         self._stream_nodes = self._list(field(node, "streams", decoder))
-        self._blocks: dict[int, AnyArray] = {}
+        self._blocks: dict[int, Array] = {}
         self._tables: dict[int, Any] = {}
-        self._taken: dict[int, AnyArray] = {}
+        self._taken: dict[int, Array] = {}
         self._taken_columns: set[tuple[int, int]] = set()
 
-    def array(self, reference: Any) -> AnyArray:
+    def array(self, reference: Any) -> Array:
         """Return a read-only one-dimensional array that refers to the blob."""
         if not _is_reference(reference):
             decoded = self.decoder.decode(reference)
@@ -106,11 +101,11 @@ class ColumnReader:
             raise self.decoder.damaged("a column is no array of one dimension")
         block, row = reference
         self.take_rows(block, row, 1)
-        rows: AnyArray = self.block(block)[row]
+        rows: Array = self.block(block)[row]
         return rows
 
     def take_rows(self, block: Any, first: Any, count: Any) -> None:
-        """Note that columns of a block are used; each is once, since each use takes memory.
+        """Note that columns of a block are used, and refuse a second use: it takes memory again.
 
         Raises:
             DamagedObjectError: they are not inside the block, or used already.
@@ -125,8 +120,8 @@ class ColumnReader:
             raise self.decoder.damaged("columns are not in their block, or used twice")
         taken[rows] = True
 
-    def block(self, number: Any) -> AnyArray:
-        """Return a block as stored columns x rows, read-only."""
+    def block(self, number: Any) -> Array:
+        """Return a block, read-only, as an array of columns x rows."""
         number = self._checked(number, len(self._block_nodes))
         if number not in self._blocks:
             with refused_as_damage(self.decoder, "a block of columns"):
@@ -148,7 +143,7 @@ class ColumnReader:
         self._taken_columns.add((stream, column))
         return table.column(column)
 
-    def _read_block(self, node: Any) -> AnyArray:
+    def _read_block(self, node: Any) -> Array:
         columns, rows = (self._size(each) for each in node["shape"])
         dtype, offset = self._dtype(node["dtype"]), self._size(node["offset"])
         data = self.decoder.blob(node["blob"], mapped=True)
@@ -158,9 +153,10 @@ class ColumnReader:
         if not rows and columns > _MAX_EMPTY_COLUMNS:
             raise self.decoder.damaged("a block has too many columns without rows")
         shape = (rows, columns) if node["by_row"] is True else (columns, rows)
-        block: AnyArray = np.ndarray(shape, dtype, data, offset)
-        block = block if block.flags.aligned else block.copy()
-        block.flags.writeable = False
+        block = array_over(data, offset, shape, dtype, self.decoder)
+        if not block.flags.aligned:
+            block = block.copy()
+            block.flags.writeable = False
         return block.T if node["by_row"] is True else block
 
     def _dtype(self, text: Any) -> np.dtype[Any]:
@@ -186,33 +182,8 @@ def _is_reference(node: Any) -> bool:
     return isinstance(node, list) and len(node) == 2 and all(type(each) is int for each in node)
 
 
-class _BlockPayload:
-    """Arrays of one dtype and length as a ``.npy`` of rows x columns."""
-
-    suffix = ".npy"
-
-    def __init__(self, arrays: list[AnyArray]) -> None:
-        whole = _by_row(arrays)
-        self.by_row = whole is not None
-        self._arrays = arrays if whole is None else [whole]
-        first = arrays[0]
-        self._header = _header(first.dtype, (len(first), len(arrays)), by_column=not self.by_row)
-        self.offset = len(self._header)
-        self._payload_bytes = first.nbytes * len(arrays)
-
-    @property
-    def nbytes(self) -> int:
-        return self.offset + self._payload_bytes
-
-    def write_to(self, write: Callable[[Buffer], object]) -> None:
-        write(self._header)
-        for array in self._arrays:
-            for piece in _pieces(array):
-                write(piece)
-
-
-def _by_row(arrays: list[AnyArray]) -> AnyArray | None:
-    """Return the array whose columns these are, where they lie in memory row by row."""
+def _by_row(arrays: list[Array]) -> Array | None:
+    """Return the two-dimensional array of these columns if they lie in memory row by row."""
     first, step = arrays[0], arrays[0].itemsize
     if len(arrays) < 2 or len(first) < 2 or first.strides != (step * len(arrays),):
         return None
@@ -223,21 +194,3 @@ def _by_row(arrays: list[AnyArray]) -> AnyArray | None:
             return None
     shape, strides = (len(first), len(arrays)), (first.strides[0], step)
     return np.lib.stride_tricks.as_strided(first, shape, strides, writeable=False)
-
-
-def _header(dtype: np.dtype[Any], shape: tuple[int, int], *, by_column: bool) -> bytes:
-    text = io.BytesIO()
-    about = {"descr": dtype.str, "fortran_order": by_column, "shape": shape}
-    np.lib.format.write_array_header_1_0(text, about)
-    return text.getvalue()
-
-
-def _pieces(array: AnyArray) -> Iterator[Buffer]:
-    """Yield an array's bytes in C order, copying at most a piece at a time."""
-    if array.flags.c_contiguous:
-        if array.nbytes:
-            yield array.reshape(-1).view(np.uint8).data
-        return
-    step = max(1, _PIECE_BYTES // array.itemsize)
-    for start in range(0, len(array), step):
-        yield np.ascontiguousarray(array[start : start + step]).view(np.uint8).data

@@ -14,8 +14,6 @@ from ._base import field, int_node, read_int, text_in
 from ._stream import refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
-__all__ = ["SCALARS", "decode_zone", "encode_zone", "freq_text", "offset_of", "period_text"]
-
 _ZONE = "its time zone has no name; use .tz_convert with an IANA name or a fixed offset"
 _FREQ = "its frequency has no text that gives it back"
 _UNITS = ("s", "ms", "us", "ns")

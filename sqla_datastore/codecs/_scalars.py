@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 import uuid
@@ -13,25 +12,7 @@ from typing import Any
 from ._base import ExactCodec, bytes_node, field, int_node, read_bytes, read_int, text_in
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
-__all__ = ["SCALAR_CODECS", "is_bare"]
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _UUID = re.compile("[0-9a-f]{32}")
-_BARE_TYPES = frozenset({type(None), bool, int, float, str})
-
-
-def is_bare(value: object) -> bool:
-    """Return whether a value is stored as JSON itself, without a codec.
-
-    Text with surrogates is not: JSON joins two escapes to one character, and UTF-8 has none.
-    """
-    if type(value) not in _BARE_TYPES:
-        return False
-    if isinstance(value, str):
-        return value.isascii() or not _SURROGATE.search(value)
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return not isinstance(value, int) or -(2**53) < value < 2**53
 
 
 class IntCodec(ExactCodec):

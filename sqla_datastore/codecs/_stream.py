@@ -1,8 +1,8 @@
 """Arrow IPC streams as blobs, for every codec whose values are Arrow memory.
 
 A stream (not an IPC *file*) may replace dictionaries from batch to batch. Its size is counted
-before it is written, so that no payload is copied, and what is read is validated in full before
-anybody sees it: damaged offsets would crash the process, not raise.
+before it is written, so that no payload is copied. What is read is validated in full before it is
+handed out, because damaged offsets would not raise but crash the process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from typing_extensions import Buffer
 
 from ..exceptions import DataStoreError
 from .protocol import Decoder, Encoder
-
-__all__ = ["StreamPayload", "add_stream", "compact", "read_stream", "refusal", "refused_as_damage"]
 
 _FOREIGN = "its extension type is not one of pyarrow's own; store .storage, or register a codec"
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
@@ -129,9 +127,9 @@ def _messages(data: Buffer) -> Iterator[Any]:
 
 
 def _is_compressed(metadata: Buffer) -> bool:
-    """Return whether a message's body would grow when it is read: small bytes, large memory.
+    """Return whether a message's body is compressed, so that few bytes could fill the memory.
 
-    pyarrow does not tell; the fields are those of Arrow's ``Message.fbs``.
+    pyarrow does not tell, so this reads the fields of Arrow's ``Message.fbs``.
     """
     root = struct.unpack_from("<I", metadata)[0]
     kind = _field(metadata, root, 1)
@@ -165,7 +163,7 @@ def refused_as_damage(decoder: Decoder, what: str) -> Iterator[None]:
     try:
         yield
     except (DataStoreError, Warning, ImportError, NameError):
-        raise  # no bytes cause these: warnings may be errors, a library may be missing or broken
+        raise  # not the bytes' fault: a warning made an error, a library missing or broken
     except Exception as err:
         if type(err) is MemoryError:  # Arrow and NumPy have their own for sizes that are wrong
             raise

@@ -16,8 +16,6 @@ from ._dtypes import read_shape
 from ._npy import Array
 from .protocol import JSON, Decoder, Encoder
 
-__all__ = ["is_string_array", "read_string_array", "string_array_node"]
-
 _MISSING: Final = -1
 _NO_OBJECT: Final = object()
 

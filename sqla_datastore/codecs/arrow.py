@@ -24,8 +24,6 @@ from ._base import field
 from ._stream import add_stream, read_stream, refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
-__all__ = ["CODECS"]
-
 
 class _ArrowCodec:
     """A kind of Arrow value that is the stream of a schema and batches."""

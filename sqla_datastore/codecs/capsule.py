@@ -21,8 +21,6 @@ from ._base import field
 from ._stream import add_stream, read_stream, refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
-__all__ = ["CODECS"]
-
 _PLAIN_NAMES = (
     *("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
     *("Float16", "Float32", "Float64", "Boolean", "String", "Binary", "Date", "Time", "Null"),
@@ -30,7 +28,7 @@ _PLAIN_NAMES = (
 
 
 class _Frame:
-    """A polars frame; polars is imported when a frame is at hand or asked for."""
+    """Polars frames; polars is imported when the first one is stored or read."""
 
     name: ClassVar[str] = "capsule.polars_frame"
     version: ClassVar[int] = 1
@@ -66,7 +64,7 @@ class _Frame:
                 return self.value_of(frame, node, decoder)
         except Exception:
             raise
-        except BaseException as err:  # what polars raises where its own code panics
+        except BaseException as err:  # a panic in polars is no Exception
             if type(err).__name__ != "PanicException":
                 raise
             raise decoder.damaged(f"polars cannot take a {self.described}") from err
@@ -105,7 +103,7 @@ class _Series(_Frame):
 
 
 class _Refused:
-    """Takes what cannot come back, to say what to do instead."""
+    """Takes values that no codec could give back, only to refuse them with advice."""
 
     name: ClassVar[str] = "capsule.refused"
     version: ClassVar[int] = 1
@@ -143,7 +141,7 @@ def _qualified(value: object) -> str:
 
 
 def _is_foreign(cls: type) -> bool:
-    """Return whether a class speaks the interface and no other codec knows its library."""
+    """Return whether a class offers the interface and no other codec knows its library."""
     if f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}" in _TAKEN:
         return False
     libraries = {base.__module__.partition(".")[0] for base in cls.__mro__}
@@ -231,7 +229,7 @@ def _categorical_of(parts: Any) -> Any:
 
 
 def _bare(table: Any) -> Any:
-    """Return a table without metadata, which polars would parse and obey."""
+    """Return a table without metadata: polars would take types from it."""
     fields = [_bare_field(each) for each in table.schema]
     columns = [
         column if column.type.equals(each.type, check_metadata=True) else column.cast(each.type)

@@ -28,14 +28,12 @@ from ._npy import Array, array_node, check_values, read_array
 from ._string_arrays import is_string_array, read_string_array, string_array_node
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
-__all__ = ["CODECS"]
-
 _STRING_BYTES: Final = 16
-"""What `StringDType` counts for an item, wherever its text is."""
+"""The item size of `StringDType`, whose longer texts lie elsewhere."""
 _MAX_BYTES: Final = 1 << 62
 
 
-class ArrayCodec(ExactCodec):
+class _ArrayCodec(ExactCodec):
     """Arrays of exactly `numpy.ndarray`."""
 
     name = "numpy.array"
@@ -56,7 +54,7 @@ class ArrayCodec(ExactCodec):
         return _described(self.described, node)
 
 
-class RecarrayCodec(ExactCodec):
+class _RecarrayCodec(ExactCodec):
     """Record arrays: arrays whose fields are attributes."""
 
     name = "numpy.recarray"
@@ -73,7 +71,7 @@ class RecarrayCodec(ExactCodec):
         return _described(self.described, node)
 
 
-class MaskedCodec(ExactCodec):
+class _MaskedCodec(ExactCodec):
     """Masked arrays over exactly `numpy.ndarray`."""
 
     name = "numpy.masked"
@@ -112,7 +110,7 @@ class MaskedCodec(ExactCodec):
         return _described(self.described, node.get("data") if isinstance(node, dict) else None)
 
 
-class ScalarCodec(ExactCodec):
+class _ScalarCodec(ExactCodec):
     """Scalars by dtype and bytes, which keeps the payload of a NaN and the unit of a date."""
 
     name = "numpy.scalar"
@@ -134,7 +132,7 @@ class ScalarCodec(ExactCodec):
         return _described(self.described, node | {"shape": []} if isinstance(node, dict) else None)
 
 
-class StrCodec(ExactCodec):
+class _StrCodec(ExactCodec):
     """Scalars of text; an array of one would drop NULs at its end."""
 
     name = "numpy.str"
@@ -148,8 +146,8 @@ class StrCodec(ExactCodec):
         return np.str_(_exactly(str, decoder.decode(node), decoder))
 
 
-class BytesCodec(ExactCodec):
-    """Scalars of bytes, likewise."""
+class _BytesCodec(ExactCodec):
+    """Scalars of bytes; an array of one would drop NULs at its end."""
 
     name = "numpy.bytes"
     python_types = (np.bytes_,)
@@ -162,7 +160,7 @@ class BytesCodec(ExactCodec):
         return np.bytes_(_exactly(bytes, decoder.decode(node), decoder))
 
 
-class DtypeCodec(ExactCodec):
+class _DtypeCodec(ExactCodec):
     """Dtypes as values."""
 
     name = "numpy.dtype"
@@ -185,10 +183,11 @@ class DtypeCodec(ExactCodec):
 
 
 def _fill_of(value: Any) -> Array | None:
-    """Return what a masked array is filled with, None for what NumPy makes up.
+    """Return the fill value that was set on a masked array, None where NumPy has its default.
 
-    The public attribute makes up a default, which would then be kept through ``astype()``. Once
-    made up, by ``repr()`` too, it need not fit the dtype: "?" for dates without a unit.
+    Reads the private attribute, because the public one sets a default, which ``astype()`` would
+    then keep. A default that was set, for example by ``repr()``, may not fit the dtype ("?" for
+    dates without a unit); such a one is left out.
     """
     if value._fill_value is None:
         return None
@@ -233,11 +232,11 @@ def _dtype_text(node: dict[str, Any]) -> str | None:
 
 
 CODECS: tuple[Codec, ...] = (
-    ArrayCodec(),
-    RecarrayCodec(),
-    MaskedCodec(),
-    ScalarCodec(),
-    StrCodec(),
-    BytesCodec(),
-    DtypeCodec(),
+    _ArrayCodec(),
+    _RecarrayCodec(),
+    _MaskedCodec(),
+    _ScalarCodec(),
+    _StrCodec(),
+    _BytesCodec(),
+    _DtypeCodec(),
 )

@@ -26,14 +26,12 @@ import numpy as np
 import pandas as pd
 
 from ._base import field
-from ._pandas_arrays import decode_array, encode_array
-from ._pandas_columns import AnyArray, ColumnReader, ColumnWriter
-from ._pandas_index import INDEX_TYPES, decode_index, encode_index
+from ._npy import Array
+from ._pandas_arrays import INDEX_TYPES, decode_array, decode_index, encode_array, encode_index
+from ._pandas_columns import ColumnReader, ColumnWriter
 from ._pandas_time import SCALARS
 from ._stream import refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
-
-__all__ = ["CODECS"]
 
 
 class _PandasCodec:
@@ -49,7 +47,7 @@ class _PandasCodec:
         return self.exact
 
     def takes(self, value: object) -> bool:
-        """Take subclasses, to say why they are refused."""
+        """Take subclasses too: `encode` refuses them and says why."""
         return isinstance(value, self.base)
 
     def encode(self, value: Any, encoder: Encoder) -> JSON:
@@ -155,7 +153,7 @@ class _Index(_PandasCodec):
 
 
 class _Array(_PandasCodec):
-    """Extension arrays by themselves; their dtype decides, so no class is exact."""
+    """Extension arrays by themselves; taken by base class, since their dtypes decide."""
 
     name = "pandas.array"
     exact = ()
@@ -189,7 +187,7 @@ def _labels(names: Any) -> list[str]:
 
 
 def _joined(nodes: list[Any]) -> list[JSON]:
-    """Return nodes with runs of neighbours in one block as ``{"kind": "run"}``."""
+    """Return nodes with those of neighbours in one block joined to one of the kind ``run``."""
     joined: list[Any] = []
     for node in nodes:
         last = joined[-1] if joined else {}
@@ -206,9 +204,9 @@ def _joined(nodes: list[Any]) -> list[JSON]:
     return joined
 
 
-def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, AnyArray]]:
-    """Return arrays and the positions of their columns; numbers as columns x rows."""
-    blocks: list[tuple[Any, AnyArray]] = []
+def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, Array]]:
+    """Return arrays with their columns' positions in the frame; numbers are columns x rows."""
+    blocks: list[tuple[Any, Array]] = []
     runs: list[_Run] = []
     position = 0
     for node in nodes:
@@ -224,7 +222,7 @@ def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, AnyArray
 
 @dataclass
 class _Run:
-    """Neighbours in a block, which other columns may separate in the frame."""
+    """Columns side by side in a block; in the frame, others may stand between them."""
 
     block: int
     first: int
@@ -236,12 +234,12 @@ class _Run:
         return slice(self.first, self.stop)
 
     @property
-    def positions(self) -> AnyArray:
+    def positions(self) -> Array:
         return np.concatenate([np.arange(each.start, each.stop) for each in self.places])
 
 
 def _add_run(runs: list[_Run], node: Any, position: int, columns: ColumnReader) -> int:
-    """Add a run to one that it continues, or by itself; return the next position."""
+    """Add a run, joined to the one that it continues; return the next column's position."""
     block, first, count = node["block"], node["row"], node["count"]
     columns.take_rows(block, first, count)
     places = range(position, position + count)
@@ -254,15 +252,15 @@ def _add_run(runs: list[_Run], node: Any, position: int, columns: ColumnReader) 
     return places.stop
 
 
-def _frame(blocks: list[tuple[Any, AnyArray]], index: Any, names: Any) -> Any:
-    """Return a frame on the very memory of its arrays."""
+def _frame(blocks: list[tuple[Any, Array]], index: Any, names: Any) -> Any:
+    """Return a frame that shares the memory of its arrays."""
     if hasattr(pd.api, "internals"):
         return pd.api.internals.create_dataframe_from_blocks(blocks, index=index, columns=names)
     return _frame_of_columns(blocks, index, names)
 
 
-def _frame_of_columns(blocks: list[tuple[Any, AnyArray]], index: Any, names: Any) -> Any:
-    """Do the same with pandas 2.2, whose public way keeps only one block together."""
+def _frame_of_columns(blocks: list[tuple[Any, Array]], index: Any, names: Any) -> Any:
+    """Return the frame with pandas 2.2, which has no public way to give it several blocks."""
     if len(blocks) == 1 and isinstance(blocks[0][0], np.ndarray) and blocks[0][0].dtype != object:
         return pd.DataFrame(blocks[0][0].T, index=index, columns=names, copy=False)
     columns = {}

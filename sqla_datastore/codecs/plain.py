@@ -15,17 +15,16 @@ dict                               keys and values as items, so that ``1`` and `
 range, slice                       start, stop and step
 =================================  ===========================================================
 
-None, bool, most str, finite float and int of 53 bits are bare JSON and need no codec (`is_bare`).
+None, bool, finite float, int within 53 bits and short str need no codec: they are stored as JSON
+itself (`strict_json.is_bare`).
 """
 
 from __future__ import annotations
 
 from ._calendar import CALENDAR_CODECS
 from ._collections import COLLECTION_CODECS
-from ._enums import EnumCodec, register_enum
-from ._scalars import SCALAR_CODECS, is_bare
+from ._enums import EnumCodec
+from ._scalars import SCALAR_CODECS
 from .protocol import Codec
-
-__all__ = ["CODECS", "is_bare", "register_enum"]
 
 CODECS: tuple[Codec, ...] = (*SCALAR_CODECS, *CALENDAR_CODECS, *COLLECTION_CODECS, EnumCodec())

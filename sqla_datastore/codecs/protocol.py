@@ -12,8 +12,6 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 from typing_extensions import Buffer
 
-__all__ = ["JSON", "Codec", "Decoder", "Description", "Encoder", "Payload"]
-
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 

@@ -2,12 +2,17 @@
 
 `plan` encodes a value without I/O, `ObjectPlan.write` writes it in one pass, `Container` reads it:
 the index when it is opened, an entry when it is asked for. ``docs/format.md`` specifies the bytes.
+
+Each module imports only those before it: `archive` (the bytes of the ZIP), `manifest` (the index),
+`blobs`, `decoder`, `check`, `reader`, `writer`, `encoder`.
 """
 
 from __future__ import annotations
 
-from sqla_datastore.format.encoder import Plan, matches, plan
-from sqla_datastore.format.reader import MAX_NESTED_DEPTH, Container, StoredEntry
-from sqla_datastore.format.writer import ObjectPlan
-
-__all__ = ["MAX_NESTED_DEPTH", "Container", "ObjectPlan", "Plan", "StoredEntry", "matches", "plan"]
+from sqla_datastore.format.encoder import Plan as Plan
+from sqla_datastore.format.encoder import matches as matches
+from sqla_datastore.format.encoder import plan as plan
+from sqla_datastore.format.manifest import MAX_NESTED_DEPTH as MAX_NESTED_DEPTH
+from sqla_datastore.format.reader import Container as Container
+from sqla_datastore.format.reader import StoredEntry as StoredEntry
+from sqla_datastore.format.writer import ObjectPlan as ObjectPlan

@@ -1,8 +1,8 @@
-"""ZIP archives of stored, aligned members: the bytes of an object around its payloads.
+"""The ZIP archive of an object: members that are stored without compression, and aligned.
 
 The structures are those of PKWARE's APPNOTE 6.3 (sections 4.3 to 4.5); nothing is compressed. The
 last central record is the manifest's, and its last extra field, the *anchor*, says where the
-manifest is, so that a reader needs the end of the object only. See ``docs/format.md``.
+manifest is, so that a reader needs only the end of the object. See ``docs/format.md``.
 """
 
 from __future__ import annotations
@@ -16,24 +16,10 @@ from typing_extensions import Buffer
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter
 
 try:
-    from isal.isal_zlib import crc32
+    from isal.isal_zlib import crc32 as crc32
 except ImportError:
-    from zlib import crc32
+    from zlib import crc32 as crc32
 
-__all__ = [
-    "ALIGNMENT",
-    "MANIFEST",
-    "PACKED",
-    "Anchor",
-    "MalformedError",
-    "Member",
-    "WrongSizeError",
-    "ZipWriter",
-    "crc32",
-    "read_anchor",
-    "read_directory",
-    "read_exactly",
-]
 
 ALIGNMENT = 64
 MANIFEST = "manifest.json"
@@ -42,7 +28,7 @@ BUFFER = 256 * 1024
 MAX_MANIFEST = 256 * 1024 * 1024
 MAX_DIRECTORY = 256 * 1024 * 1024
 
-# from here on a figure goes into a ZIP64 field; lower in tests
+# sizes, offsets and counts from these on go into ZIP64 fields; tests set them lower
 ZIP64_SIZE = 0xFFFFFFFF
 ZIP64_COUNT = 0xFFFF
 
@@ -67,7 +53,7 @@ _SUFFIX = 64 * 1024
 
 
 class MalformedError(ValueError):
-    """The bytes are no archive that this module has written."""
+    """The bytes are not an archive as this module writes it."""
 
 
 class WrongSizeError(ValueError):
@@ -75,7 +61,7 @@ class WrongSizeError(ValueError):
 
 
 class Member(NamedTuple):
-    """One member as a directory tells it; offsets from the object's start, sizes in bytes."""
+    """One member as listed by the central directory; offsets from the object's start, in bytes."""
 
     name: str
     header_offset: int
@@ -96,8 +82,8 @@ class Anchor(NamedTuple):
 class ZipWriter:
     """Write members one after the other through one small buffer.
 
-    A checksum is taken of the bytes in the buffer, which are then written from there: what another
-    thread does to the caller's memory meanwhile cannot part the two.
+    Bytes are copied into the buffer, and checksums are taken of the copy, which is then written. So
+    the two agree, even if another thread changes the caller's memory meanwhile.
     """
 
     def __init__(self, out: ObjectWriter) -> None:
@@ -113,14 +99,14 @@ class ZipWriter:
 
     @property
     def position(self) -> int:
-        """How many bytes came so far."""
+        """How many bytes were written so far, buffered ones included."""
         return self._flushed + self._filled
 
     def begin(self, name: str, size: int) -> int:
         """Start a member of a known size and return the offset of its data."""
         header = _local_header(name, size, self.position)
         if len(header) > BUFFER - self._filled:
-            self._flush()  # a header lies in the buffer whole or not at all
+            self._flush()  # a header that is split could not be patched with one call
         self._name, self._size, self._header_offset = name, size, self.position
         self._append(header)
         self._data_offset = self.position
@@ -269,7 +255,7 @@ def read_exactly(reader: ObjectReader, offset: int, size: int) -> bytes:
 
 
 class _Directory(NamedTuple):
-    """The central directory: where it is, and how many members it tells of."""
+    """Where the central directory is, and how many members it lists."""
 
     members: int
     offset: int
@@ -330,7 +316,7 @@ def read_anchor(reader: ObjectReader) -> tuple[Anchor, bytes]:
 
 
 def read_directory(reader: ObjectReader) -> Iterator[Member | str]:
-    """Yield the members that other tools see, and what their headers contradict, in words.
+    """Yield the members that other tools see, and texts about headers that contradict them.
 
     Raises:
         MalformedError: the directory cannot be read on.
@@ -388,7 +374,7 @@ def _zip64_numbers(extra: bytes) -> Iterator[int]:
 
 
 def _check_local(reader: ObjectReader, member: Member) -> tuple[int, str]:
-    """Return the offset of a member's data and what its local header says wrong."""
+    """Return the offset of a member's data, and a text if its local header is wrong."""
     expected = _local_header(member.name, member.size, member.header_offset)
     expected = expected[:_CRC_AT] + member.crc.to_bytes(4, "little") + expected[_CRC_AT + 4 :]
     try:

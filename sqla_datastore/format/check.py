@@ -1,4 +1,4 @@
-"""Comparing what an object's manifest says with what other tools see in it."""
+"""Compare what an object's manifest says with what other tools see in it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from sqla_datastore.format.archive import (
 from sqla_datastore.format.manifest import Manifest
 from sqla_datastore.storage.protocol import ObjectReader
 
-__all__ = ["check_archive"]
-
 _PIECE = 8 * 1024 * 1024
 
 
 def check_archive(reader: ObjectReader, manifest: Manifest, *, deep: bool) -> Iterator[str]:
-    """Yield what headers, central directory and manifest contradict each other in, in words.
+    """Yield, in words, where headers, central directory and manifest contradict each other.
 
     Args:
         reader: the object.
         manifest: its manifest, verified.
-        deep: compare the checksums of members that are no entry's own as well.
+        deep: also compare the checksum of the packed blobs' member, which no entry has.
     """
     try:
         members = yield from _check_members(reader)

@@ -1,25 +1,24 @@
-"""Encoding a value and its nested values, without I/O."""
+"""Encode a value and its nested values, without I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import isfinite
-from typing import Any
+from typing import Final
 
 from typing_extensions import Buffer
 
-from sqla_datastore.codecs import advice, find_codec
+from sqla_datastore.codecs import find_codec
+from sqla_datastore.codecs.advice import advice
 from sqla_datastore.codecs.protocol import JSON, Codec, Payload
+from sqla_datastore.codecs.strict_json import dump_json, is_bare, is_text
 from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
 from sqla_datastore.format.archive import crc32
-from sqla_datastore.format.manifest import MAX_ENTRIES, MAX_NESTED, dump_json
-from sqla_datastore.format.reader import MAX_DEPTH, MAX_NESTED_DEPTH, StoredEntry
-from sqla_datastore.format.writer import CopiedBlob, EncodedEntry, ObjectPlan
+from sqla_datastore.format.manifest import MAX_DEPTH, MAX_ENTRIES, MAX_NESTED, MAX_NESTED_DEPTH
+from sqla_datastore.format.reader import StoredEntry
+from sqla_datastore.format.writer import EncodedEntry, ObjectPlan
 
-__all__ = ["Plan", "matches", "plan"]
-
-_BARE_INT = 2**53
-_BARE_TEXT = 4096
+_BARE_TEXT: Final = 4096
+"""Longer text is a codec's, so that the index of an object stays small."""
 
 NestedEntries = Callable[[object], Mapping[str, object]]
 
@@ -123,7 +122,7 @@ class _Family:
         where = f"{place}[{name!r}]" if place else name
         if isinstance(value, StoredEntry):
             if not value.has_nested:
-                return EncodedEntry(name, value.node, [CopiedBlob(blob) for blob in value.blobs])
+                return EncodedEntry(name, value.node, [*value.blobs])
             value = value.load()
         encoder = _Encoder(self, where)
         try:
@@ -140,7 +139,7 @@ class _Family:
 
     def _check_name(self, name: object) -> None:
         reason = "" if isinstance(name, str) else f"is of type {type(name).__name__}, not str"
-        if isinstance(name, str) and not _is_text(name):
+        if isinstance(name, str) and not is_text(name):
             reason = "has a surrogate, which UTF-8 cannot express"
         if reason:
             raise UnsupportedTypeError(
@@ -162,7 +161,7 @@ class _Family:
             limits = f"{MAX_NESTED_DEPTH} levels or {MAX_NESTED} nested values"
             raise encoder.unsupported(value, f"there are more than {limits}; flatten it")
         number = len(self.nested_values)
-        self.nested_values.append(value)  # which also keeps the id from being used again
+        self.nested_values.append(value)  # also keeps it alive, so that its id stays its own
         self._open.add(key)
         self.add(self._nested_entries(value), encoder.where, number)
         self._open.discard(key)
@@ -187,9 +186,7 @@ class _Encoder:
         return "".join(self._places)
 
     def encode(self, value: object, where: str = "") -> JSON:
-        if value is None or value is True or value is False:
-            return value
-        if (bare := _BARE.get(type(value))) is not None and bare(value):
+        if is_bare(value) and not (type(value) is str and len(value) > _BARE_TEXT):
             return value  # type: ignore[return-value]
         return self._encode(value, where)
 
@@ -234,29 +231,3 @@ class _Encoder:
             entry=where,
             type=kind,
         )
-
-
-def _is_bare_int(value: Any) -> bool:
-    return bool(-_BARE_INT < value < _BARE_INT)
-
-
-def _is_bare_text(value: Any) -> bool:
-    return len(value) <= _BARE_TEXT and _is_text(value)
-
-
-def _is_text(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-# what is stored as JSON itself; all else, and longer text, is a codec's
-_BARE: dict[type, Callable[[Any], bool]] = {
-    int: _is_bare_int,
-    float: isfinite,
-    str: _is_bare_text,
-}

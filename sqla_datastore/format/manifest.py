@@ -2,70 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from operator import add
-from typing import Any, NoReturn
+from typing import Any, Final
 
 from sqla_datastore.codecs.protocol import JSON
+from sqla_datastore.codecs.strict_json import NotJSONError, dump_json, parse_json
 from sqla_datastore.format.archive import ALIGNMENT, MAX_MANIFEST, MalformedError
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "MAX_ENTRIES",
-    "MAX_NESTED",
-    "SUFFIXES",
-    "Manifest",
-    "UnknownFeatureError",
-    "dump_json",
-    "parse_json",
-]
+FORMAT: Final = "sqla_datastore"
+FORMAT_VERSION: Final = 1
+SUFFIXES: Final = (".bin", ".npy", ".arrow")
+"""Member names end with these; a manifest has their indexes."""
 
-FORMAT = "sqla_datastore"
-FORMAT_VERSION = 1
+# what writers keep to and readers insist on, so that a small hostile object stays a small value
 MAX_ENTRIES = 1_000_000
 MAX_BLOBS = 4_000_000
 MAX_NESTED = 1_000_000
-SUFFIXES = (".bin", ".npy", ".arrow")
-_MAX_CRC = 0xFFFFFFFF
+MAX_DEPTH: Final = 100
+"""How deep codecs' nodes nest within an entry."""
+MAX_NESTED_DEPTH: Final = 50
+"""How many objects a nested object lies in."""
+_MAX_CRC: Final = 0xFFFFFFFF
 
 
 class UnknownFeatureError(ValueError):
     """The object requires a feature or version that this reader lacks."""
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise MalformedError(f"{text} is no JSON")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise MalformedError("a key of its JSON occurs twice")
-    return found
-
-
-_decode = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant).decode
-dump_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-
-def parse_json(text: str) -> Any:
-    """Parse JSON, strictly: no NaN, no duplicate keys, no nesting that Python cannot follow.
-
-    Raises:
-        MalformedError: it is anything else.
-    """
-    try:
-        return _decode(text)
-    except MalformedError:
-        raise
-    except RecursionError as err:
-        raise MalformedError("its JSON nests too deeply") from err
-    except ValueError as err:
-        raise MalformedError(f"its JSON is broken ({err})") from err
 
 
 @dataclass(slots=True)
@@ -139,7 +103,7 @@ class Manifest:
             UnknownFeatureError: it needs a newer reader.
         """
         try:
-            found = parse_json(data.decode())
+            found = _parse_text(data)
             if not isinstance(found, dict) or found["format"] != FORMAT:
                 raise MalformedError("its manifest is of another format")
             _refuse_newer(found)
@@ -156,7 +120,9 @@ class Manifest:
                 kinds=_numbers(blobs["kinds"], len(SUFFIXES) - 1),
             )
         except (KeyError, TypeError, UnicodeDecodeError) as err:
-            raise MalformedError(f"its manifest lacks or mistakes something ({err!r})") from err
+            raise MalformedError(
+                f"its manifest lacks a key or has another structure ({err!r})"
+            ) from err
         manifest._check(end)
         return manifest
 
@@ -180,6 +146,13 @@ class Manifest:
             raise MalformedError("blobs of its manifest overlap")
         if ranges and ranges[-1][1] > end:
             raise MalformedError("a blob of its manifest reaches beyond the data")
+
+
+def _parse_text(data: bytes) -> Any:
+    try:
+        return parse_json(data.decode())
+    except NotJSONError as err:
+        raise MalformedError(str(err)) from err
 
 
 def _refuse_newer(manifest: dict[str, Any]) -> None:
@@ -207,7 +180,7 @@ def _numbers(column: object, largest: int) -> list[int]:
 
 def _check_column(column: object, kind: type, limit: int) -> None:
     if type(column) is not list or len(column) > limit or not _kinds(column) <= {kind}:
-        raise MalformedError("a column of its manifest is none")
+        raise MalformedError(f"a column of its manifest is not a list of {kind.__name__}")
 
 
 def _kinds(column: Iterable[object]) -> set[type]:

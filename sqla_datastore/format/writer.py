@@ -1,48 +1,25 @@
-"""Writing one encoded value as one object, in one pass."""
+"""Write one encoded value as one object, in one pass."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-from typing_extensions import Buffer
 
 from sqla_datastore.codecs.protocol import Payload
 from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
 from sqla_datastore.format.archive import ALIGNMENT, MANIFEST, PACKED, WrongSizeError, ZipWriter
+from sqla_datastore.format.blobs import StoredBlob
 from sqla_datastore.format.manifest import FORMAT_VERSION, SUFFIXES, Manifest
-from sqla_datastore.format.reader import StoredBlob
 from sqla_datastore.storage.protocol import ObjectWriter
-
-__all__ = ["CopiedBlob", "EncodedEntry", "ObjectPlan"]
 
 _PACK_ABOVE = 1000
 _SMALL = 64 * 1024
 _MAX_STEM = 64
 _UNSAFE = re.compile(r"[^a-z0-9_]")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(10))}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CopiedBlob:
-    """The payload of a blob that is copied from another object."""
-
-    source: StoredBlob
-
-    @property
-    def nbytes(self) -> int:
-        return self.source.nbytes
-
-    @property
-    def suffix(self) -> str:
-        return self.source.suffix
-
-    def write_to(self, write: Callable[[Buffer], object]) -> None:
-        for piece in self.source.pieces():
-            write(piece)
 
 
 @dataclass(slots=True)
@@ -59,13 +36,16 @@ class ObjectPlan:
     """One object to be written.
 
     Attributes:
+        entries: the encoded entries in their order.
         nbytes: the number of payload bytes, without index and padding.
         names_with_nested: the names of entries that refer to nested values.
     """
 
     def __init__(self, entries: list[EncodedEntry], nested_values: list[object]) -> None:
-        self._entries = entries
-        self._nested_values = nested_values  # grows until the whole plan is made
+        self.entries = entries
+        self._nested_values = (
+            nested_values  # grows while the plan is made, so it is counted only when written
+        )
         self.nbytes = sum(payload.nbytes for entry in entries for payload in entry.payloads)
         self.names_with_nested = frozenset(entry.name for entry in entries if entry.has_nested)
 
@@ -83,7 +63,7 @@ class ObjectPlan:
             StorageError: the storage failed.
         """
         out = ZipWriter(writer)
-        manifest = _BlobWriter(out, self._entries).write(len(self._nested_values))
+        manifest = _BlobWriter(out, self.entries).write(len(self._nested_values))
         data = _dump(manifest)
         out.begin(MANIFEST, len(data))
         out.write(data)
@@ -101,7 +81,7 @@ def _dump(manifest: Manifest) -> bytes:
 
 
 class _BlobWriter:
-    """Writes the blobs of one object and notes where they lie."""
+    """Writes the blobs of one object and notes their offsets and checksums."""
 
     def __init__(self, out: ZipWriter, entries: list[EncodedEntry]) -> None:
         self._out = out
@@ -153,8 +133,8 @@ class _BlobWriter:
 
     def _take_crc(self, index: int, crc: int) -> None:
         payload = self._payloads[index][1]
-        if isinstance(payload, CopiedBlob) and crc != payload.source.crc:
-            payload.source.refuse(crc)
+        if isinstance(payload, StoredBlob) and crc != payload.crc:
+            payload.refuse(crc)
         self._crcs[index] = crc
 
 

@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.toys import MemoryReader, MemoryWriter
 
 from sqla_datastore.codecs import codec_named
-from sqla_datastore.codecs._memory import decode_value, encode_value
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
-from sqla_datastore.testing import CodecSuite
+from sqla_datastore.format import Container, plan
+from sqla_datastore.testing import CodecSuite, decode_value, encode_value
 
 DAY = datetime.datetime(2024, 1, 1)
 
@@ -172,10 +173,14 @@ def test_a_slice_stores_its_rows_only(arrow_type):
 
 
 def test_numbers_are_views_of_the_blob():
-    text, (blob,) = encode_value(pa.table({"a": pa.array(range(1000))}))
-    start = pa.py_buffer(blob).address
-    where = decode_value(text, [blob]).column(0).chunk(0).buffers()[1].address
-    assert start < where < start + len(blob)
+    writer = MemoryWriter()
+    table = pa.table({"a": pa.array(range(1000))})
+    plan({"entry": table}, nested_entries=dict).objects[0].write(writer)
+    container = Container.open(MemoryReader(writer.data), "file:///a.zip", nested=int)
+    (blob,) = container.blobs("entry")
+    start = pa.py_buffer(writer.data).address + blob.offset
+    where = container.load("entry").column(0).chunk(0).buffers()[1].address
+    assert start < where < start + blob.nbytes
 
 
 class Foreign(pa.ExtensionType):
@@ -273,7 +278,7 @@ FLIPS = """
     import faulthandler, random, sys
     faulthandler.enable()
     import pyarrow as pa, pandas as pd
-    from sqla_datastore.codecs._memory import decode_value, encode_value
+    from sqla_datastore.testing import decode_value, encode_value
     from sqla_datastore.exceptions import DamagedObjectError
 
     coded = lambda texts: pa.array(texts).dictionary_encode()

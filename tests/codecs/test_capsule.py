@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqla_datastore.codecs import codec_named
-from sqla_datastore.codecs._memory import decode_value, encode_value
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
-from sqla_datastore.testing import CodecSuite
+from sqla_datastore.testing import CodecSuite, decode_value, encode_value
 
 pl = pytest.importorskip("polars")
 

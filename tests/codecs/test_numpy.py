@@ -17,7 +17,6 @@ from support.toys import MemoryReader, MemoryWriter
 
 from sqla_datastore.codecs import codec_named, find_codec
 from sqla_datastore.codecs._dtypes import dtype_node
-from sqla_datastore.codecs._memory import MemoryEncoder
 from sqla_datastore.codecs.numpy import CODECS
 from sqla_datastore.exceptions import (
     DamagedObjectError,
@@ -36,6 +35,18 @@ OURS = (DamagedObjectError, UnsupportedFormatError)
 
 def round_trip(value):
     return decode_value(*encode_value(value))
+
+
+def planned(value):
+    return plan({"entry": value}, nested_entries=dict).objects[0]
+
+
+def opened(value, maps=False):
+    """Return an object of one entry, and the memory that it lies in."""
+    writer = MemoryWriter()
+    planned(value).write(writer)
+    reader = MemoryReader(writer.data, maps=maps)
+    return Container.open(reader, "file:///a.zip", nested=int), writer.data
 
 
 def assert_same_dtype(ours, theirs):
@@ -166,14 +177,14 @@ def test_a_npy_blob_is_what_numpy_saves(array):
 
 @given(arrays(dtypes.filter(lambda dtype: dtype.itemsize)))
 def test_the_blob_is_named_for_what_it_is(array):
-    encoder = MemoryEncoder()
-    node = encoder.encode(array)[2]
-    _, (blob,) = encode_value(array)
-    payload = encoder.payloads[node["blob"]]
-    assert payload.nbytes == len(blob)
+    entry = opened(array)[0].entry("entry")
+    node = json.loads(entry.node)[2]
+    _, (data,) = encode_value(array)
+    blob = entry.blobs[node["blob"]]
+    assert blob.nbytes == len(data)
     assert node["start"] % 64 == 0
-    if payload.suffix == ".npy":
-        loaded = np.load(io.BytesIO(blob), allow_pickle=False)
+    if blob.suffix == ".npy":
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
         assert loaded.shape == array.shape
         assert loaded.dtype.names == array.dtype.names
 
@@ -293,10 +304,7 @@ def test_special_arrays_come_back_as_they_were(array):
 @pytest.mark.parametrize("maps", [True, False])
 @pytest.mark.parametrize("array", SPECIAL.values(), ids=SPECIAL)
 def test_the_container_gives_back_the_same(array, maps):
-    writer = MemoryWriter()
-    plan({"entry": array}, nested_entries=dict).objects[0].write(writer)
-    reader = MemoryReader(writer.data, maps=maps)
-    back = Container.open(reader, "file:///a.zip", nested=int).load("entry")
+    back = opened(array, maps)[0].load("entry")
     assert_exact(array.astype("i8") if array.dtype.char == "q" else array, back)
 
 
@@ -361,14 +369,14 @@ def test_a_missing_string_of_another_kind_is_refused():
 
 
 def test_arrays_are_handed_out_read_only_on_the_blob():
-    array = np.arange(1000.0)
-    text, blobs = encode_value(array)
-    memory = bytearray(blobs[0])
-    back = decode_value(text, [memory])
+    container, memory = opened(np.arange(1000.0))
+    (blob,) = container.blobs("entry")
+    back = container.load("entry")
     assert not back.flags.writeable
     with pytest.raises(ValueError, match="WRITEABLE"):
         back.flags.writeable = True
-    memory[128:136] = b"\0\0\0\0\0\0\xf0?"
+    start = blob.offset + 128
+    memory[start : start + 8] = b"\0\0\0\0\0\0\xf0?"
     assert back[0] == 1.0  # the same memory: nothing was copied
 
 
@@ -378,16 +386,15 @@ def test_arrays_are_handed_out_read_only_on_the_blob():
     ids=["C", "F", "strided"],
 )
 def test_writing_takes_no_copy_of_the_whole(array):
-    encoder = MemoryEncoder()
-    encoder.encode(array)
+    (payload,) = planned(array).entries[0].payloads
     sizes = []
     tracemalloc.start()
     try:
-        encoder.payloads[0].write_to(lambda piece: sizes.append(memoryview(piece).nbytes))
+        payload.write_to(lambda piece: sizes.append(memoryview(piece).nbytes))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert sum(sizes) == encoder.payloads[0].nbytes > 30_000_000
+    assert sum(sizes) == payload.nbytes > 30_000_000
     assert peak < 3_000_000
 
 

@@ -21,11 +21,12 @@ from pandas.testing import (
     assert_index_equal,
     assert_series_equal,
 )
+from support.toys import MemoryReader, MemoryWriter
 
 from sqla_datastore.codecs import codec_named
-from sqla_datastore.codecs._memory import decode_value, encode_value
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
-from sqla_datastore.testing import CodecSuite
+from sqla_datastore.format import Container, plan
+from sqla_datastore.testing import CodecSuite, decode_value, encode_value
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -485,9 +486,12 @@ def test_masked_and_categorical_columns_share_blobs():
     "frame", [FRAMES["C order"], FRAMES["F order"], pd.DataFrame({"a": [1.5], "b": [2.5]})]
 )
 def test_numbers_are_views_of_the_blob_and_read_only(frame):
-    text, blobs = encode_value(frame)
-    (blob,) = [np.frombuffer(each, np.uint8) for each in blobs]
-    new = decode_value(text, [blob.data])
+    writer = MemoryWriter()
+    plan({"entry": frame}, nested_entries=dict).objects[0].write(writer)
+    container = Container.open(MemoryReader(writer.data), "file:///a.zip", nested=int)
+    (stored_blob,) = container.blobs("entry")
+    blob = np.frombuffer(writer.data, np.uint8, stored_blob.nbytes, stored_blob.offset)
+    new = container.load("entry")
     values = new.to_numpy()
     assert np.shares_memory(values, blob)
     assert not values.flags.writeable

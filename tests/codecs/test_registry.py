@@ -18,11 +18,11 @@ import pytest
 from sqla_datastore.codecs import (
     Description,
     _Registry,
-    advice,
     codec_named,
     find_codec,
     register_codec,
 )
+from sqla_datastore.codecs.advice import advice
 
 
 class Celsius(float):

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from sqla_datastore.codecs._memory import decode_value, encode_value
+from sqla_datastore.testing import decode_value, encode_value
 from sqla_datastore.value.fingerprint import Fingerprint, fingerprint
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["advice"]
-
 # base class by library and name -> what to store instead; the first base in the MRO counts
 _INSTEAD = {
     "numpy.matrix": "store numpy.asarray(value)",

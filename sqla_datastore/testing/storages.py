@@ -1,49 +1,15 @@
-"""Conformance suites for third parties' storages and codecs; needs pytest.
-
-Subclass a suite in a test module, give it the fixture that it asks for, and run pytest::
-
-    class TestMyStorage(StorageSuite):
-        @pytest.fixture
-        def storage(self, tmp_path):
-            return MyStorage(tmp_path)
-
-        def raw_read(self, storage, path): ...
-        def raw_write(self, storage, path, data): ...
-        def raw_paths(self, storage): ...
-
-    class TestMyCodec(CodecSuite):
-        @pytest.fixture
-        def codec(self):
-            return MyCodec()
-
-        @pytest.fixture
-        def values(self):
-            return [MyValue(1), MyValue(2)]
-"""
+"""The conformance suite of storages."""
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import Any, Final
 
 import pytest
 
-from sqla_datastore.codecs import Codec, Description, codec_named, find_codec, register_codec
-from sqla_datastore.codecs._memory import decode_value, encode_value
-from sqla_datastore.exceptions import (
-    DamagedObjectError,
-    MissingObjectError,
-    RefusedURLError,
-    StorageError,
-    UnsupportedFormatError,
-)
+from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, StorageError
 from sqla_datastore.storage.protocol import ObjectReader, Storage, StoredObject
-
-__all__ = ["CodecSuite", "StorageSuite", "decode_value", "encode_value"]
 
 _MIB = 1024 * 1024
 
@@ -317,143 +283,3 @@ class StorageSuite:
 
 def _reads(reader: ObjectReader) -> list[Callable[[int, int], bytes | memoryview]]:
     return [reader.read, reader.view]
-
-
-class CodecSuite:
-    """What every `Codec` keeps, one promise a test.
-
-    The fixture ``codec`` gives the codec, ``values`` examples of what it takes: ordinary, empty and
-    large ones, and whatever compares equal without being the same. Override `assert_same` where
-    ``==`` says too little or raises.
-    """
-
-    @pytest.fixture
-    def codec(self) -> Codec:
-        """Return the codec."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def values(self) -> Sequence[object]:
-        """Return values that the codec takes."""
-        raise NotImplementedError
-
-    def assert_same(self, back: Any, value: Any) -> None:
-        """Fail unless what was read is what was stored."""
-        assert back == value
-
-    @pytest.fixture(autouse=True)
-    def _registered(self, codec: Codec) -> None:
-        try:
-            codec_named(codec.name)
-        except KeyError:
-            register_codec(codec)
-
-    def test_name_and_version_can_be_stored(self, codec: Codec) -> None:
-        """The name has a prefix of its maker, the version counts from 1."""
-        prefix, dot, rest = codec.name.partition(".")
-        assert prefix
-        assert dot
-        assert rest
-        assert type(codec.version) is int
-        assert codec.version >= 1
-        assert type(codec.mutable) is bool
-
-    def test_every_value_finds_the_codec(self, codec: Codec, values: Sequence[object]) -> None:
-        """`types` or `takes` covers the examples."""
-        assert values, "give the suite some values"
-        for value in values:
-            found = find_codec(value)
-            assert found is not None
-            assert found.name == codec.name
-
-    def test_every_value_comes_back_as_it_was(self, values: Sequence[object]) -> None:
-        """A value survives JSON text and bytes, type and all."""
-        for value in values:
-            back = decode_value(*encode_value(value))
-            assert type(back) is type(value)
-            self.assert_same(back, value)
-
-    def test_the_same_value_is_the_same_bytes(self, values: Sequence[object]) -> None:
-        """Encoding is repeatable, also after reading: else an unchanged value is stored anew."""
-        for value in values:
-            encoded = encode_value(value)
-            assert encode_value(value) == encoded
-            assert encode_value(decode_value(*encoded)) == encoded
-
-    def test_an_edit_does_not_reach_what_was_read_before(
-        self, codec: Codec, values: Sequence[object]
-    ) -> None:
-        """Two reads share nothing that can be edited; a node is not changed by decoding it."""
-        for value in values:
-            text, blobs = encode_value(value)
-            node = json.loads(text)
-            if not isinstance(node, list):
-                continue
-            first = decode_value(json.dumps(node), blobs)
-            second = decode_value(json.dumps(node), blobs)
-            assert first is not second or not codec.mutable
-            assert node == json.loads(text)
-
-    def test_any_node_is_described(self, codec: Codec, values: Sequence[object]) -> None:
-        """A description never raises, whatever the node is."""
-        for value in values:
-            for node in _changed(json.loads(encode_value(value)[0])):
-                described = codec.describe(node)
-                assert isinstance(described, Description)
-                assert isinstance(described.type, str)
-
-    def test_a_changed_node_is_a_value_or_damage(self, values: Sequence[object]) -> None:
-        """Nothing but our errors comes out of a node that somebody else wrote."""
-        for value in values:
-            text, blobs = encode_value(value)
-            node = json.loads(text)
-            if isinstance(node, list):
-                for inner in _changed(node[2]):
-                    _decoded_or_damaged([*node[:2], inner], blobs)
-
-    def test_changed_bytes_are_a_value_or_damage(self, values: Sequence[object]) -> None:
-        """Nothing but our errors comes out of bytes that are cut off or overwritten."""
-        for value in values:
-            text, blobs = encode_value(value)
-            node = json.loads(text)
-            for number, blob in enumerate(blobs):
-                for noise in _noises(blob):
-                    _decoded_or_damaged(node, [*blobs[:number], noise, *blobs[number + 1 :]])
-
-
-_SCRAPS: Final[tuple[Any, ...]] = (None, True, -1, 2**31, 2**63, 2**70, 1.5, "", "x", [], {}, [[]])
-_MAX_CHANGES: Final = 2_000
-
-
-def _changed(node: Any) -> Iterator[Any]:
-    """Yield copies of a node in each of which one part is missing or something else."""
-    return islice(_all_changed(node), _MAX_CHANGES)
-
-
-def _all_changed(node: Any) -> Iterator[Any]:
-    yield from _SCRAPS
-    if isinstance(node, dict):
-        for key in node:
-            yield {other: inner for other, inner in node.items() if other != key}
-            yield from ({**node, key: inner} for inner in _all_changed(node[key]))
-    if isinstance(node, list):
-        for number in range(len(node)):
-            head, tail = node[:number], node[number + 1 :]
-            yield head + tail
-            yield from ([*head, inner, *tail] for inner in _all_changed(node[number]))
-
-
-def _noises(blob: bytes) -> Iterator[bytes]:
-    yield b""
-    yield blob[:-1]
-    yield blob + b"\0"
-    yield b"\xff" * len(blob)
-    for at in range(0, len(blob), max(1, len(blob) // 64)):
-        yield blob[:at] + bytes([blob[at] ^ 0xFF]) + blob[at + 1 :]
-
-
-def _decoded_or_damaged(node: Any, blobs: Sequence[bytes]) -> None:
-    try:
-        decode_value(json.dumps(node), blobs)
-    except (DamagedObjectError, UnsupportedFormatError):
-        return

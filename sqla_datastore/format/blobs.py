@@ -1,0 +1,134 @@
+"""The blobs of an opened object: their bytes are verified before anything uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+from typing_extensions import Buffer
+
+from sqla_datastore.exceptions import DamagedObjectError
+from sqla_datastore.format.archive import crc32
+from sqla_datastore.storage.protocol import ObjectReader
+
+_ALWAYS_VERIFIED = 1024 * 1024
+_PIECE = 8 * 1024 * 1024
+
+
+class ObjectBytes:
+    """The bytes of an opened object, and which of its mapped blobs were verified already.
+
+    Attributes:
+        url: the object's URL, for messages.
+    """
+
+    def __init__(self, reader: ObjectReader, url: str, *, verify_always: bool) -> None:
+        self.url = url
+        self._reader = reader
+        self._verify_always = verify_always
+        self._verified_offsets: set[int] = set()
+
+    def view(self, entry: str, offset: int, size: int) -> memoryview:
+        """Return a range, unverified.
+
+        Raises:
+            DamagedObjectError: the object has become shorter.
+        """
+        view = self._reader.view(offset, size).toreadonly()
+        if len(view) != size:
+            raise DamagedObjectError(
+                self.url, "it was cut off", entry=entry, expected=f"{size} bytes", found=len(view)
+            )
+        return view
+
+    def load(self, blob: StoredBlob, *, mapped: bool) -> memoryview:
+        """Return a blob's bytes, verified; a large mapped one only once, or not at all.
+
+        Args:
+            blob: one of this object's.
+            mapped: its codec takes any bytes, so that a large map may stay unverified.
+
+        Raises:
+            DamagedObjectError: the bytes are not those that were written.
+        """
+        if not blob.nbytes:
+            return memoryview(b"")
+        view = self.view(blob.entry, blob.offset, blob.nbytes)
+        is_large_map = self._reader.maps and blob.nbytes >= _ALWAYS_VERIFIED
+        if is_large_map and self._is_trusted(blob, mapped=mapped):
+            return view
+        if (found := crc32(view)) != blob.crc:
+            blob.refuse(found)
+        if is_large_map:
+            self._verified_offsets.add(blob.offset)
+        return view
+
+    def _is_trusted(self, blob: StoredBlob, *, mapped: bool) -> bool:
+        may_stay_unverified = mapped and not self._verify_always
+        return may_stay_unverified or blob.offset in self._verified_offsets
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredBlob:
+    """One blob of an entry; also the payload of its copy in another object.
+
+    Attributes:
+        source: the bytes of the object that it lies in.
+        entry: the entry's name, for messages.
+        offset: its first byte, from the object's start.
+        nbytes: its number of bytes.
+        crc: the CRC-32 that was written.
+        suffix: what its bytes are to other tools.
+    """
+
+    source: ObjectBytes
+    entry: str
+    offset: int
+    nbytes: int
+    crc: int
+    suffix: str
+
+    def load(self, *, mapped: bool = False) -> memoryview:
+        """Return its bytes; see `ObjectBytes.load`."""
+        return self.source.load(self, mapped=mapped)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield its bytes, unverified; raises DamagedObjectError where there are too few."""
+        offset, end = self.offset, self.offset + self.nbytes
+        while offset < end:
+            size = min(end - offset, _PIECE)
+            yield self.source.view(self.entry, offset, size)
+            offset += size
+
+    def write_to(self, write: Callable[[Buffer], object]) -> None:
+        """Hand over its bytes, unverified; the writer compares the checksum of what it copied."""
+        for piece in self.pieces():
+            write(piece)
+
+    def verify(self) -> None:
+        """Read all of it and compare its checksum.
+
+        Raises:
+            DamagedObjectError: the bytes are not those that were written.
+        """
+        found = 0
+        for piece in self.pieces():
+            found = crc32(piece, found)
+        if found != self.crc:
+            self.refuse(found)
+
+    def refuse(self, found: int) -> NoReturn:
+        """Raise the error of a checksum that differs from the written one."""
+        raise crc_error(self.source.url, self.entry, self.crc, found)
+
+
+def crc_error(url: str, entry: str | None, expected: int, found: int) -> DamagedObjectError:
+    """Return the error of a checksum that differs, of an entry or (None) of the index."""
+    return DamagedObjectError(
+        url,
+        "its index's checksum differs" if entry is None else "its checksum differs",
+        entry=entry,
+        expected=f"CRC-32 {expected:08x}",
+        found=f"{found:08x}",
+    )
