@@ -14,93 +14,15 @@ Importing it, which the plugin does too, adds four operations to ``op``::
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Iterator
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:
-    from alembic.autogenerate.api import AutogenContext
-    from alembic.ddl.impl import DefaultImpl
-    from alembic.runtime.plugins import Plugin
+from sqla_datastore.alembic.conversion import convert_column, reflected_table
+from sqla_datastore.alembic.plugin import PluginModule, render_item, setup
 
-__all__ = ["render_item", "setup"]
+__all__ = ["convert_column", "reflected_table", "render_item", "setup"]
 
+sys.modules[__name__].__class__ = PluginModule
 
-class _PluginModule(ModuleType):
-    """A module that Alembic takes as a plugin: 1.18.0 to 1.20.0 iterate over what they loaded."""
-
-    def __iter__(self) -> Iterator[ModuleType]:
-        yield self
-
-
-sys.modules[__name__].__class__ = _PluginModule
-
-
-def setup(plugin: Plugin) -> None:  # noqa: ARG001 - the protocol's argument
-    """Have the dialects' implementations render `DataStoreType`. Alembic calls this.
-
-    A plugin's own comparators run only where ``autogenerate_plugins`` names it, and rendering has
-    no hook but `DefaultImpl.render_type`; so that one is extended, for a stock ``env.py``.
-    """
-    from alembic.ddl.impl import DefaultImpl
-
-    def init_subclass(cls: type[DefaultImpl], /, **kwargs: Any) -> None:
-        super(DefaultImpl, cls).__init_subclass__(**kwargs)
-        _extend(cls)
-
-    # Alembic calls in the middle of its own import: most implementations do not exist yet
-    DefaultImpl.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment]
-    for impl in _with_subclasses(DefaultImpl):
-        _extend(impl)
-
-
-def _with_subclasses(impl: type[DefaultImpl]) -> Iterator[type[DefaultImpl]]:
-    yield impl
-    for subclass in impl.__subclasses__():
-        yield from _with_subclasses(subclass)
-
-
-def _extend(impl: type[DefaultImpl]) -> None:
-    """Have an implementation that renders types by itself render `DataStoreType` first."""
-    if "render_type" not in vars(impl):
-        return
-    stock = impl.render_type
-
-    @functools.wraps(stock)
-    def render_type(
-        self: DefaultImpl, type_obj: Any, autogen_context: AutogenContext
-    ) -> str | Literal[False]:
-        rendered = render_item("type", type_obj, autogen_context)
-        return rendered if rendered is not False else stock(self, type_obj, autogen_context)
-
-    impl.render_type = render_type  # type: ignore[method-assign]
-
-
-def render_item(type_: str, obj: Any, autogen_context: AutogenContext) -> str | Literal[False]:
-    """Render `DataStoreType` into a migration script, and add the import that it needs.
-
-    For ``context.configure(render_item=render_item)`` with Alembic before 1.18. To combine it with
-    one of your own, call it first and go on where it returns False.
-
-    Args:
-        type_: what `obj` is, ``"type"`` for a column's type.
-        obj: the object to be rendered.
-        autogen_context: takes the import.
-
-    Returns:
-        Python source, or False for anything but a `DataStoreType`.
-    """
-    from sqla_datastore.types import DataStoreType
-
-    if type_ != "type" or not isinstance(obj, DataStoreType):
-        return False
-    cls = type(obj)
-    module = "sqla_datastore" if cls is DataStoreType else cls.__module__
-    autogen_context.imports.add(f"import {module}")
-    return f"{module}.{obj!r}"
-
-
-# importing Alembic, which the operations do, calls setup()
-import sqla_datastore.alembic.operations  # noqa: E402, F401
+# last, since these import Alembic, which then calls setup() of this module
+import sqla_datastore.alembic.conversion_operations  # noqa: E402
+import sqla_datastore.alembic.trigger_operations  # noqa: E402, F401

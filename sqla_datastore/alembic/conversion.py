@@ -1,13 +1,11 @@
 """Convert a column's data into another column of the same rows, batch by batch.
 
-Alembic's operations in `sqla_datastore.alembic` are built on it; it needs no Alembic itself.
+`conversion_operations` is built on it. It imports no Alembic.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,14 +33,14 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.elements import ColumnElement
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["BATCH_SIZE", "convert_column", "reflected_table"]
+    from sqla_datastore.maintenance.progress import Progress
 
 BATCH_SIZE = 50
 """Rows that are read, converted and written together."""
 
-REPORT_SECONDS = 5.0
+_LOG_SECONDS = 5.0
 
-# alembic.ini as `alembic init` writes it shows what loggers below "alembic" say
+# a name below "alembic", since the alembic.ini that `alembic init` writes shows those loggers
 _log = logging.getLogger("alembic.runtime.sqla_datastore")
 
 
@@ -92,17 +90,20 @@ def convert_column(
         .where(*(key == bindparam(f"key_{i}") for i, key in enumerate(keys)))
         .values({target: bindparam("converted", type_=table.c[target].type)})
     )
-    filled = 0
-    page = query
     total = connection.scalar(select(func.count()).select_from(table).where(pending)) or 0
-    with _progress(f"{table.name}.{source}", total) as advance:
+    what = f"{table.name}.{source}"
+    filled = done = 0
+    page = query
+    with _shown_progress() as progress:
+        progress(what, done, total)
         while rows := connection.execute(page.with_for_update()).all():
             given = list(_parameters(rows, convert, table.c[source], table.c[target]))
             if given:
                 connection.execute(statement, given)
             page = query.where(_after(keys, rows[-1][:-1]))
             filled += len(given)
-            advance(len(rows))
+            done += len(rows)
+            progress(what, done, total)
             if commit is not None:
                 commit()
     return filled
@@ -124,7 +125,7 @@ def _parameters(
 
 
 def _after(keys: Sequence[Column[Any]], last: Sequence[Any]) -> ColumnElement[bool]:
-    """Return the criterion of rows behind a key; spelled out, not every database has tuples."""
+    """Return the criterion of rows behind a key, without tuples: not every database has them."""
     return or_(
         *(
             and_(*(a == b for a, b in zip(keys[:i], last, strict=False)), keys[i] > last[i])
@@ -177,28 +178,14 @@ def _could_be_uuid(type_: TypeEngine[Any]) -> bool:
 
 
 @contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Yield what to call with the number of rows done."""
-    tqdm = _tqdm() if sys.stderr.isatty() else None
-    if tqdm is not None:
-        with tqdm(total=total, desc=label, unit="row") as bar:
-            yield bar.update
-        return
-    done, reported = 0, time.monotonic()
+def _shown_progress() -> Iterator[Progress]:
+    # imported late, since Alembic loads this module whatever it is going to do
+    from sqla_datastore.maintenance.progress import ProgressLines, bars_or_lines
 
-    def advance(rows: int) -> None:
-        nonlocal done, reported
-        done += rows
-        if done >= total or time.monotonic() - reported >= REPORT_SECONDS:
-            reported = time.monotonic()
-            _log.info("%s: %s of %s rows converted", label, f"{done:,}", f"{total:,}")
-
-    yield advance
+    lines = ProgressLines(_log_rows, every_seconds=_LOG_SECONDS, shows_end=True)
+    with bars_or_lines(lines, unit="row") as progress:
+        yield progress
 
 
-def _tqdm() -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm
+def _log_rows(what: str, done: int, total: int | None, _seconds: float) -> None:
+    _log.info("%s: %s of %s rows converted", what, f"{done:,}", f"{total:,}")

@@ -21,8 +21,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqla_datastore import DataStore, DataStoreIO, DataStoreType, bind_storage
 from sqla_datastore.exceptions import StorageError
 
-__all__ = ["BrokenPromise", "run"]
-
 Tree = dict[str, int]
 """Sizes in bytes by path; a path that ends with a slash is a folder."""
 

@@ -1,16 +1,13 @@
-"""The command ``sqla-datastore``."""
+"""The command ``sqla-datastore``: its parser and its exit statuses."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from sqla_datastore.cli import commands as operating
+from sqla_datastore.cli.commands import add_commands
 from sqla_datastore.exceptions import DataStoreError
-
-__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,9 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Arrays, frames and tables outside the database, in step with it.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_demo(commands)
-    operating.add_commands(commands)
+    add_commands(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
     return parser
 
 
@@ -56,32 +51,3 @@ class _Version(argparse.Action):
 
         print(f"sqla-datastore {__version__}")
         parser.exit()
-
-
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    demo = commands.add_parser(
-        "demo",
-        help="show in a minute what the library does",
-        description="Show what the library does, with SQLite and a local folder, and check it.",
-    )
-    demo.add_argument(
-        "--folder",
-        type=Path,
-        metavar="PATH",
-        help="work in this folder, which is new or empty (default: a temporary one)",
-    )
-    demo.add_argument(
-        "--keep", action="store_true", help="leave the database and the files to look at"
-    )
-    demo.set_defaults(run=_demo)
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    from sqla_datastore.cli import demo
-
-    try:
-        demo.run(arguments.folder, keep=arguments.keep)
-    except demo.BrokenPromise as err:
-        print(f"sqla-datastore: broken promise: {err}", file=sys.stderr)
-        return 1
-    return 0

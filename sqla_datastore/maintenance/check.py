@@ -1,51 +1,104 @@
-"""The work of `sqla_datastore.maintenance.check`: both directions, and every object."""
+"""Compare rows and storages in both directions, and look at every object."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
+
+from sqlalchemy import MetaData
 
 from sqla_datastore.dml.queries import batch_size
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, MissingObjectError
-from sqla_datastore.maintenance.references import Declared, Odd, stem_of
+from sqla_datastore.maintenance.catalog import Catalog
+from sqla_datastore.maintenance.progress import Progress
+from sqla_datastore.maintenance.references import UnmanagedURL, stem_of
 from sqla_datastore.maintenance.reports import (
     CheckReport,
     DamagedObject,
     DanglingRow,
+    FindingsBuilder,
     ForeignName,
     Leftover,
     Orphan,
 )
-from sqla_datastore.maintenance.survey import Collected, Family, Survey, leftovers, open_container
+from sqla_datastore.maintenance.survey import (
+    Family,
+    Survey,
+    cutoff,
+    leftovers,
+    open_container,
+    surveyed,
+)
 from sqla_datastore.storage.protocol import Storage, StoredObject
 from sqla_datastore.storage.urls import ObjectURL
-
-__all__ = ["Comparison"]
 
 _MOST_PROBLEMS = 20
 
 
-@dataclass
-class Comparison:
-    """A check at work. Suspects are asked about in batches: rows may have changed meanwhile."""
+def check(
+    engine: Any,
+    metadata: MetaData,
+    *,
+    deep: bool = False,
+    grace_seconds: float = 0.0,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Compare rows and storages in both directions, and look at every object. Changes nothing.
 
-    columns: Declared
+    Blocks; reads the index of each object, and with `deep` all of it.
+
+    Args:
+        engine: the database, with the storage bound as for the application.
+        metadata: the declared tables, for example ``Base.metadata``.
+        deep: read all of each object: compare the checksums of payloads, and the index with what
+            other ZIP tools see.
+        grace_seconds: leave out orphans and leftovers younger than this. Those of transactions that
+            are open now look like orphans.
+        progress: called now and then with what is being done, how much is done, and of how much.
+
+    Returns:
+        The findings, typed; the same call again finds the same.
+
+    Raises:
+        ConfigurationError: a declared table is missing, the storage's base does not exist, the
+            storage is another application's, or the engine is asynchronous.
+        StorageError: the storage failed.
+        sqlalchemy.exc.SQLAlchemyError: the database failed.
+    """
+    catalog = Catalog.of(engine, metadata)
+    checker = _Checker(catalog, deep, cutoff(grace_seconds))
+    for storage in catalog.storages():
+        with surveyed(catalog, storage, checker.foreign, progress) as survey:
+            checker.check(survey)
+    return checker.report()
+
+
+@dataclass
+class _Checker:
+    """Finds what is wrong in storages, one after the other.
+
+    Rows change while a storage is listed. So what looks like a finding is only a suspect until the
+    database has been asked about it once more, in batches.
+    """
+
+    catalog: Catalog
     deep: bool
-    newest: float
+    cutoff: float
     references: int = 0
     objects: int = 0
     size_bytes: int = 0
     pending: int = 0
-    dangling: Collected[DanglingRow] = field(default_factory=Collected)
-    orphans: Collected[Orphan] = field(default_factory=Collected)
-    leftovers: Collected[Leftover] = field(default_factory=Collected)
-    damaged: Collected[DamagedObject] = field(default_factory=Collected)
-    foreign: Collected[ForeignName] = field(default_factory=Collected)
+    dangling: FindingsBuilder[DanglingRow] = field(default_factory=FindingsBuilder)
+    orphans: FindingsBuilder[Orphan] = field(default_factory=FindingsBuilder)
+    leftovers: FindingsBuilder[Leftover] = field(default_factory=FindingsBuilder)
+    damaged: FindingsBuilder[DamagedObject] = field(default_factory=FindingsBuilder)
+    foreign: FindingsBuilder[ForeignName] = field(default_factory=FindingsBuilder)
     _unreferenced: list[StoredObject] = field(default_factory=list)
     _missing: dict[int, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
 
-    def run(self, survey: Survey) -> None:
+    def check(self, survey: Survey) -> None:
         """Check one storage."""
         storage = survey.storage
         self.references += survey.references.rows
@@ -55,14 +108,14 @@ class Comparison:
             elif family.is_pending:
                 self.pending += len(family.objects)
             else:
-                self._unreferenced += [o for o in family.objects if o.modified <= self.newest]
+                self._unreferenced += [o for o in family.objects if o.modified <= self.cutoff]
             suspects = len(self._unreferenced) + sum(map(len, self._missing.values()))
-            if suspects >= batch_size(self.columns.engine.dialect):
-                self._ask(storage)
-        for odd in survey.references.odd():
-            self._check_odd(storage, odd)
-        self._ask(storage)
-        for leftover, is_old in leftovers(survey, self.newest):
+            if suspects >= batch_size(self.catalog.engine.dialect):
+                self._settle(storage)
+        for unmanaged in survey.references.unmanaged():
+            self._check_unmanaged(storage, unmanaged)
+        self._settle(storage)
+        for leftover, is_old in leftovers(survey, self.cutoff):
             if is_old:
                 self.leftovers.add(leftover)
 
@@ -86,31 +139,30 @@ class Comparison:
             url = str(ObjectURL(storage.scheme, path))
             self.damaged.add(DamagedObject(url, problems, storage.url))
 
-    def _check_odd(self, storage: Storage, odd: Odd) -> None:
-        """Check what a row refers to by a name that this library does not make."""
-        if odd.reason:
-            self._missing[odd.source][odd.url] = odd.reason
+    def _check_unmanaged(self, storage: Storage, unmanaged: UnmanagedURL) -> None:
+        if unmanaged.reason:
+            self._missing[unmanaged.source][unmanaged.url] = unmanaged.reason
             return
-        path = ObjectURL.parse(odd.url).path
+        path = ObjectURL.parse(unmanaged.url).path
         try:
             self._check_object(storage, path)
         except MissingObjectError:
-            self._note_missing(storage, odd.source, path, path)
+            self._note_missing(storage, unmanaged.source, path, path)
 
     def _note_missing(self, storage: Storage, source: int, path: str, missing: str) -> None:
         what = "there is no such object" if path == missing else f"{missing!r} is missing"
         self._missing[source][str(ObjectURL(storage.scheme, path))] = what
 
-    def _ask(self, storage: Storage) -> None:
-        """Ask the database about the suspects: rows that changed meanwhile are no findings."""
+    def _settle(self, storage: Storage) -> None:
+        """Ask the database about the suspects; those that rows have changed are no findings."""
         paths = [found.path for found in self._unreferenced]
-        held = self.columns.held_stems(storage, paths)
+        held = self.catalog.held_stems(storage, paths)
         for found in self._unreferenced:
             if stem_of(found.path) not in held:
                 orphan = Orphan(found.path, found.size_bytes, found.modified, storage.url)
                 self.orphans.add(orphan)
         for source, reasons in self._missing.items():
-            for row in self.columns.dangling(source, reasons):
+            for row in self.catalog.dangling(source, reasons):
                 self.dangling.add(row)
         self._unreferenced.clear()
         self._missing.clear()
@@ -132,7 +184,7 @@ class Comparison:
 
 
 def _problems(storage: Storage, path: str, *, deep: bool) -> tuple[str, ...]:
-    """Return what is wrong with an object, in words; nothing when it is whole.
+    """Return what is wrong with an object, in words; nothing when it is undamaged.
 
     Args:
         storage: where it lies.

@@ -1,28 +1,88 @@
-"""The work of `sqla_datastore.maintenance.gc`: finding what may go, then removing it."""
+"""Garbage collection: find the objects that no row refers to, then remove them."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TextIO
+from typing import Any, TextIO
+
+from sqlalchemy import MetaData
 
 from sqla_datastore.dml.queries import batch_size
 from sqla_datastore.exceptions import ConfigurationError, StorageError
-from sqla_datastore.maintenance.references import Declared, stem_of
-from sqla_datastore.maintenance.reports import ForeignName, GcReport, Leftover, Orphan
-from sqla_datastore.maintenance.survey import Collected, Progress, Survey, Ticker, leftovers
+from sqla_datastore.maintenance.catalog import Catalog
+from sqla_datastore.maintenance.progress import Progress, StepCounter
+from sqla_datastore.maintenance.references import stem_of
+from sqla_datastore.maintenance.reports import (
+    FindingsBuilder,
+    ForeignName,
+    GcReport,
+    Leftover,
+    Orphan,
+)
+from sqla_datastore.maintenance.survey import Family, Survey, cutoff, leftovers, surveyed
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, is_there
 
-__all__ = ["Collection"]
+DAY_SECONDS = 86_400.0
+
+
+def gc(
+    engine: Any,
+    metadata: MetaData,
+    *,
+    apply: bool = False,
+    grace_seconds: float = DAY_SECONDS,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> GcReport:
+    """Remove the objects that no row refers to: a dry run unless `apply`.
+
+    Takes only names that this library made, in folders of declared columns, older than the grace
+    period, and what interrupted writes and removals left there. The database is asked again just
+    before each batch goes. Blocks; may be interrupted and run again, and is done when it finds
+    nothing.
+
+    Args:
+        engine: the database, with the storage bound as for the application.
+        metadata: all declared tables that keep values in the storage.
+        apply: remove what was found.
+        grace_seconds: how old an object has to be; longer than the longest transaction, since the
+            rows of one that is open cannot be seen.
+        force: go on where it would be refused.
+        progress: called now and then with what is being done, how much is done, and of how much.
+
+    Returns:
+        What was found and removed.
+
+    Raises:
+        ConfigurationError: as `check`; or objects without rows were found, but not one that a row
+            refers to: then database and storage do not belong together. Nothing was removed.
+        StorageError: the storage could not be listed. What it does not remove is in the report.
+        sqlalchemy.exc.SQLAlchemyError: the database failed.
+    """
+    catalog = Catalog.of(engine, metadata, force=force)
+    collector = _GarbageCollector(catalog, cutoff(grace_seconds), progress)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
+        storages = catalog.storages()
+        for number, storage in enumerate(storages):
+            with surveyed(catalog, storage, collector.foreign, progress, force=force) as survey:
+                collector.find(survey, number, spool, force=force)
+        if apply:
+            collector.remove(storages, spool)
+    return collector.report(applied=apply, grace_seconds=grace_seconds)
 
 
 @dataclass
-class Collection:
-    """A garbage collection at work: all is found and counted before anything is removed."""
+class _GarbageCollector:
+    """Finds and counts everything before it removes anything.
 
-    columns: Declared
-    newest: float
+    What it finds is spooled to a file, a line each: the storage's number, the size, the path.
+    """
+
+    catalog: Catalog
+    cutoff: float
     progress: Progress | None
     references: int = 0
     young: int = 0
@@ -31,37 +91,49 @@ class Collection:
     removed: int = 0
     removed_bytes: int = 0
     failures: list[str] = field(default_factory=list)
-    orphans: Collected[Orphan] = field(default_factory=Collected)
-    leftovers: Collected[Leftover] = field(default_factory=Collected)
-    foreign: Collected[ForeignName] = field(default_factory=Collected)
+    orphans: FindingsBuilder[Orphan] = field(default_factory=FindingsBuilder)
+    leftovers: FindingsBuilder[Leftover] = field(default_factory=FindingsBuilder)
+    foreign: FindingsBuilder[ForeignName] = field(default_factory=FindingsBuilder)
 
     def find(self, survey: Survey, number: int, spool: TextIO, *, force: bool) -> None:
-        """Spool what there is to remove in one storage, as lines of its number, size and path."""
-        url = survey.storage.url
+        """Spool what there is to remove in one storage.
+
+        Args:
+            survey: compares the storage with its references.
+            number: the number of the storage.
+            spool: takes the lines.
+            force: go on where no row's object was found.
+
+        Raises:
+            ConfigurationError: none was found, see `_refuse_mismatch`.
+        """
         self.references += survey.references.rows
         for family in survey.families():
-            if family.references:
-                continue
-            if family.is_pending:
+            if family.is_pending and not family.references:
                 self.pending += len(family.objects)
-                continue
-            # a family goes as a whole
-            if max(found.modified for found in family.objects) > self.newest:
-                self.young += len(family.objects)
-                continue
-            for found in family.objects:
-                self.orphans.add(Orphan(found.path, found.size_bytes, found.modified, url))
-                spool.write(f"{number} {found.size_bytes} {found.path}\n")
+            elif not family.references:
+                self._spool_family(survey.storage, family, number, spool)
         if survey.unreferenced and not force:
-            self._refuse(survey)
-        for leftover, is_old in leftovers(survey, self.newest):
+            self._refuse_mismatch(survey)
+        for leftover, is_old in leftovers(survey, self.cutoff):
             if is_old:
                 self.leftovers.add(leftover)
                 spool.write(f"{number} {leftover.size_bytes} {leftover.path}\n")
             else:
                 self.young += 1
 
-    def _refuse(self, survey: Survey) -> None:
+    def _spool_family(self, storage: Storage, family: Family, number: int, spool: TextIO) -> None:
+        # a family goes as a whole, so its youngest object decides
+        if max(found.modified for found in family.objects) > self.cutoff:
+            self.young += len(family.objects)
+            return
+        for found in family.objects:
+            orphan = Orphan(found.path, found.size_bytes, found.modified, storage.url)
+            self.orphans.add(orphan)
+            spool.write(f"{number} {found.size_bytes} {found.path}\n")
+
+    def _refuse_mismatch(self, survey: Survey) -> None:
+        """Refuse a storage with objects of the models, where no row refers to any object there."""
         rows, url = survey.references.rows, survey.storage.url
         found = f"the storage {url!r} holds {survey.unreferenced} values of these models, but"
         if not rows:
@@ -79,19 +151,19 @@ class Collection:
 
     def remove(self, storages: list[Storage], spool: TextIO) -> None:
         """Remove what was spooled, batch by batch."""
-        ticker = Ticker(self.progress, "removing", self.orphans.count + self.leftovers.count)
+        counter = StepCounter(self.progress, "removing", self.orphans.count + self.leftovers.count)
         spool.seek(0)
-        for number, lines in groupby(map(_spooled, spool), lambda line: line[0]):
-            for batch in _batches(lines, batch_size(self.columns.engine.dialect)):
+        for number, lines in groupby(map(_parsed, spool), lambda line: line[0]):
+            for batch in _batches(lines, batch_size(self.catalog.engine.dialect)):
                 self._remove_batch(storages[number], batch)
-                ticker(len(batch))
-        ticker.tell()
+                counter(len(batch))
+        counter.report()
 
     def _remove_batch(self, storage: Storage, sizes: dict[str, int]) -> None:
-        """Ask the database once more, and remove what it knows nothing of."""
+        """Ask the database once more, and remove what no row refers to now."""
         left = [path for path in sizes if not path.endswith(".zip")]
         objects = [path for path in sizes if path.endswith(".zip")]
-        held = self.columns.held_stems(storage, objects)
+        held = self.catalog.held_stems(storage, objects)
         doomed = [path for path in objects if stem_of(path) not in held]
         self.rescued += len(objects) - len(doomed)
         try:
@@ -123,13 +195,13 @@ class Collection:
         )
 
 
-def _spooled(line: str) -> tuple[int, int, str]:
+def _parsed(line: str) -> tuple[int, int, str]:
     number, size, path = line.rstrip("\n").split(" ", 2)
     return int(number), int(size), path
 
 
 def _batches(lines: Iterator[tuple[int, int, str]], size: int) -> Iterator[dict[str, int]]:
-    """Yield sizes by path, so many at a time; families stay together."""
+    """Yield sizes by path, about so many at a time; the objects of a family stay together."""
     batch: dict[str, int] = {}
     for _, members in groupby(lines, lambda line: stem_of(line[2])):
         batch.update((path, size_bytes) for _, size_bytes, path in members)

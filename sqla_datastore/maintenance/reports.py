@@ -7,24 +7,8 @@ small where a whole storage is lost.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, TypeVar
-
-__all__ = [
-    "MOST_KEPT",
-    "CheckReport",
-    "ColumnUsage",
-    "DamagedObject",
-    "DanglingRow",
-    "DrainReport",
-    "Findings",
-    "ForeignName",
-    "GcReport",
-    "Leftover",
-    "Orphan",
-    "TypeUsage",
-    "UsageReport",
-]
 
 MOST_KEPT = 10_000
 
@@ -107,7 +91,7 @@ class DamagedObject:
 
 @dataclass(frozen=True, slots=True)
 class ForeignName:
-    """A file that is none of the declared columns' business; it is never touched."""
+    """A file that belongs to no declared column; it is never touched."""
 
     kind: ClassVar[str] = "foreign"
     path: str
@@ -147,6 +131,26 @@ class Findings(Generic[F]):
         }
 
 
+class FindingsBuilder(Generic[F]):
+    """Findings while they are found: all are counted, the first `MOST_KEPT` are kept."""
+
+    def __init__(self) -> None:
+        self._first: list[F] = []
+        self.count = 0
+        self._size_bytes = 0
+
+    def add(self, finding: F) -> None:
+        """Count a finding, and keep it while there are few."""
+        self.count += 1
+        self._size_bytes += getattr(finding, "size_bytes", 0)
+        if len(self._first) < MOST_KEPT:
+            self._first.append(finding)
+
+    def findings(self) -> Findings[F]:
+        """Return what was found."""
+        return Findings(tuple(self._first), self.count, self._size_bytes)
+
+
 @dataclass(frozen=True)
 class CheckReport:
     """What `check` found.
@@ -160,7 +164,7 @@ class CheckReport:
         orphans: objects without row.
         leftovers: what interrupted writes and removals left.
         damaged: objects that cannot be read as they were written.
-        foreign: what is none of the declared columns' business, so no fault.
+        foreign: files that belong to no declared column; no fault.
         deep: whether checksums of payloads were compared.
     """
 
@@ -177,7 +181,7 @@ class CheckReport:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the storages hold what rows refer to, whole, and nothing else of ours."""
+        """Whether the storages hold all that rows refer to, undamaged, and nothing else of ours."""
         return not (self.dangling or self.orphans or self.leftovers or self.damaged)
 
     def to_json(self) -> dict[str, Any]:
@@ -190,7 +194,7 @@ class GcReport:
     """What `gc` found and did.
 
     Attributes:
-        applied: whether it removed anything at all, or only told what it would remove.
+        applied: whether it removed what it found, or only told what it would remove.
         grace_seconds: how old an object has to be.
         references: how many URLs the rows hold.
         orphans: objects without row, older than the grace period: removed when `applied`.
@@ -201,7 +205,7 @@ class GcReport:
         removed: how many objects and leftovers were removed.
         removed_bytes: their size.
         failures: what the storage said where it could not remove; the next run tries again.
-        foreign: what is none of the declared columns' business; it stays.
+        foreign: files that belong to no declared column; they stay.
     """
 
     applied: bool
@@ -311,7 +315,7 @@ class UsageReport:
     columns: tuple[ColumnUsage, ...] = ()
     types: tuple[TypeUsage, ...] = ()
     objects: int = 0
-    size_bytes: int = field(default=0)
+    size_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``json.dumps`` takes."""
@@ -326,7 +330,7 @@ def _fields(report: CheckReport | DrainReport | GcReport) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in JSON's types; what it lacks (a UUID, a date) as text."""
+    """Return a value in JSON's types; what JSON has no type for (a UUID, a date) is text."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

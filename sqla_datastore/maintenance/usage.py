@@ -1,21 +1,57 @@
-"""The work of `sqla_datastore.maintenance.usage`: what values take, by column and by type."""
+"""What values take, by column and by type."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import MetaData
 
 from sqla_datastore.exceptions import DataStoreError
-from sqla_datastore.maintenance.references import Declared
-from sqla_datastore.maintenance.reports import ColumnUsage, TypeUsage, UsageReport
-from sqla_datastore.maintenance.survey import Family, Survey, open_container
+from sqla_datastore.maintenance.catalog import Catalog
+from sqla_datastore.maintenance.progress import Progress
+from sqla_datastore.maintenance.reports import (
+    ColumnUsage,
+    FindingsBuilder,
+    ForeignName,
+    TypeUsage,
+    UsageReport,
+)
+from sqla_datastore.maintenance.survey import Family, Survey, open_container, surveyed
 from sqla_datastore.storage.protocol import Storage
 
-__all__ = ["Account"]
+
+def usage(engine: Any, metadata: MetaData, *, progress: Progress | None = None) -> UsageReport:
+    """Tell what values take, by table and column and by type of entry. Changes nothing.
+
+    Blocks; reads the index of each object.
+
+    Args:
+        engine: the database, with the storage bound as for the application.
+        metadata: the declared tables.
+        progress: called now and then with what is being done, how much is done, and of how much.
+
+    Returns:
+        Objects and bytes of what rows refer to.
+
+    Raises:
+        ConfigurationError: as `check`.
+        StorageError: the storage failed.
+        sqlalchemy.exc.SQLAlchemyError: the database failed.
+    """
+    catalog = Catalog.of(engine, metadata)
+    counter = _UsageCounter(catalog)
+    for storage in catalog.storages():
+        foreign: FindingsBuilder[ForeignName] = FindingsBuilder()
+        with surveyed(catalog, storage, foreign, progress) as survey:
+            counter.count(survey)
+    return counter.report()
 
 
 @dataclass
-class _Types:
+class _TypeCounts:
     """Entries by type."""
 
     entries: Counter[str] = field(default_factory=Counter)
@@ -27,56 +63,56 @@ class _Types:
 
 
 @dataclass
-class _Tally:
-    """What one column's values take."""
+class _ColumnCounts:
+    """What the values of one column take."""
 
     rows: int = 0
     objects: int = 0
     size_bytes: int = 0
     unreadable: int = 0
-    types: _Types = field(default_factory=_Types)
+    types: _TypeCounts = field(default_factory=_TypeCounts)
 
 
-class Account:
-    """What the values of all columns take, while they are counted."""
+class _UsageCounter:
+    """Counts what the values of all columns take."""
 
-    def __init__(self, columns: Declared) -> None:
-        self._columns = columns
-        self._tallies = [_Tally() for _ in columns.columns]
-        self._types = _Types()
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._columns = [_ColumnCounts() for _ in catalog.columns]
+        self._types = _TypeCounts()
         self._objects = 0
         self._size_bytes = 0
 
-    def run(self, survey: Survey) -> None:
+    def count(self, survey: Survey) -> None:
         """Count one storage."""
         for family in survey.families():
             if family.references:
                 self._add(survey.storage, family)
-        for odd in survey.references.odd():
-            self._tallies[odd.source].rows += 1
+        for unmanaged in survey.references.unmanaged():
+            self._columns[unmanaged.source].rows += 1
 
     def _add(self, storage: Storage, family: Family) -> None:
         for reference in family.references:
-            self._tallies[reference.source].rows += 1
-        tallies = [self._tallies[source] for source in {each.source for each in family.references}]
+            self._columns[reference.source].rows += 1
+        columns = [self._columns[source] for source in {each.source for each in family.references}]
         size_bytes = sum(found.size_bytes for found in family.objects)
         self._objects += len(family.objects)
         self._size_bytes += size_bytes
-        for tally in tallies:
-            tally.objects += len(family.objects)
-            tally.size_bytes += size_bytes
+        for column in columns:
+            column.objects += len(family.objects)
+            column.size_bytes += size_bytes
         for found in family.objects:
-            self._add_types(storage, found.path, tallies)
+            self._add_types(storage, found.path, columns)
 
-    def _add_types(self, storage: Storage, path: str, tallies: list[_Tally]) -> None:
+    def _add_types(self, storage: Storage, path: str, columns: Iterable[_ColumnCounts]) -> None:
         try:
             container = open_container(storage, path)
             entries = [container.describe(name) for name in container.names]
         except DataStoreError:
-            for tally in tallies:
-                tally.unreadable += 1
+            for column in columns:
+                column.unreadable += 1
             return
-        for types in (self._types, *(tally.types for tally in tallies)):
+        for types in (self._types, *(column.types for column in columns)):
             for entry in entries:
                 types.entries[entry.type] += 1
                 types.sizes[entry.type] += entry.nbytes
@@ -86,15 +122,15 @@ class Account:
         return UsageReport(
             columns=tuple(
                 ColumnUsage(
-                    table=each.column.table.fullname,
-                    column=each.column.name,
-                    rows=tally.rows,
-                    objects=tally.objects,
-                    size_bytes=tally.size_bytes,
-                    unreadable=tally.unreadable,
-                    types=tally.types.usages(),
+                    table=declared.column.table.fullname,
+                    column=declared.column.name,
+                    rows=counts.rows,
+                    objects=counts.objects,
+                    size_bytes=counts.size_bytes,
+                    unreadable=counts.unreadable,
+                    types=counts.types.usages(),
                 )
-                for each, tally in zip(self._columns.columns, self._tallies, strict=True)
+                for declared, counts in zip(self._catalog.columns, self._columns, strict=True)
             ),
             types=self._types.usages(),
             objects=self._objects,

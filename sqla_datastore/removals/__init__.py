@@ -1,1 +1,5 @@
-"""TODO."""
+"""Durable removals: what a transaction supersedes is in the database until it is removed.
+
+`table` writes down what will be removed, `drain` removes it, and `triggers` write down what goes
+without SQLAlchemy.
+"""

@@ -1,4 +1,4 @@
-"""Carrying out durable removals: the work of `drain`, and of a look after a commit."""
+"""Carrying out durable removals: in batches for `drain`, and by a look after a commit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,31 +30,29 @@ if TYPE_CHECKING:
     from sqla_datastore.storage.names import Name
     from sqla_datastore.storage.protocol import Storage
 
-__all__ = ["Drainage", "look", "strike_off"]
-
 logger = logging.getLogger("sqla_datastore")
 
 LOOK_SECONDS = 60.0
-"""A process looks once in this time."""
+"""A process looks at most once in this time."""
 
 LOOK_ROWS = 1_000
-"""And carries out so many removals at most."""
+"""A look carries out at most so many removals."""
 
 
 @dataclass
-class Drainage:
-    """Removals while they are carried out.
+class DueRemovals:
+    """Removals that are due, carried out batch by batch.
 
     Args:
-        removals: what is to be carried out.
+        removals: the table.
         schemas: a ``schema_translate_map``.
-        keep_seconds: how old they have to be.
-        last: the id after which to begin.
+        keep_seconds: how old a removal has to be.
+        last_id: the id of a removal; only later ones are looked at.
 
     Attributes:
         carried_out: how many were carried out and struck off.
         referenced: how many were struck off because a row holds the URL again.
-        foreign: how many were struck off because no row of this library's can hold the URL.
+        foreign: how many were struck off because they name no object of this library.
         failures: what the storages said where they could not remove.
         is_done: whether the last batch reached the end.
     """
@@ -62,15 +60,15 @@ class Drainage:
     removals: Removals
     schemas: Schemas
     keep_seconds: float
-    last: int = -1
+    last_id: int = -1
     carried_out: int = 0
     referenced: int = 0
     foreign: int = 0
     failures: list[str] = field(default_factory=list)
     is_done: bool = False
 
-    def batch(self, connection: Connection, size: int) -> int:
-        """Carry out and strike off some removals; the caller commits.
+    def carry_out(self, connection: Connection, size: int) -> int:
+        """Carry out and strike off the next removals; the caller commits.
 
         Asks the database which URLs rows hold, and removes the other objects from the storages.
         Blocks. What a storage fails to remove is among the failures, and stays.
@@ -85,47 +83,30 @@ class Drainage:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database failed.
         """
-        found = self._due(connection, size)
+        found = self._select(connection, size)
         self.is_done = len(found) < size
         if not found or _reads_uncommitted(connection):
             return 0
-        self.last = found[-1].id
+        self.last_id = found[-1].id
         columns = self.removals.columns()
-        # a database may compare without regard to case
+        # the database may have compared the source without regard to case
         due = [row for row in found if row.source in columns]
-        there = present(connection, self.removals.table.metadata, self.schemas)
-        asked = [column for declared in there for column in declared.plain_columns]
-        urls = list(dict.fromkeys(row.url for row in due))
-        held = held_urls(connection, asked, urls, schemas=self.schemas)
-        doomed: dict[str, dict[str, list[str]]] = defaultdict(dict)
-        for row in due:
-            storage = storage_for(columns[row.source].type.url, connection.dialect)
-            family = [] if row.url in held else _family(row.url, storage)
-            self.referenced += row.url in held
-            self.foreign += row.url not in held and not family
-            if family:
-                doomed[row.source][row.url] = family
-        left: set[str] = set()
-        for source, families in doomed.items():
-            storage = storage_for(columns[source].type.url, connection.dialect)
-            left |= self._remove(storage, families)
-        gone = {url for families in doomed.values() for url in families} - left
-        self.carried_out += sum(row.url in gone for row in due)
+        left = self._remove_unheld(connection, due)
         self._strike(connection, [row.id for row in due if row.url not in left])
         return len(found)
 
-    def _due(self, connection: Connection, size: int) -> list[Any]:
+    def _select(self, connection: Connection, size: int) -> list[Any]:
         table = self.removals.table
         query = (
             select(table.c.id, table.c.url, table.c.source)
-            .where(table.c.id > self.last, self._is_own(), self._is_due())
+            .where(table.c.id > self.last_id, self._is_own(), self._is_due())
             .order_by(table.c.id)
             .limit(size)
         )
         return list(connection.execute(query, execution_options=in_schemas(self.schemas)))
 
     def _is_own(self) -> ColumnElement[bool]:
-        """Return the condition: other models of the same database use the table, too."""
+        """Return the condition that a removal is of these models; others may share the table."""
         return self.removals.table.c.source.in_(self.removals.columns())
 
     def _is_due(self) -> ColumnElement[bool]:
@@ -134,8 +115,37 @@ class Drainage:
             return true()
         return self.removals.table.c.superseded_at <= int(time.time() - self.keep_seconds)
 
+    def _remove_unheld(self, connection: Connection, due: Sequence[Any]) -> set[str]:
+        """Remove the objects of URLs that no row holds; return the URLs that could not go."""
+        columns = self.removals.columns()
+        held = self._held(connection, [row.url for row in due])
+        storages: dict[str, Storage] = {}
+        families: dict[str, dict[str, list[str]]] = defaultdict(dict)
+        for row in due:
+            if row.url in held:
+                self.referenced += 1
+                continue
+            storage = storage_for(columns[row.source].type.url, connection.dialect)
+            if family := _family(row.url, storage):
+                storages[row.source] = storage
+                families[row.source][row.url] = family
+            else:
+                self.foreign += 1
+        left: set[str] = set()
+        for source, storage in storages.items():
+            left |= self._remove(storage, families[source])
+        gone = {url for of_source in families.values() for url in of_source} - left
+        self.carried_out += sum(row.url in gone for row in due)
+        return left
+
+    def _held(self, connection: Connection, urls: list[str]) -> set[str]:
+        """Return those of the URLs that rows hold, whatever the column."""
+        tables = present(connection, self.removals.table.metadata, self.schemas)
+        columns = [column for declared in tables for column in declared.plain_columns]
+        return held_urls(connection, columns, list(dict.fromkeys(urls)), schemas=self.schemas)
+
     def _remove(self, storage: Storage, families: dict[str, list[str]]) -> set[str]:
-        """Remove objects; return the URLs of values that are still there."""
+        """Remove the objects of URLs from a storage; return the URLs that could not go."""
         if not base_exists(storage):
             self.failures.append(f"the storage's base {storage.url!r} does not exist; mount it")
             return set(families)
@@ -156,15 +166,15 @@ class Drainage:
             done = delete(self.removals.table).where(column.in_(batch))
             connection.execute(done, execution_options=in_schemas(self.schemas))
 
-    def due(self, connection: Connection) -> int:
+    def count_due(self, connection: Connection) -> int:
         """Return how many removals are due."""
         return self._count(connection, self._is_own(), self._is_due())
 
-    def waiting(self, connection: Connection) -> int:
+    def count_waiting(self, connection: Connection) -> int:
         """Return how many removals are younger than `keep_seconds`."""
         return self._count(connection, self._is_own(), not_(self._is_due()))
 
-    def others(self, connection: Connection) -> int:
+    def count_others(self, connection: Connection) -> int:
         """Return how many removals are of other models."""
         return self._count(connection, not_(self._is_own()))
 
@@ -174,17 +184,17 @@ class Drainage:
 
 
 def _family(url: str, storage: Storage) -> list[str]:
-    """Return the objects that a row's URL stands for; none where it is not of this library."""
+    """Return the paths that a row's URL stands for; none where it is not of this library."""
     try:
         parsed = ObjectURL.parse(url)
     except RefusedURLError:
         return []
-    ours = parsed.scheme == storage.scheme and OBJECT_NAME.fullmatch(parsed.name)
-    return [member.path for member in parsed.family()] if ours else []
+    is_ours = parsed.scheme == storage.scheme and OBJECT_NAME.fullmatch(parsed.name)
+    return [member.path for member in parsed.family()] if is_ours else []
 
 
 def _reads_uncommitted(connection: Connection) -> bool:
-    """Whether what is read may be rolled back yet: nothing may be removed because of that."""
+    """Return whether rows may be read that are rolled back later: no reason to remove anything."""
     if connection.dialect.name not in ("mysql", "mariadb"):
         return False
     return connection.get_isolation_level() == "READ UNCOMMITTED"
@@ -207,12 +217,13 @@ def strike_off(
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database failed. What is left is carried out again.
     """
-    removed = {name for name in removed if base_exists(name.storage)}  # type: ignore[arg-type]
-    todo = [(each, urls) for each in noted if (urls := each.urls(removed))]
-    if not todo:
+    # a base that is not mounted has removed nothing, even where it raised nothing
+    removed = {name for name in removed if base_exists(name.storage)}
+    struck = [(each, urls) for each in noted if (urls := each.urls(removed))]
+    if not struck:
         return
     with _without_waiting(connection):
-        for each, urls in todo:
+        for each, urls in struck:
             each.removals.strike(connection, urls, each.schemas)
         commit()
 
@@ -220,9 +231,10 @@ def strike_off(
 def look(
     connection: Connection, commit: Callable[[], None], removals: Removals, schemas: Schemas
 ) -> None:
-    """Carry out what others left or what is due now, if it is time. Called after COMMIT; may fail.
+    """Carry out what is due, once a minute. Called after COMMIT; may fail.
 
-    Removes objects, blocks, and logs what a storage refuses.
+    What is due was left by others, or had to be kept for a while. Removes objects, blocks, and logs
+    what a storage refuses.
 
     Args:
         connection: has no transaction.
@@ -235,23 +247,23 @@ def look(
     """
     looks = removals.looks.setdefault(connection.dialect, {})
     key, now = frozenset(schemas.items()), time.monotonic()
-    when, last = looks.get(key, (-math.inf, -1))
+    when, last_id = looks.get(key, (-math.inf, -1))
     if now - when < LOOK_SECONDS:
         return
-    looks[key] = now, last
-    drainage = Drainage(removals, schemas, removals.keep_seconds, last)
+    looks[key] = now, last_id
+    due = DueRemovals(removals, schemas, removals.keep_seconds, last_id)
     with _without_waiting(connection):
-        drainage.batch(connection, LOOK_ROWS)
+        due.carry_out(connection, LOOK_ROWS)
         commit()
-    # what could not be removed must not be in the way of what comes after it
-    looks[key] = now, -1 if drainage.is_done else drainage.last
-    for failure in drainage.failures:
+    # the next look goes on behind this one: what cannot be removed must not block what follows
+    looks[key] = now, -1 if due.is_done else due.last_id
+    for failure in due.failures:
         logger.error("could not remove what earlier transactions superseded: %s", failure)
 
 
 @contextmanager
 def _without_waiting(connection: Connection) -> Iterator[None]:
-    """Give up at once where another process writes to an SQLite file: there is no hurry."""
+    """Fail at once where another process writes to an SQLite file: the next look tries again."""
     if connection.dialect.name != "sqlite":
         yield
         return

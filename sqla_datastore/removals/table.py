@@ -1,12 +1,12 @@
-"""Durable removals: what a transaction will remove is written down in the same transaction.
+"""The table of removals: what a transaction will remove is written down in the same transaction.
 
 `enable_removals` adds a small table to the application's MetaData. What a commit superseded is in
 it until it is removed, so a crash or a failed removal leaves no orphan: the next process, or
-``sqla-datastore drain``, goes on. Triggers can put in what no statement of SQLAlchemy's shows.
+``sqla-datastore drain``, goes on. Triggers add what no statement of SQLAlchemy's shows.
 
-The table holds the URLs of rows that hold them no more. Names are used only once, so what is in it
-stays superseded; the database is asked all the same before anything is removed that another
-transaction wrote down, since a trigger also sees a URL that is on its way to another row.
+The table holds URLs that rows held once. An object's name is never used again, so its URL stays
+superseded, with one exception: a trigger also notes a URL that moves from one row to another. So
+the database is asked before anything is removed that another transaction wrote down.
 """
 
 from __future__ import annotations
@@ -43,20 +43,11 @@ if TYPE_CHECKING:
 
     from sqla_datastore.schema.folders import Schemas
 
-__all__ = [
-    "TABLE_NAME",
-    "Noted",
-    "Removals",
-    "check_seconds",
-    "enable_removals",
-    "note_removals",
-    "removals_of",
-]
-
 TABLE_NAME = "sqla_datastore_removals"
-_INDEXED = 255
+_INDEXED_CHARACTERS = 255
 
 SchemaItems: TypeAlias = frozenset[tuple[str | None, str | None]]
+"""The items of a ``schema_translate_map``, as something hashable."""
 
 
 def enable_removals(metadata: MetaData, *, keep_seconds: float = 0.0) -> Table:
@@ -91,10 +82,10 @@ def enable_removals(metadata: MetaData, *, keep_seconds: float = 0.0) -> Table:
 
 
 def check_seconds(keep_seconds: float) -> None:
-    """Refuse what is no period of time.
+    """Refuse a period that is negative, infinite or no number.
 
     Raises:
-        ConfigurationError: it is no number from 0.
+        ConfigurationError: it is one of these.
     """
     if not (isinstance(keep_seconds, (int, float)) and 0 <= keep_seconds < math.inf):
         raise ConfigurationError(f"keep_seconds is a number from 0, not {keep_seconds!r}")
@@ -110,7 +101,7 @@ def _table(metadata: MetaData) -> Table:
     schema = metadata.schema
     reflected = metadata.tables.get(f"{schema}.{TABLE_NAME}" if schema else TABLE_NAME)
     if reflected is not None:
-        # MetaData.reflect() came first
+        # MetaData.reflect() came first, and knows nothing of the options below
         metadata.remove(reflected)
     table = Table(
         TABLE_NAME,
@@ -120,11 +111,11 @@ def _table(metadata: MetaData) -> Table:
         Column("url", String(URL_LENGTH), nullable=False),
         Column("source", String(255), nullable=False, comment="table.column that held the URL"),
         Column("superseded_at", BigInteger, nullable=False, comment="seconds since the epoch, UTC"),
-        # two processes may strike off at once: an id must not be another removal's meanwhile
+        # two processes may strike off the same id at once: it must not become another removal's
         sqlite_autoincrement=True,
     )
     # MySQL indexes 3,072 bytes at most; names differ long before that
-    Index(f"ix_{TABLE_NAME}_url", table.c.url, mysql_length=_INDEXED)
+    Index(f"ix_{TABLE_NAME}_url", table.c.url, mysql_length=_INDEXED_CHARACTERS)
     return table
 
 
@@ -135,8 +126,8 @@ class Removals:
     Attributes:
         table: the table.
         keep_seconds: how old a removal has to be before it is carried out.
-        looks: when this process last looked what is due, and up to which removal it came, by the
-            engine's dialect and the items of its ``schema_translate_map``.
+        looks: when this process last looked for due removals, and the id of the last one that it
+            saw, by the engine's dialect and the items of its ``schema_translate_map``.
     """
 
     table: Table
@@ -146,7 +137,7 @@ class Removals:
     )
 
     def columns(self) -> dict[str, DeclaredColumn]:
-        """Return the columns whose removals these are, by their label ``table.column``."""
+        """Return the columns that may have held the URLs, by their label ``table.column``."""
         tables = declared_tables(self.table.metadata)
         return {column.label: column for declared in tables for column in declared.columns}
 
@@ -160,7 +151,7 @@ class Removals:
 
         Args:
             connection: the transaction's.
-            urls: the sources of URLs that rows held.
+            urls: URLs that rows held, each with the ``table.column`` that held it.
             schemas: a ``schema_translate_map``.
 
         Raises:
@@ -182,7 +173,7 @@ class Removals:
             raise
 
     def strike(self, connection: Connection, urls: Sequence[str], schemas: Schemas) -> None:
-        """Strike off what was removed, whoever wrote it down. Called after COMMIT; may fail.
+        """Delete the rows of removed URLs, whoever wrote them. Called after COMMIT; may fail.
 
         Args:
             connection: the caller commits.
@@ -216,7 +207,7 @@ class Noted:
     names: list[Name]
 
     def urls(self, removed: set[Name]) -> list[str]:
-        """Return what can be struck off: values of which all objects are gone."""
+        """Return the URLs that can be struck off: those of which all objects are removed."""
         left = {row_url(name) for name in self.names if name not in removed}
         urls = dict.fromkeys(row_url(name) for name in self.names)
         return [url for url in urls if url not in left]
@@ -228,14 +219,17 @@ def note_removals(
     metadatas: Iterable[tuple[MetaData, SchemaItems]],
     names: Iterable[Name],
 ) -> list[Noted]:
-    """Write down what goes, where that is enabled. Called right before COMMIT; may fail.
+    """Write down what will be removed, where that is enabled. Called before COMMIT; may fail.
 
     Args:
-        connection: the transaction's; without one nothing is written, and what is to be kept is
-            left to garbage collection.
+        connection: the transaction's. Without one nothing is written: objects that have to be kept
+            for a while are then left to garbage collection.
         dialect: its dialect.
         metadatas: those that the transaction touched.
         names: the objects that will be removed.
+
+    Returns:
+        What belongs to each table of removals.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database failed.
@@ -262,6 +256,6 @@ def note_removals(
 
 
 def _is_ours(name: Name) -> bool:
-    """Whether a name is one that a row can have held: a folder may hold other files."""
+    """Return whether a row can have held the name: a folder may hold other files, too."""
     file = name.path.rpartition("/")[2]
     return OBJECT_NAME.fullmatch(file) is not None and len(row_url(name)) <= URL_LENGTH

@@ -31,9 +31,8 @@ from sqlalchemy.orm import Session
 from support.databases import make_engine, private_database
 
 from sqla_datastore import ConfigurationError, DataStoreType, UnsupportedTypeError
-from sqla_datastore.alembic import render_item
-from sqla_datastore.alembic.conversion import convert_column, reflected_table
-from sqla_datastore.alembic.operations import _Conversion
+from sqla_datastore.alembic import convert_column, reflected_table, render_item
+from sqla_datastore.alembic.conversion_operations import _Conversion
 
 ROOT = Path(__file__).parents[2]
 IS_PLUGIN = tuple(map(int, alembic.__version__.split(".")[:2])) >= (1, 18)
@@ -191,7 +190,7 @@ def test_implementations_that_render_types_themselves_render_the_column():
             marks=pytest.mark.skipif(not IS_PLUGIN, reason="plugins came with Alembic 1.18"),
         ),
         "sqla_datastore.alembic",
-        "sqla_datastore.alembic.operations",
+        "sqla_datastore.alembic.conversion_operations",
     ],
 )
 def test_modules_can_be_imported_in_any_order(first, tmp_path):

@@ -357,7 +357,7 @@ def test_models_are_found_in_the_working_directory(application, tmp_path):
 
 def test_progress_in_plain_lines_tells_rate_and_remaining_time(capsys, monkeypatch):
     seconds = iter([0.0, 0.0, 5.0, 20.0, 31.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
     with progress.shown_progress() as show:
         show("removing", 0, 4000)
         show("removing", 500, 4000)

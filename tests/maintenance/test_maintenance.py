@@ -213,7 +213,7 @@ def test_names_of_others_are_foreign_and_no_fault(engine, stored):
 
 
 def test_findings_beyond_those_kept_are_counted(engine, stored, monkeypatch):
-    monkeypatch.setattr("sqla_datastore.maintenance.survey.MOST_KEPT", 3)
+    monkeypatch.setattr("sqla_datastore.maintenance.reports.MOST_KEPT", 3)
     add(engine, keyed(1))
     for _ in range(5):
         put(stored.base, orphan_path())
@@ -475,7 +475,7 @@ def test_what_cannot_be_removed_is_told_and_found_again(engine, stored):
 def test_it_can_be_interrupted_and_run_again(engine, stored, monkeypatch):
     monkeypatch.setattr("sqla_datastore.dml.queries._BATCHES", {})
     monkeypatch.setattr("sqla_datastore.dml.queries.CHUNK", 2)
-    monkeypatch.setattr("sqla_datastore.maintenance.survey._TOLD_EVERY", 1)
+    monkeypatch.setattr("sqla_datastore.maintenance.progress._STEPS_PER_CALL", 1)
     add(engine, *(keyed(number) for number in range(10, 15)))
     for number in range(7):
         put(stored.base, orphan_path(f"keyed/{number}"))

@@ -30,12 +30,13 @@ from support.exactness import assert_exact, statements, tables_of
 
 import sqla_datastore.alembic
 from sqla_datastore import ConfigurationError, DataStore, DataStoreType, enable_removals
-from sqla_datastore.maintenance import check, drain
-from sqla_datastore.removals.triggers import (
+from sqla_datastore.maintenance import (
+    check,
     create_removal_triggers,
+    drain,
     drop_removal_triggers,
-    removal_triggers,
 )
+from sqla_datastore.removals.triggers.statements import removal_triggers
 
 
 class Base(DeclarativeBase):

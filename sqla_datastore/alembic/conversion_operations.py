@@ -1,6 +1,6 @@
-"""Alembic operations: columns converted with their data, and triggers for durable removals.
+"""Alembic operations that convert a column with its data.
 
-`sqla_datastore.alembic` imports this module, so that they are there as methods of ``op``.
+`sqla_datastore.alembic` imports this module, which adds them to ``op``.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from alembic.operations import MigrateOperation, Operations
 from alembic.util import CommandError
-from sqlalchemy import Column, String, inspect, null, text, update
+from sqlalchemy import Column, String, Table, inspect, null, text, update
 from sqlalchemy.types import TypeEngine
 
 from sqla_datastore.alembic.conversion import BATCH_SIZE, convert_column, reflected_table
 from sqla_datastore.exceptions import ConfigurationError
-from sqla_datastore.removals.triggers import has_removal_triggers, trigger_statements
+from sqla_datastore.removals.triggers.statements import has_removal_triggers, trigger_statements
 from sqla_datastore.storage.urls import URL_LENGTH
 
 if TYPE_CHECKING:
@@ -24,18 +24,11 @@ if TYPE_CHECKING:
 
     from sqla_datastore.types import DataStoreType
 
-__all__ = [
-    "ConvertFromDataStoreOp",
-    "ConvertToDataStoreOp",
-    "CreateRemovalTriggersOp",
-    "DropRemovalTriggersOp",
-]
-
 ColumnTypes: TypeAlias = Mapping[str, TypeEngine[Any] | type[TypeEngine[Any]]]
 
 
 class _ConvertOp(MigrateOperation):
-    """What both directions have in common: the column, its old and its new type."""
+    """What both directions have in common: the column and its new type."""
 
     def __init__(
         self,
@@ -207,7 +200,7 @@ def _holds_urls(type_: TypeEngine[Any]) -> bool:
 
 
 class _Conversion:
-    """The steps of an operation, each of which may find that it was done before a failure.
+    """The steps of an operation; those that were done before a failure are left out.
 
     Args:
         operations: ``op``.
@@ -266,47 +259,50 @@ class _Conversion:
             self._drop(old, types)
         self._alter(new, name=old, nullable=nullable)
 
-    def _fill(self, types: ColumnTypes, convert: Callable[[Any], Any]) -> None:
+    def _reflected(self, types: ColumnTypes) -> Table:
+        """Return the table as it is now, with the types of the columns that hold values."""
         op = self.op
-        table = reflected_table(
-            self.connection, op.table_name, {**op.column_types, **types}, schema=op.schema
-        )
+        column_types = {**op.column_types, **types}
+        return reflected_table(self.connection, op.table_name, column_types, schema=op.schema)
+
+    def _fill(self, types: ColumnTypes, convert: Callable[[Any], Any]) -> None:
         convert_column(
             self.connection,
-            table,
-            op.column_name,
-            op.temporary_name,
+            self._reflected(types),
+            self.op.column_name,
+            self.op.temporary_name,
             convert,
-            batch_size=op.batch_size,
+            batch_size=self.op.batch_size,
             commit=self.commit,
         )
         self.commit()
 
     def _drop(self, name: str, types: ColumnTypes) -> None:
-        """Drop the old column; what it holds in a storage is removed by setting it to NULL."""
-        op = self.op
-        if has_removal_triggers(self.connection.dialect):
-            # they name the column: at the next DELETE, or before, they would fail
-            triggers = trigger_statements(
-                self.connection.dialect,
-                self.connection,
-                op.table_name,
-                [name],
-                op.schema,
-                creates=False,
-            )
-            for statement in triggers:
-                self.operations.execute(statement)
+        """Drop the old column, with its triggers and the objects that it holds."""
+        self._drop_triggers(name)
         if name in types:
-            if not self.columns()[name]["nullable"]:
-                self._alter(name, nullable=True)
-            column_types = {**op.column_types, **types}
-            table = reflected_table(self.connection, op.table_name, column_types, schema=op.schema)
-            held = table.c[name].is_not(None)
-            self.connection.execute(update(table).where(held).values({name: null()}))
-            self.commit()
-        with self.operations.batch_alter_table(op.table_name, schema=op.schema) as batch:
+            self._empty(name, types)
+        with self.operations.batch_alter_table(self.op.table_name, schema=self.op.schema) as batch:
             batch.drop_column(name)
+        self.commit()
+
+    def _drop_triggers(self, name: str) -> None:
+        """Drop the removal triggers of a column: without it every DELETE would fail."""
+        op, dialect = self.op, self.connection.dialect
+        if not has_removal_triggers(dialect):
+            return
+        for statement in trigger_statements(
+            dialect, self.connection, op.table_name, [name], op.schema, creates=False
+        ):
+            self.operations.execute(statement)
+
+    def _empty(self, name: str, types: ColumnTypes) -> None:
+        """Set a column of values to NULL, which removes its objects."""
+        if not self.columns()[name]["nullable"]:
+            self._alter(name, nullable=True)
+        table = self._reflected(types)
+        held = table.c[name].is_not(None)
+        self.connection.execute(update(table).where(held).values({name: null()}))
         self.commit()
 
     def _alter(self, column: str, *, nullable: bool, name: str | None = None) -> None:
@@ -321,14 +317,18 @@ class _Conversion:
         self.commit()
 
     def commit(self) -> None:
-        """Commit between steps where a failure would not roll DDL back anyway."""
-        # no transaction of its own: the caller of Alembic began one, and ends it
+        """Commit a step where the database would not roll its DDL back anyway."""
+        # without a transaction of Alembic's the caller began one, and ends it
         if not self.context.impl.transactional_ddl and self.context._transaction is not None:
             with self.context.autocommit_block():
                 pass
 
     def _refuse_cascade(self) -> None:
-        """Refuse to recreate a table on SQLite if that would delete the rows of other tables."""
+        """Refuse to make a table anew on SQLite where that deletes the rows of other tables.
+
+        Raises:
+            ConfigurationError: foreign keys are enforced, and another table refers to this one.
+        """
         if self.connection.dialect.name != "sqlite":
             return
         if not self.connection.scalar(text("PRAGMA foreign_keys")):
@@ -341,107 +341,3 @@ class _Conversion:
                     f"SQLite changes table {op.table_name!r} by dropping it, which with PRAGMA "
                     f"foreign_keys=ON reaches the rows of {other!r}; migrate with it OFF"
                 )
-
-
-# -- triggers for durable removals -----------------------------------------------------------------
-
-
-class _TriggersOp(MigrateOperation):
-    """What both directions have in common: the columns."""
-
-    def __init__(
-        self,
-        table_name: str,
-        column_names: tuple[str, ...],
-        schema: str | None,
-        removals_schema: str | None = None,
-    ) -> None:
-        self.table_name = table_name
-        self.column_names = column_names
-        self.schema = schema
-        self.removals_schema = removals_schema
-
-
-@Operations.register_operation("create_removal_triggers")
-class CreateRemovalTriggersOp(_TriggersOp):
-    """Create triggers that write down removals for rows that go without SQLAlchemy."""
-
-    @classmethod
-    def create_removal_triggers(
-        cls,
-        operations: Operations,
-        table_name: str,
-        *column_names: str,
-        schema: str | None = None,
-        removals_schema: str | None = None,
-    ) -> None:
-        """Create the triggers of `DataStoreType` columns, or renew those that are there.
-
-        As `sqla_datastore.removals.triggers.create_removal_triggers`, which says when to renew them, when
-        to drop them, and what MySQL and MariaDB commit.
-
-        Args:
-            operations: ``op``.
-            table_name: the table.
-            column_names: its `DataStoreType` columns.
-            schema: the table's schema.
-            removals_schema: the schema of the table of removals, by default as there.
-
-        Raises:
-            ConfigurationError: as there; offline mode (``--sql``) on MySQL and MariaDB, whose
-                triggers depend on foreign keys. Offline nothing else is checked.
-            sqlalchemy.exc.SQLAlchemyError: the database refused a statement.
-        """
-        operations.invoke(cls(table_name, column_names, schema, removals_schema))
-
-
-@Operations.register_operation("drop_removal_triggers")
-class DropRemovalTriggersOp(_TriggersOp):
-    """Drop the triggers that `CreateRemovalTriggersOp` created."""
-
-    @classmethod
-    def drop_removal_triggers(
-        cls,
-        operations: Operations,
-        table_name: str,
-        *column_names: str,
-        schema: str | None = None,
-    ) -> None:
-        """Drop the triggers of `DataStoreType` columns; those that are not there are no error.
-
-        Args:
-            operations: ``op``.
-            table_name: the table.
-            column_names: its `DataStoreType` columns.
-            schema: the table's schema.
-
-        Raises:
-            ConfigurationError: no column is named; the database has no triggers; offline mode
-                (``--sql``) on MySQL and MariaDB.
-            sqlalchemy.exc.SQLAlchemyError: the database refused a statement.
-        """
-        operations.invoke(cls(table_name, column_names, schema))
-
-
-@Operations.implementation_for(CreateRemovalTriggersOp)
-def _create_removal_triggers(operations: Operations, op: CreateRemovalTriggersOp) -> None:
-    _run_triggers(operations, op, creates=True)
-
-
-@Operations.implementation_for(DropRemovalTriggersOp)
-def _drop_removal_triggers(operations: Operations, op: DropRemovalTriggersOp) -> None:
-    _run_triggers(operations, op, creates=False)
-
-
-def _run_triggers(operations: Operations, op: _TriggersOp, *, creates: bool) -> None:
-    context = operations.get_context()
-    for statement in trigger_statements(
-        context.dialect,
-        None if context.as_sql else operations.get_bind(),
-        op.table_name,
-        op.column_names,
-        op.schema,
-        op.removals_schema,
-        creates=creates,
-    ):
-        operations.execute(statement)

@@ -1,0 +1,125 @@
+"""Printing the reports of maintenance."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from sqla_datastore.maintenance import CheckReport, DrainReport, Findings, GcReport, UsageReport
+
+Report: TypeAlias = CheckReport | DrainReport | GcReport | UsageReport
+
+_SHOWN = 100
+"""How many findings of a kind are printed."""
+
+
+def print_report(report: Report, *, as_json: bool) -> int:
+    """Print a report on stdout, and what could not be removed on stderr.
+
+    Args:
+        report: what a command found or did.
+        as_json: print all fields as JSON instead of text.
+
+    Returns:
+        The exit status: 0, 1 for findings, 2 where not all was removed.
+    """
+    print(json.dumps(report.to_json(), indent=2) if as_json else "\n".join(_lines(report)))
+    if isinstance(report, (DrainReport, GcReport)) and report.failures:
+        print(
+            f"sqla-datastore: error: not all was removed: {report.failures[0]}; run it again",
+            file=sys.stderr,
+        )
+        return 2
+    return 0 if isinstance(report, UsageReport) or report.is_clean else 1
+
+
+def _lines(report: Report) -> Iterator[str]:
+    if isinstance(report, CheckReport):
+        return _check_lines(report)
+    if isinstance(report, GcReport):
+        return _gc_lines(report)
+    if isinstance(report, DrainReport):
+        return _drain_lines(report)
+    return _usage_lines(report)
+
+
+def _check_lines(report: CheckReport) -> Iterator[str]:
+    yield from _finding_lines("rows without object", report.dangling)
+    yield from _finding_lines("damaged objects", report.damaged)
+    yield from _finding_lines("objects without row", report.orphans)
+    yield from _finding_lines("leftovers of interrupted writes", report.leftovers)
+    yield (
+        f"{report.references} URLs in rows, {report.objects} objects, "
+        f"{report.size_bytes} bytes; {report.foreign.count} foreign files"
+    )
+    yield from _pending_lines(report.pending)
+    counts = (
+        f"{report.dangling.count} dangling, {report.damaged.count} damaged, "
+        f"{report.orphans.count} orphans, {report.leftovers.count} leftovers"
+    )
+    yield "clean" if report.is_clean else f"found: {counts}"
+
+
+def _gc_lines(report: GcReport) -> Iterator[str]:
+    yield from _finding_lines("objects without row", report.orphans)
+    yield from _finding_lines("leftovers of interrupted writes", report.leftovers)
+    yield (
+        f"{report.references} URLs in rows; {report.young} younger than "
+        f"{report.grace_seconds:g} s stay, {report.foreign.count} foreign files stay"
+    )
+    yield from _pending_lines(report.pending)
+    if report.applied:
+        rescued = f"; {report.rescued} stay: a row refers to them now" if report.rescued else ""
+        yield f"removed {report.removed} ({report.removed_bytes} bytes){rescued}"
+    elif report.is_clean:
+        yield "nothing to remove"
+    else:
+        size = report.orphans.size_bytes + report.leftovers.size_bytes
+        count = report.orphans.count + report.leftovers.count
+        yield f"would remove {count} ({size} bytes); run it with --apply to do so"
+
+
+def _pending_lines(pending: int) -> Iterator[str]:
+    if pending:
+        yield (
+            f"{pending} objects wait for their removal, until it is due: see sqla-datastore drain"
+        )
+
+
+def _drain_lines(report: DrainReport) -> Iterator[str]:
+    yield (
+        f"{report.carried_out} removals carried out; {report.waiting} younger than "
+        f"{report.keep_seconds:g} s wait"
+    )
+    if report.others:
+        yield f"{report.others} are of other models and stay"
+    if report.referenced or report.foreign:
+        yield (
+            f"struck off: {report.referenced} that rows hold again, {report.foreign} that name no "
+            "object of this library"
+        )
+
+
+def _usage_lines(report: UsageReport) -> Iterator[str]:
+    for column in report.columns:
+        yield (
+            f"{column.table}.{column.column}: {column.rows} rows, {column.objects} objects, "
+            f"{column.size_bytes} bytes"
+        )
+        for each in column.types:
+            yield f"  {each.type}: {each.entries} entries, {each.size_bytes} bytes"
+        if column.unreadable:
+            yield f"  {column.unreadable} objects cannot be read; run check"
+    yield f"in all: {report.objects} objects, {report.size_bytes} bytes"
+
+
+def _finding_lines(title: str, findings: Findings[Any]) -> Iterator[str]:
+    if not findings.count:
+        return
+    yield f"{title}: {findings.count}"
+    for each in findings.first[:_SHOWN]:
+        yield f"  {each}"
+    if findings.count > _SHOWN:
+        yield f"  … and {findings.count - _SHOWN} more"

@@ -1,0 +1,73 @@
+"""The triggers of PostgreSQL."""
+
+# names are quoted, see RemovalTriggers
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+from typing_extensions import override
+
+from sqla_datastore.removals.triggers.base import RemovalTriggers
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+
+class PostgreSQLTriggers(RemovalTriggers):
+    """A function, and a trigger for each of DELETE, UPDATE and TRUNCATE that calls it.
+
+    The first two also fire for a cascade.
+    """
+
+    now = "CAST(FLOOR(EXTRACT(EPOCH FROM clock_timestamp())) AS BIGINT)"
+
+    @property
+    @override
+    def schema_of_removals(self) -> str | None:
+        return self.removals_schema
+
+    @property
+    def _function(self) -> str:
+        return f"{self.qualified(self.name('note'))}()"
+
+    @override
+    def creates(self, connection: Connection | None) -> list[str]:
+        table, url = self.qualified(self.table), self.url
+        note = (
+            f"CREATE FUNCTION {self._function} RETURNS trigger LANGUAGE plpgsql "
+            f"SET search_path {self._search_path(connection)} AS $body$ BEGIN "
+            f"IF TG_OP = 'TRUNCATE' THEN {self.into} "
+            f"SELECT {self.noted(url)} FROM {table} WHERE {url} IS NOT NULL; "
+            f"ELSE {self.into} VALUES ({self.noted(f'OLD.{url}')}); END IF; RETURN NULL; END $body$"
+        )
+        changed = f"OLD.{url} IS NOT NULL AND OLD.{url} IS DISTINCT FROM NEW.{url}"
+        return [
+            note,
+            self._trigger("delete", "AFTER", f"ROW WHEN (OLD.{url} IS NOT NULL)"),
+            self._trigger("update", "AFTER", f"ROW WHEN ({changed})"),
+            self._trigger("truncate", "BEFORE", "STATEMENT"),
+        ]
+
+    def _search_path(self, connection: Connection | None) -> str:
+        """Return the schemas of now: the function must not depend on the role that deletes rows."""
+        if connection is None:
+            return "FROM CURRENT"
+        # not the setting itself: the "$user" in it stands for whoever deletes rows later
+        schemas = connection.scalars(text("SELECT unnest(current_schemas(false))"))
+        return "= " + (", ".join(map(self.quoted, schemas)) or "''")
+
+    def _trigger(self, what: str, moment: str, each: str) -> str:
+        return (
+            f"CREATE TRIGGER {self.quoted(self.name(what))} {moment} {what} "
+            f"ON {self.qualified(self.table)} FOR EACH {each} EXECUTE FUNCTION {self._function}"
+        )
+
+    @override
+    def drops(self, connection: Connection | None) -> list[str]:
+        table = self.qualified(self.table)
+        names = (self.quoted(self.name(what)) for what in ("delete", "update", "truncate"))
+        drops = [f"DROP TRIGGER IF EXISTS {name} ON {table}" for name in names]
+        return [*drops, f"DROP FUNCTION IF EXISTS {self._function}"]
