@@ -49,8 +49,8 @@ def assigns_all(path: Path) -> bool:
     return "__all__" in names
 
 
-def test_six_files_lie_beside_the_rooms():
-    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == BESIDE_THE_ROOMS
+def test_at_most_six_files_lie_beside_the_rooms():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} <= BESIDE_THE_ROOMS
 
 
 def test_every_room_is_a_package():
