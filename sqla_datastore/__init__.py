@@ -59,6 +59,7 @@ __all__ = [
     "register_enum",
 ]
 
+# imported when first asked for, so that importing the package stays cheap
 _MODULES = {
     "DataStoreIO": "sqla_datastore.value.io",
     "DataStoreType": "sqla_datastore.types",

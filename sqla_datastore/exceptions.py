@@ -21,19 +21,6 @@ from __future__ import annotations
 
 from sqlalchemy.exc import ArgumentError, DontWrapMixin, InvalidRequestError
 
-__all__ = [
-    "ConfigurationError",
-    "DamagedObjectError",
-    "DataStoreError",
-    "MissingObjectError",
-    "RefusedStatementError",
-    "RefusedURLError",
-    "StaleValueError",
-    "StorageError",
-    "UnsupportedFormatError",
-    "UnsupportedTypeError",
-]
-
 
 class DataStoreError(DontWrapMixin, Exception):
     """The root of all errors of this library."""

@@ -20,8 +20,6 @@ from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.urls import URL_LENGTH
 from sqla_datastore.value.datastore import DataStore
 
-__all__ = ["DataStoreType"]
-
 
 class DataStoreType(DeclaredType):
     """A column that holds the URL of a `DataStore`; its objects follow the transaction.

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -107,10 +108,24 @@ def test_ci_takes_its_commands_from_the_readme():
 
 
 def test_links_lead_somewhere():
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    for page in pages:
+    for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_modules_and_tests_that_pages_name_are_there():
+    roots = [ROOT, ROOT / "sqla_datastore", ROOT / "tests"]
+    for page in PAGES:
+        for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?|test_\w+\.py)`", page.read_text()):
+            assert any((root / path).exists() for root in roots), f"{page.name}: {path}"
+
+
+def test_the_page_on_architecture_has_the_layers_of_the_contract():
+    contract = PYPROJECT["tool"]["importlinter"]["contracts"][0]
+    layers = [set(layer.split(" | ")) for layer in contract["layers"]]
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)?) \|", page, re.MULTILINE)
+    assert [set(re.findall(r"\w+", row)) for row in rows] == layers
 
 
 def test_the_lowest_versions_tested_are_those_that_are_allowed():

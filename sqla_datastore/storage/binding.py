@@ -10,9 +10,11 @@ import re
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from urllib.parse import unquote
 
+from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.options import options, storage_text
-from sqla_datastore.storage import open_storage
+from sqla_datastore.storage.local import LocalStorage
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect, Engine
@@ -28,7 +30,7 @@ StorageLike: TypeAlias = (
 
 ENVIRONMENT_VARIABLE = "SQLA_DATASTORE_URL"
 DEFAULT_FOLDER = "sqla.datastore"
-_HAS_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 
 _lock = threading.Lock()
 _by_text: dict[str, Storage] = {}
@@ -113,8 +115,44 @@ def storage_given(storage: StorageLike) -> Storage:
     return storage_for(None, _dialect_of(bound))
 
 
+def open_storage(url: str | os.PathLike[str]) -> Storage:
+    """Return the storage that a path or URL names; nothing is created or contacted yet.
+
+    Args:
+        url: a path (``~`` is expanded, a relative one is taken from the working directory), or a
+            ``file:///absolute/path`` URL, percent-encoded.
+
+    Raises:
+        ConfigurationError: for an unknown scheme, an authority, a query, or an empty path.
+    """
+    text = os.fspath(url)
+    if not isinstance(text, str):
+        raise ConfigurationError(f"a storage is a str or a path of str, not {text!r}")
+    match = _URL.fullmatch(text)
+    path = text if match is None else _path_of_url(text, match["scheme"], match["rest"])
+    if not path or "\0" in path:
+        raise ConfigurationError(f"{text!r} names no folder; give a path or 'file:///path'")
+    return LocalStorage(os.path.expanduser(path))
+
+
+def _path_of_url(url: str, scheme: str, rest: str) -> str:
+    if scheme.lower() != "file":
+        raise ConfigurationError(
+            f"no storage serves {scheme + '://'!r} (of {url!r}); supported are a path and "
+            "'file:///absolute/path'"
+        )
+    if not rest.startswith("/"):
+        raise ConfigurationError(
+            f"{url!r} has an authority; a local folder is 'file:///absolute/path'"
+        )
+    if "?" in rest or "#" in rest:
+        raise ConfigurationError(f"{url!r} has a query or fragment, which a local folder cannot")
+    path = unquote(rest)
+    return path[1:] if path.startswith("/~") else path
+
+
 def _opened(url: str) -> Storage:
-    text = url if _HAS_SCHEME.match(url) else os.path.abspath(os.path.expanduser(url))
+    text = url if _URL.match(url) else os.path.abspath(os.path.expanduser(url))
     storage = _by_text.get(text)
     if storage is None:
         opened = open_storage(text)

@@ -27,10 +27,8 @@ from sqla_datastore.exceptions import (
     StorageError,
 )
 from sqla_datastore.storage import posix
-from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, StoredObject
+from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage, StoredObject
 from sqla_datastore.storage.urls import ObjectURL, check_path
-
-__all__ = ["LocalStorage"]
 
 _MAPPED_FROM = 128 * 1024
 _SYNC_THREADS = 16
@@ -413,3 +411,8 @@ def _is_segment(name: str) -> bool:
     except RefusedURLError:
         return False
     return True
+
+
+def base_exists(storage: Storage) -> bool:
+    """Return whether a storage is there; a local folder may not be mounted, or not be made yet."""
+    return not isinstance(storage, LocalStorage) or os.path.isdir(storage.base)

@@ -20,12 +20,12 @@ class Name(NamedTuple):
 
 
 def names_of(storage: Storage, url: ObjectURL) -> list[Name]:
-    """Return the names of the objects that a row's URL stands for: a value and those nested in it."""
+    """Return the objects that a row's URL stands for: a value's and those nested in it."""
     return [Name(storage, member.path) for member in url.family()]
 
 
 def names_behind(storage: Storage, url: str | None) -> list[Name]:
-    """Return the names behind the text in a column; none for NULL or what the storage cannot hold."""
+    """Return the objects behind a column's text; none for NULL or what the storage cannot hold."""
     if url is None:
         return []
     try:

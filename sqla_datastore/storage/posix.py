@@ -16,19 +16,6 @@ from contextlib import contextmanager, suppress
 
 from sqla_datastore.exceptions import DataStoreError, MissingObjectError, StorageError
 
-__all__ = [
-    "LinkInTheWayError",
-    "NameTakenError",
-    "NotAFileError",
-    "file_opened",
-    "folder_opened",
-    "link_exclusively",
-    "map_file",
-    "prune",
-    "storage_errors",
-    "sync",
-]
-
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}

@@ -15,8 +15,6 @@ from typing_extensions import Buffer
 
 from sqla_datastore.exceptions import MissingObjectError, StorageError
 
-__all__ = ["KeepsLeftovers", "ObjectReader", "ObjectWriter", "Storage", "StoredObject", "is_there"]
-
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:

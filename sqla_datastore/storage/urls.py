@@ -18,17 +18,6 @@ from urllib.parse import quote, unquote
 
 from sqla_datastore.exceptions import RefusedURLError
 
-__all__ = [
-    "MANAGED_SUFFIX",
-    "OBJECT_NAME",
-    "URL_LENGTH",
-    "ObjectURL",
-    "check_path",
-    "is_managed",
-    "new_object_name",
-    "quote_segment",
-]
-
 SUFFIX = ".zip"
 MANAGED_SUFFIX = ".io.zip"
 _STEM = r"[0-9a-f]{32}(-(?P<n>[1-9][0-9]{0,6})(\.(?P<i>[1-9][0-9]{0,6}))?)?"

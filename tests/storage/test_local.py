@@ -17,7 +17,8 @@ from sqla_datastore.exceptions import (
     RefusedURLError,
     StorageError,
 )
-from sqla_datastore.storage import LocalStorage, open_storage, posix
+from sqla_datastore.storage import LocalStorage, posix
+from sqla_datastore.storage.binding import open_storage
 from sqla_datastore.testing import StorageSuite
 
 
