@@ -20,11 +20,6 @@ _MISSING: Final = -1
 _NO_OBJECT: Final = object()
 
 
-def is_string_array(array: Array) -> bool:
-    """Return whether an array's dtype is StringDType."""
-    return array.dtype.char == "T"
-
-
 def string_array_node(array: Array, encoder: Encoder) -> dict[str, JSON]:
     """Return the node of an array of strings and add its blob."""
     missing = getattr(array.dtype, "na_object", _NO_OBJECT)

@@ -25,7 +25,7 @@ import numpy as np
 from ._base import ExactCodec, bytes_node, field, read_bytes
 from ._dtypes import RefusedDtypeError, dtype_node, dtype_text, item_bytes, read_dtype
 from ._npy import Array, array_node, check_values, read_array
-from ._string_arrays import is_string_array, read_string_array, string_array_node
+from ._string_arrays import read_string_array, string_array_node
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 _STRING_BYTES: Final = 16
@@ -41,7 +41,7 @@ class _ArrayCodec(ExactCodec):
     described = "numpy.ndarray"
 
     def encode(self, value: Array, encoder: Encoder) -> JSON:
-        if is_string_array(value):
+        if value.dtype.char == "T":  # StringDType
             return string_array_node(value, encoder)
         return array_node(value, encoder)
 

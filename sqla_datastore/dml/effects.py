@@ -10,8 +10,8 @@ from sqla_datastore.dml.parameters import Reservation
 from sqla_datastore.dml.queries import Row
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredTable
-from sqla_datastore.storage.names import Name
 from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.storage.urls import Name
 
 
 @dataclass(frozen=True, slots=True)

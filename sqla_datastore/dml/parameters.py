@@ -18,9 +18,8 @@ from sqla_datastore.schema.sqlalchemy_compat import (
     is_sql,
     parameter_names,
 )
-from sqla_datastore.storage.names import Name, names_of
 from sqla_datastore.storage.protocol import Storage
-from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.storage.urls import Name, ObjectURL, names_of
 from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
@@ -40,15 +39,17 @@ class Reservation(str):
         value: the value; once placed, the one that will be stored.
         url: the URL to send to the database, or None until it is placed.
         storage: where its objects go.
+        names: the names of its objects, once it is placed.
         plan: its encoded objects, or None where they are stored already.
     """
 
-    __slots__ = ("bound", "plan", "storage", "url", "value")
+    __slots__ = ("bound", "names", "plan", "storage", "url", "value")
 
     bound: Mapping[str, Any]
     value: DataStore
     url: ObjectURL | None
     storage: Storage
+    names: list[Name]
     plan: ValuePlan | None
 
     def __new__(cls, bound: Mapping[str, Any]) -> Reservation:  # noqa: D102 - the class says it
@@ -59,11 +60,10 @@ class Reservation(str):
         self.plan = None
         return self
 
-    @property
-    def names(self) -> list[Name]:
-        """The names of its objects, once it is placed."""
-        assert self.url is not None
-        return names_of(self.storage, self.url)
+    def place(self, storage: Storage, url: ObjectURL) -> None:
+        """Say where its objects are, or will be."""
+        self.storage, self.url = storage, url
+        self.names = names_of(storage, url)
 
 
 def items_of(parameters: Any) -> Iterable[Any]:
@@ -90,8 +90,12 @@ class Assignments:
         """What the statement itself says by column key; one for each row of a multi-row VALUES."""
         return [
             {getattr(key, "key", key): value for key, value in group.items()}
-            for group in assigned(self.compiled)
+            for group in self._said
         ]
+
+    @cached_property
+    def _said(self) -> list[dict[Any, Any]]:
+        return assigned(self.compiled)
 
     def lookup(self, column: Column[Any], group: int, given: Mapping[str, Any]) -> Any:
         """Return what a row gets for a column: a value, an SQL expression, or `MISSING`.
@@ -132,7 +136,7 @@ class Assignments:
 
     def is_default(self, column: Column[Any], group: int) -> bool:
         """Return whether a row gets what the column's default made, perhaps for every row."""
-        return not self._defaults.isdisjoint(self._names(column, group))
+        return bool(self._defaults) and not self._defaults.isdisjoint(self._names(column, group))
 
     @cached_property
     def _defaults(self) -> set[str]:
@@ -156,7 +160,7 @@ class Assignments:
         return [column for column in self.declared.columns if column.column.key in keys]
 
     def _refuse_other_tables(self) -> None:
-        for key in assigned(self.compiled)[0]:
+        for key in self._said[0]:
             table = getattr(key, "table", None)
             if table is None or table == self.declared.table:
                 continue

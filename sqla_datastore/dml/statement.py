@@ -21,9 +21,8 @@ from sqla_datastore.dml.queries import Row, inherited_values
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, declared_tables
 from sqla_datastore.schema.sqlalchemy_compat import is_sql
 from sqla_datastore.storage.binding import storage_for
-from sqla_datastore.storage.names import Name, names_behind
 from sqla_datastore.storage.protocol import Storage
-from sqla_datastore.storage.urls import ObjectURL, new_object_name
+from sqla_datastore.storage.urls import Name, ObjectURL, names_behind, new_object_name
 from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
@@ -69,6 +68,7 @@ class Statement(ABC):
     declared: DeclaredTable
     around: Surroundings
     placed: set[int] = field(default_factory=set)
+    _storages: dict[DeclaredColumn, Storage] = field(default_factory=dict)
 
     @abstractmethod
     def effects(self) -> Effects | None:
@@ -111,12 +111,11 @@ class Statement(ABC):
         if taken or (value.url is not None and not own):
             value = reservation.value = value.copy()
         self.placed.add(id(value))
-        reservation.storage = self.storage(column)
+        storage = self.storage(column)
         reservation.plan = value._plan(column.label)
         name = new_object_name(len(reservation.plan.objects) - 1)
         folder = self._new_folder(column, values, token)
-        url = ObjectURL(reservation.storage.scheme, f"{folder}/{name}")
-        reservation.url = ObjectURL.parse(str(url))
+        reservation.place(storage, ObjectURL.of(storage.scheme, f"{folder}/{name}"))
         effects.reserve(reservation, self.key(values))
 
     def _new_folder(
@@ -160,11 +159,17 @@ class Statement(ABC):
 
     def inherited(self, values: Mapping[Column[Any], Any]) -> dict[Column[Any], Any]:
         """Return a row's values with those of the tables that its table inherits from."""
+        if not self.declared.inherited_needs:
+            return dict(values)
         return inherited_values(self.connection, self.declared, values)
 
     def storage(self, column: DeclaredColumn) -> Storage:
         """Return the storage of a declared column on this connection."""
-        return storage_for(column.type.url, self.connection.dialect)
+        found = self._storages.get(column)
+        if found is None:
+            found = storage_for(column.type.url, self.connection.dialect)
+            self._storages[column] = found
+        return found
 
     def names(self, column: DeclaredColumn, url: str | None) -> list[Name]:
         """Return the names behind a URL; none for NULL or what the storage cannot hold."""
@@ -172,10 +177,16 @@ class Statement(ABC):
 
     def folder(self, column: DeclaredColumn, row: Row) -> str | None:
         """Return the folder that a row's URL remembers, else what its attributes say."""
-        names = self.names(column, row.urls.get(column))
-        if names and "/" in names[0].path:
-            return names[0].path.rpartition("/")[0]
+        remembered = self._remembered(column, row)
+        if remembered is not None:
+            return remembered
         return column.folder.render(self.inherited(row.values), self.schemas)
+
+    def _remembered(self, column: DeclaredColumn, row: Row) -> str | None:
+        """Return the folder of a row's URL; None without one, or for an object at the base."""
+        url = row.urls.get(column)
+        names = [] if url is None else self.names(column, url)
+        return names[0].path.rpartition("/")[0] or None if names else None
 
     def owned_folders(self, row: Row) -> Iterator[Folder]:
         """Yield the folders that a row owns, and no other row can be putting an object into.
@@ -187,7 +198,7 @@ class Statement(ABC):
         for column in self.declared.columns:
             if column.folder.owns:
                 folders = {column.folder.render(values, self.schemas)}
-                remembered = self.folder(column, row)
+                remembered = self._remembered(column, row)
                 if remembered is not None and column.folder.is_fresh(remembered):
                     folders.add(remembered)
                 for path in sorted(filter(None, folders)):

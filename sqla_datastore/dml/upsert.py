@@ -16,15 +16,10 @@ from sqla_datastore.dml.parameters import MISSING, Assignments
 from sqla_datastore.dml.queries import CHUNK, Row, batched, select_rows
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredTable
-from sqla_datastore.schema.sqlalchemy_compat import conflict_clause, has_prefixes, is_sql
+from sqla_datastore.schema.sqlalchemy_compat import conflict_clause, is_sql
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
-
-
-def may_meet_rows(insert: Any) -> bool:
-    """Return whether an INSERT may update or replace existing rows, or leave them alone."""
-    return conflict_clause(insert) is not None or has_prefixes(insert)
 
 
 def refuse_expressions(insert: Any) -> None:

@@ -8,6 +8,7 @@ PostgreSQL does so after a failed statement. So the driver is asked, before and 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing_extensions import override
 
 from sqla_datastore.engine.drivers import TransactionState, state_after_error, transaction_state
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Outcome, Phase, Unknown
-from sqla_datastore.unitofwork.transaction import Transaction, unwrap
+from sqla_datastore.unitofwork.transaction import Transaction
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -183,16 +184,19 @@ class ObservedTransaction(Transaction):
             return Unknown("its connection was closed after PREPARE")
         return self.doubt or ROLLED_BACK
 
-    def end_if_out_of_sight(self) -> None:
+    def end_if_out_of_sight(self) -> bool:
         """End it if it is over though nobody saw it. Called before a statement runs.
 
         The driver's own ``commit()``, a procedure, text that is not recognized: the statement
         begins another transaction, after which the driver could not tell any more.
+
+        Returns:
+            Whether it was over.
         """
-        if self.is_busy or self.ledger.is_empty:
-            return
-        if self.state is TransactionState.IDLE:
+        over = not self.is_busy and not self.ledger.is_empty and self.state is TransactionState.IDLE
+        if over:
             self.end(Unknown("it ended out of sight before a statement"))
+        return over
 
     def end_if_begun_again(self) -> None:
         """End it if its connection begins another transaction, unless to the database it goes on.
@@ -218,7 +222,8 @@ class ObservedTransaction(Transaction):
 def open_transaction(raw: Any) -> ObservedTransaction | None:
     """Return the open transaction of a driver's connection, if any; a forked child has none."""
     found = _open.get(id(raw))
-    if found is not None and found.is_inert:
+    if found is not None and found.process != os.getpid():
+        # a forked child's copy: the parent's transaction is not ours to end
         del _open[id(raw)]
         return None
     return found
@@ -227,12 +232,12 @@ def open_transaction(raw: Any) -> ObservedTransaction | None:
 def found_on(connection: Connection) -> ObservedTransaction | None:
     """Return the open transaction of a connection, if any."""
     # most processes have none open when a statement runs on a table without values
-    return open_transaction(unwrap(connection.connection)) if _open else None
+    return open_transaction(connection.connection.dbapi_connection) if _open else None
 
 
 def opened(connection: Connection) -> ObservedTransaction:
     """Open the transaction of a connection."""
-    raw = unwrap(connection.connection)
+    raw = connection.connection.dbapi_connection
     found = _open[id(raw)] = ObservedTransaction(connection, raw)
     return found
 

@@ -19,8 +19,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExecutionContext
 from sqlalchemy.pool import Pool
 
+from sqla_datastore.dml.changes import binds_values, effects_of, follows
 from sqla_datastore.dml.effects import Effects
-from sqla_datastore.dml.execution import binds_values, effects_of, follows
 from sqla_datastore.dml.parameters import Reservation
 from sqla_datastore.dml.statement import Surroundings
 from sqla_datastore.engine import control, observer
@@ -28,8 +28,7 @@ from sqla_datastore.engine.drivers import TransactionState, autocommits, transac
 from sqla_datastore.engine.endings import ObservedTransaction, found_on
 from sqla_datastore.engine.observer import transaction_of
 from sqla_datastore.unitofwork import writing
-from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Unknown
-from sqla_datastore.unitofwork.transaction import unwrap
+from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
 
 logger = logging.getLogger("sqla_datastore")
 
@@ -80,8 +79,8 @@ def _before_cursor_execute(
     _executemany: bool,
 ) -> tuple[str, Any]:
     transaction = found_on(connection)
-    if transaction is not None:
-        transaction.end_if_out_of_sight()
+    if transaction is not None and transaction.end_if_out_of_sight():
+        transaction = None
     compiled: Any = getattr(context, "compiled", None)
     if compiled is None or context.isddl or context.is_text:  # type: ignore[union-attr]
         if transaction is not None:
@@ -89,7 +88,7 @@ def _before_cursor_execute(
         if compiled is None or context.isddl:  # type: ignore[union-attr]
             return statement, parameters
     if context.is_crud or compiled.bind_names:  # type: ignore[union-attr]
-        _look_ahead(connection, context)
+        _look_ahead(connection, context, transaction)
         if binds_values(compiled):
             parameters = _with_urls(parameters)
     return statement, parameters
@@ -104,20 +103,28 @@ def _note_text(transaction: ObservedTransaction, statement: str) -> None:
         transaction.doubt = Unknown(f"{statement.strip()[:60]!r} was executed as text")
 
 
-def _look_ahead(connection: Connection, context: Any) -> None:
+def _look_ahead(
+    connection: Connection, context: Any, transaction: ObservedTransaction | None
+) -> None:
     """Find out what a statement will do, once for all its batches."""
     if hasattr(context, _RUN):
         return
     setattr(context, _RUN, None)
     autocommit = context.is_crud and is_autocommit(connection)
-    if follows(context) and not autocommit:
+    declared = follows(context)
+    if declared is not None and not autocommit:
         _begin_immediately(connection)
-    found = found_on(connection)
-    around = found.surroundings(autocommit=autocommit) if found else _ALONE[autocommit]
-    effects = effects_of(connection, context, around)
+    around = _ALONE[autocommit]
+    if transaction is not None:
+        around = transaction.surroundings(autocommit=autocommit)
+    effects = effects_of(connection, context, declared, around)
     if effects is None:
         return
-    transaction = transaction_of(connection)
+    if transaction is None or transaction.phase is Phase.ENDED:
+        # what was asked about its rows may have shown that it had ended
+        transaction = transaction_of(connection)
+    else:
+        transaction.used_by(connection)
     setattr(context, _RUN, _Run(transaction, effects, autocommit))
     schemas = frozenset((context.execution_options.get("schema_translate_map") or {}).items())
     transaction.holders.metadatas[effects.declared.table.metadata, schemas] = None
@@ -156,7 +163,7 @@ def _with_urls(parameters: Any) -> Any:
 
 def is_autocommit(connection: Connection) -> bool:
     """Return whether the next statement of a connection is a transaction of its own."""
-    driver, raw = connection.dialect.driver, unwrap(connection.connection)
+    driver, raw = connection.dialect.driver, connection.connection.dbapi_connection
     if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
         # a BEGIN that a listener sends, as recommended for SQLite, is a transaction all the same
         return transaction_state(driver, raw) is not TransactionState.ACTIVE
@@ -171,7 +178,7 @@ def _begin_immediately(connection: Connection) -> None:
     """
     dialect = connection.dialect
     if dialect.name == "sqlite":
-        state = transaction_state(dialect.driver, unwrap(connection.connection))
+        state = transaction_state(dialect.driver, connection.connection.dbapi_connection)
         if state is TransactionState.IDLE:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 

@@ -19,7 +19,6 @@ from sqla_datastore.engine.endings import (
 )
 from sqla_datastore.schema.sqlalchemy_compat import pool_dialect
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
-from sqla_datastore.unitofwork.transaction import unwrap
 from sqla_datastore.unitofwork.watches import watches_of
 
 if TYPE_CHECKING:
@@ -89,7 +88,8 @@ def _raw_of(connection: Any) -> Any:
     """Return the driver's connection of a `Connection`, a pool's proxy or itself."""
     if hasattr(connection, "get_execution_options"):
         connection = connection.connection
-    return unwrap(connection)
+    # a pool's proxy has the driver's connection behind it
+    return getattr(connection, "dbapi_connection", connection)
 
 
 def _commit_without_ledger(

@@ -23,13 +23,17 @@ from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, obje
 from sqla_datastore.engine.endings import flushed_by
 from sqla_datastore.engine.observer import transaction_of
 from sqla_datastore.exceptions import StaleValueError
-from sqla_datastore.orm.attributes import declared_attributes, values_of
 from sqla_datastore.orm.link import RowLink
-from sqla_datastore.orm.watch import SessionWatch, is_edited
+from sqla_datastore.orm.watch import (
+    SessionWatch,
+    declared_attributes,
+    is_edited,
+    values_of,
+    watches,
+)
 from sqla_datastore.schema import columns
 from sqla_datastore.schema.sqlalchemy_compat import conflict_clause
 from sqla_datastore.unitofwork import writing
-from sqla_datastore.unitofwork.transaction import unwrap
 from sqla_datastore.value.datastore import DataStore
 
 
@@ -66,7 +70,7 @@ def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
 
 
 def _expired(state: InstanceState[Any], _names: Any) -> None:
-    watch = SessionWatch.found(state.session) if state.session is not None else None
+    watch = watches.get(state.session) if state.session is not None else None
     if watch is not None:
         watch.discard(state)
 
@@ -147,7 +151,7 @@ def _after_flush(session: Session, _context: Any) -> None:
 
 
 def _after_flush_postexec(session: Session, _context: Any) -> None:
-    watch = SessionWatch.found(session)
+    watch = watches.get(session)
     if watch is None:
         return
     expiring, watch.to_expire = watch.to_expire, []
@@ -162,7 +166,7 @@ def _after_flush_postexec(session: Session, _context: Any) -> None:
 def _after_begin(session: Session, _transaction: Any, connection: Connection) -> None:
     # an engine-bound Session commits itself, so that `before_commit` sees all of its edits
     if not isinstance(session.bind, Engine):
-        SessionWatch.of(session).watch_connection(unwrap(connection.connection))
+        SessionWatch.of(session).watch_connection(connection.connection.dbapi_connection)
 
 
 def _before_commit(session: Session) -> None:
@@ -170,13 +174,13 @@ def _before_commit(session: Session) -> None:
 
 
 def _scan(session: Session) -> None:
-    watch = SessionWatch.found(session)
+    watch = watches.get(session)
     if watch is not None:
         watch.scan()
 
 
 def _after_transaction_create(session: Session, transaction: Any) -> None:
-    watch = SessionWatch.found(session)
+    watch = watches.get(session)
     if watch is None or not transaction.nested or flushed_by(session):
         return
     try:
@@ -188,7 +192,7 @@ def _after_transaction_create(session: Session, transaction: Any) -> None:
 
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
-    watch = SessionWatch.found(session)
+    watch = watches.get(session)
     if watch is not None:
         watch.to_expire.clear()
         watch.discard_rolled_back()
@@ -197,7 +201,7 @@ def _after_soft_rollback(session: Session, _transaction: Any) -> None:
 
 
 def _after_transaction_end(session: Session, transaction: Any) -> None:
-    watch = SessionWatch.found(session)
+    watch = watches.get(session)
     if watch is not None and transaction.parent is None:
         watch.end_transaction()
 

@@ -12,11 +12,11 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import inspect
-from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy import Column, inspect
+from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from sqla_datastore.exceptions import StaleValueError
-from sqla_datastore.orm.attributes import rows_of, values_of
+from sqla_datastore.schema.columns import is_declared
 from sqla_datastore.unitofwork.watches import unwatch_connection, watch_connection
 from sqla_datastore.value.datastore import DataStore
 
@@ -30,7 +30,10 @@ _BEFORE_SAVEPOINT = (
     "before begin_nested()"
 )
 
-_watches: weakref.WeakKeyDictionary[Session, SessionWatch] = weakref.WeakKeyDictionary()
+watches: weakref.WeakKeyDictionary[Session, SessionWatch] = weakref.WeakKeyDictionary()
+"""The watches of Sessions that have one."""
+
+_attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 class SessionWatch:
@@ -58,15 +61,10 @@ class SessionWatch:
     @classmethod
     def of(cls, session: Session) -> SessionWatch:
         """Return the watch of a Session, made at the first time."""
-        found = _watches.get(session)
+        found = watches.get(session)
         if found is None:
-            found = _watches[session] = cls(session)
+            found = watches[session] = cls(session)
         return found
-
-    @classmethod
-    def found(cls, session: Session) -> SessionWatch | None:
-        """Return the watch of a Session, if it has one."""
-        return _watches.get(session)
 
     @classmethod
     def arm(cls, session: Session | None, row: Any, value: DataStore) -> None:
@@ -217,3 +215,33 @@ def _is_rolled_back(row: Any, value: DataStore) -> bool:
 
 def _is_current(row: Any, value: DataStore) -> bool:
     return any(held is value for _, held in values_of(inspect(row)))
+
+
+# -- the attributes that hold values -------------------------------------------------------------------
+
+
+def declared_attributes(mapper: Mapper[Any]) -> tuple[str, ...]:
+    """Return the names of a mapper's attributes that hold values."""
+    known = _attributes.get(mapper)
+    if known is None:
+        known = _attributes[mapper] = tuple(
+            prop.key
+            for prop in mapper.column_attrs
+            if isinstance(prop.columns[0], Column) and is_declared(prop.columns[0])
+        )
+    return known
+
+
+def values_of(state: InstanceState[Any]) -> Iterator[tuple[str, DataStore]]:
+    """Yield a row's loaded values, by attribute."""
+    row = state.dict
+    for key in declared_attributes(state.mapper):
+        value = row.get(key)
+        if isinstance(value, DataStore):
+            yield key, value
+
+
+def rows_of(value: DataStore) -> list[Any]:
+    """Return the rows that a value is an attribute of."""
+    rows = [state.obj() for state in list(value._parents)]
+    return [row for row in rows if row is not None]

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from sqla_datastore.removals.table import Noted, Removals
     from sqla_datastore.schema.folders import Schemas
-    from sqla_datastore.storage.names import Name
     from sqla_datastore.storage.protocol import Storage
+    from sqla_datastore.storage.urls import Name
 
 logger = logging.getLogger("sqla_datastore")
 

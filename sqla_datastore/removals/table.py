@@ -35,8 +35,7 @@ from sqla_datastore.dml.queries import batch_size, batched, in_schemas
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.schema.columns import DeclaredColumn, declared_tables
 from sqla_datastore.storage.binding import storage_for
-from sqla_datastore.storage.names import Name, row_url
-from sqla_datastore.storage.urls import OBJECT_NAME, URL_LENGTH
+from sqla_datastore.storage.urls import OBJECT_NAME, URL_LENGTH, Name, row_url
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect

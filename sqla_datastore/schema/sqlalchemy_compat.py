@@ -25,14 +25,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # -- compiled statements -----------------------------------------------------------------------------
 
 
-def dml_of(compiled: Any) -> Any:
-    """Return the INSERT, UPDATE or DELETE that was compiled, as Core has it.
-
-    ``compiled.statement`` may be the ORM's; the compile state has what SQLAlchemy made of it.
-    """
-    return compiled.compile_state.statement
-
-
 def assigned(compiled: SQLCompiler) -> list[dict[Any, Any]]:
     """Return what VALUES or SET says, by column or key; one dict for each row of a VALUES.
 
@@ -90,9 +82,12 @@ def conflict_clause(insert: Any) -> Any:
     return getattr(insert, "_post_values_clause", None)
 
 
-def has_prefixes(insert: Any) -> bool:
-    """Return whether an INSERT has prefixes, such as ``OR IGNORE``."""
-    return bool(insert._prefixes)
+def may_meet_rows(insert: Any) -> bool:
+    """Return whether an INSERT may update or replace existing rows, or leave them alone.
+
+    It has a conflict clause, or prefixes such as ``OR IGNORE``.
+    """
+    return insert._post_values_clause is not None or bool(insert._prefixes)
 
 
 def selected_names(insert: Any) -> set[str]:

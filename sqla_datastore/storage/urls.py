@@ -1,4 +1,4 @@
-"""Object URLs: the one place that parses and builds them.
+"""Object URLs and names: the one place that parses and builds them, and maps a row to its objects.
 
 A column holds ``<scheme>:///<folder>/<object>``, relative to the base of its storage, so that a
 storage can be moved without rewriting a row. An object's name is 32 random hexadecimal digits and
@@ -14,9 +14,11 @@ import hashlib
 import re
 import uuid
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from sqla_datastore.exceptions import RefusedURLError
+from sqla_datastore.storage.protocol import Storage
 
 SUFFIX = ".zip"
 MANAGED_SUFFIX = ".io.zip"
@@ -124,6 +126,18 @@ class ObjectURL:
             raise RefusedURLError(url, "query and fragment are reserved for a later version")
         return cls(scheme, check_path(rest[3:], url=url))
 
+    @classmethod
+    def of(cls, scheme: str, path: str) -> ObjectURL:
+        """Return the URL of a path that was checked already.
+
+        Raises:
+            RefusedURLError: a column could not hold it.
+        """
+        url = cls(scheme, path)
+        if len(str(url)) > URL_LENGTH:
+            raise RefusedURLError(f"{url!s:.80}…", f"it is longer than {URL_LENGTH} characters")
+        return url
+
     def __str__(self) -> str:
         return f"{self.scheme}:///{self.path}"
 
@@ -173,3 +187,34 @@ class ObjectURL:
     def family(self) -> list[ObjectURL]:
         """Return this URL and those of all its nested objects."""
         return [self, *(self.nested(index) for index in range(self.nested_count))]
+
+
+# -- the objects of a row -----------------------------------------------------------------------------
+
+
+class Name(NamedTuple):
+    """An object: its storage and its path there."""
+
+    storage: Storage
+    path: str
+
+
+def names_of(storage: Storage, url: ObjectURL) -> list[Name]:
+    """Return the objects that a row's URL stands for: a value's and those nested in it."""
+    return [Name(storage, member.path) for member in url.family()]
+
+
+def names_behind(storage: Storage, url: str | None) -> list[Name]:
+    """Return the objects behind a column's text; none for NULL or what the storage cannot hold."""
+    if url is None:
+        return []
+    try:
+        parsed = ObjectURL.parse(url)
+    except RefusedURLError:
+        return []
+    return names_of(storage, parsed) if parsed.scheme == storage.scheme else []
+
+
+def row_url(name: Name) -> str:
+    """Return the URL that a row holds for an object: its own, or its family's first."""
+    return str(ObjectURL(name.storage.scheme, name.path).root())

@@ -15,11 +15,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqla_datastore.dml.queries import held_urls, urls_of_rows
 from sqla_datastore.schema.columns import present, present_columns
-from sqla_datastore.storage.names import Name, row_url
+from sqla_datastore.storage.urls import Name, row_url
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
@@ -37,6 +38,7 @@ RowKey: TypeAlias = "tuple[DeclaredTable, tuple[Any, ...]]"
 """A row: its table and its primary key."""
 
 
+@dataclass
 class Holders:
     """Knows which rows to ask about the objects of one transaction.
 
@@ -46,12 +48,11 @@ class Holders:
         ran_ddl: whether a migration may have dropped tables or columns that were there.
     """
 
-    def __init__(self) -> None:
-        self.metadatas: dict[tuple[MetaData, SchemaItems], None] = {}
-        self.ran_ddl = False
-        self._previous: dict[Name, RowKey] = {}
-        self._given: dict[Name, RowKey] = {}
-        self._hidden: set[Name] = set()
+    metadatas: dict[tuple[MetaData, SchemaItems], None] = field(default_factory=dict)
+    ran_ddl: bool = False
+    _previous: dict[Name, RowKey] = field(default_factory=dict)
+    _given: dict[Name, RowKey] = field(default_factory=dict)
+    _hidden: set[Name] = field(default_factory=set)
 
     def note(self, effects: Effects) -> None:
         """Note the previous row of each dropped object, and the row that an uncertain one is for."""

@@ -18,8 +18,8 @@ from enum import Enum
 from typing import TypeAlias
 
 from sqla_datastore.exceptions import StorageError
-from sqla_datastore.storage.names import Name
 from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.storage.urls import Name
 
 logger = logging.getLogger("sqla_datastore")
 

@@ -18,7 +18,7 @@ from sqla_datastore.dml.statement import Surroundings
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.removals.drain import look, strike_off
 from sqla_datastore.removals.table import Noted, note_removals, removals_of
-from sqla_datastore.storage.names import Name
+from sqla_datastore.storage.urls import Name
 from sqla_datastore.unitofwork.holders import Holders
 from sqla_datastore.unitofwork.ledger import Ledger
 from sqla_datastore.unitofwork.outcome import Committed, Outcome, Phase, RolledBack
@@ -45,6 +45,7 @@ class Transaction:
         ledger: its objects.
         holders: the rows to ask about them.
         flushing: the Session whose flush runs in it now, if any.
+        process: the id of the process that it belongs to.
     """
 
     def __init__(self, connection: Connection, raw: Any) -> None:
@@ -59,12 +60,7 @@ class Transaction:
         self._pending: list[Effects] = []
         self._pending_values: set[int] = set()
         self._noted: list[Noted] = []
-        self._process = os.getpid()
-
-    @property
-    def is_inert(self) -> bool:
-        """Whether this is a forked child's copy: the parent's transaction is not ours to end."""
-        return self._process != os.getpid()
+        self.process = os.getpid()
 
     @property
     def is_empty(self) -> bool:
@@ -77,7 +73,7 @@ class Transaction:
         connection = self._connection()
         if connection is None or connection.closed or connection.invalidated:
             return None
-        return connection if unwrap(connection.connection) is self.raw else None
+        return connection if connection.connection.dbapi_connection is self.raw else None
 
     def used_by(self, connection: Connection) -> None:
         """Note which `Connection` runs its statements."""
@@ -108,8 +104,9 @@ class Transaction:
 
     def log(self, effects: Effects) -> None:
         """Note in the ledger what a statement did to rows."""
-        self.holders.note(effects)
-        self.ledger.drop(effects.dropped)
+        if effects.dropped or not effects.is_certain:
+            self.holders.note(effects)
+            self.ledger.drop(effects.dropped)
         self.ledger.adopt(effects.names, certain=effects.is_certain)
 
     def log_failed(self, effects: Effects) -> None:
@@ -193,8 +190,3 @@ class Transaction:
             removals = removals_of(metadata)
             if removals is not None:
                 look(connection, commit, removals, dict(items))
-
-
-def unwrap(connection: Any) -> Any:
-    """Return the driver's connection behind a pool's proxy."""
-    return getattr(connection, "dbapi_connection", connection)

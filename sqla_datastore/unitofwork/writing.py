@@ -12,8 +12,8 @@ from typing import Any
 
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import Reservation
-from sqla_datastore.storage.names import Name
 from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.storage.urls import Name
 from sqla_datastore.unitofwork.transaction import Transaction
 
 WRITERS = 8
@@ -30,8 +30,9 @@ def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
     for effect in effects:
         transaction.log(effect)
     write(transaction, [reserved for effect in effects for reserved in effect.reserved])
-    adopted = {name for effect in effects for name in effect.names}
-    for folder in dict.fromkeys(folder for effect in effects for folder in effect.folders):
+    folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
+    adopted = {name for effect in effects for name in effect.names} if folders else set()
+    for folder in folders:
         listed = [Name(folder.storage, found.path) for found in folder.storage.list(folder.path)]
         transaction.ledger.listed(name for name in listed if name not in adopted)
 

@@ -228,10 +228,13 @@ def _switched(
         if item and current:
             entry = _stored_form(item, source, value, has_nested=name in with_nested)
         after[name] = entry
-    value._changed = any(entry.source is not source for entry in after.values())
-    value._changed |= list(after) != list(written)
-    value._entries, value._source = dict(after), source
-    value._armed = False
+    changed = any(entry.source is not source for entry in after.values())
+    vars(value).update(
+        _entries=dict(after),
+        _source=source,
+        _changed=changed or list(after) != list(written),
+        _armed=False,
+    )
     if any(entry.fingerprint for entry in after.values()):
         for each in value._lineage():
             each._handed_out = True

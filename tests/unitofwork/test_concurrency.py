@@ -31,8 +31,7 @@ from sqla_datastore import DataStore, DataStoreError, MissingObjectError, bind_s
 from sqla_datastore.engine import endings
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage import LocalStorage
-from sqla_datastore.storage.names import Name
-from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.storage.urls import Name, ObjectURL
 from sqla_datastore.unitofwork.ledger import Ledger
 
 # SQLAlchemy says so when another transaction was first to delete a row

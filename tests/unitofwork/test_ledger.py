@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sqla_datastore.storage.names import Name
+from sqla_datastore.storage.urls import Name
 from sqla_datastore.unitofwork.ledger import Ledger
 
 

@@ -1,0 +1,339 @@
+"""What INSERT, UPDATE and DELETE do to objects; `effects_of` is the entry to this room."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column, Table
+from sqlalchemy.sql.dml import UpdateBase
+from typing_extensions import override
+
+from sqla_datastore.dml.affected import AffectedRows
+from sqla_datastore.dml.effects import Effects
+from sqla_datastore.dml.parameters import Reservation, items_of, take
+from sqla_datastore.dml.queries import Row
+from sqla_datastore.dml.statement import Statement, Surroundings
+from sqla_datastore.dml.upsert import refuse_expressions, rows_met
+from sqla_datastore.exceptions import RefusedStatementError
+from sqla_datastore.schema.columns import (
+    DeclaredColumn,
+    DeclaredTable,
+    declared_table,
+    holds_values,
+)
+from sqla_datastore.schema.sqlalchemy_compat import may_meet_rows, selected_names
+from sqla_datastore.storage.urls import Name, ObjectURL
+from sqla_datastore.value.datastore import DataStore
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+
+def effects_of(
+    connection: Connection, context: Any, declared: DeclaredTable | None, around: Surroundings
+) -> Effects | None:
+    """Return what a compiled statement will do to objects, or None if nothing.
+
+    Gives every `Reservation` in the context's parameters its URL. Runs SELECTs on the same
+    connection for the rows that an UPDATE, DELETE or upsert will affect.
+
+    Args:
+        connection: the connection that is about to run it.
+        context: its execution context, parameters bound.
+        declared: its table, as `follows` tells.
+        around: what matters of its transaction.
+
+    Raises:
+        RefusedStatementError: its effect cannot be followed.
+        UnsupportedTypeError: a value cannot be encoded.
+        MissingObjectError: a value to be copied has lost its object.
+    """
+    _refuse_inner_dml(context.compiled)
+    effects = None
+    if declared is not None:
+        _refuse_own_schemas(connection, context)
+        effects = _statement(connection, context, declared, around).effects()
+    if binds_values(context.compiled):
+        _refuse_elsewhere(context, effects.reserved if effects else ())
+    return effects
+
+
+def _statement(
+    connection: Connection, context: Any, declared: DeclaredTable, around: Surroundings
+) -> Statement:
+    kind: type[Statement] = DeleteStatement
+    if context.isinsert:
+        kind = InsertStatement
+    elif context.isupdate:
+        kind = UpdateStatement
+    return kind(connection, context, context.compiled.compile_state.statement, declared, around)
+
+
+def follows(context: Any) -> DeclaredTable | None:
+    """Return what a statement's table has to do with storages, if it changes one that has."""
+    if not (context.isinsert or context.isupdate or context.isdelete):
+        return None
+    table = context.compiled.compile_state.statement.table
+    if not isinstance(table, Table):
+        # a lightweight `table()`, as migrations use it, declares nothing
+        return None
+    # it may be an annotated copy
+    return declared_table(table.metadata.tables.get(table.key, table))
+
+
+def binds_values(compiled: Any) -> bool:
+    """Return whether a compiled statement has parameters of the column type; kept with it."""
+    known = compiled.__dict__.get("_sqla_datastore_binds")
+    if known is None:
+        known = any(holds_values(bind.type) for bind in compiled.bind_names)
+        compiled.__dict__["_sqla_datastore_binds"] = known
+    return bool(known)
+
+
+def _refuse_inner_dml(compiled: Any) -> None:
+    for cte in compiled.ctes or ():
+        inner = getattr(cte, "element", None)
+        if isinstance(inner, UpdateBase) and declared_table(inner.table) is not None:
+            raise RefusedStatementError(
+                f"a CTE changes table {inner.table.description!r}, which has DataStore columns; "
+                "run it as a statement of its own, so that its objects can be followed"
+            )
+
+
+def _refuse_own_schemas(connection: Connection, context: Any) -> None:
+    """Refuse a translation that only the statement has: what is asked about its rows lacks it."""
+    name = "schema_translate_map"
+    if context.execution_options.get(name) != connection.get_execution_options().get(name):
+        raise RefusedStatementError(
+            "a schema_translate_map of one statement is not followed; give it to the engine or the "
+            "connection: engine.execution_options(schema_translate_map=...)"
+        )
+
+
+def _refuse_elsewhere(context: Any, placed: Sequence[Reservation]) -> None:
+    """Refuse values anywhere but in VALUES and SET; a stored one stands for its URL."""
+    known = {id(reservation) for reservation in placed}
+    for parameters in context.parameters:
+        for item in items_of(parameters):
+            for each in item if isinstance(item, (list, tuple)) else (item,):
+                if isinstance(each, Reservation) and id(each) not in known and each.url is None:
+                    each.url = _comparable(each.value)
+
+
+def _comparable(value: DataStore) -> ObjectURL:
+    url = value._unchanged_url()
+    if url is None:
+        raise RefusedStatementError(
+            "a DataStore that is not stored can only be assigned to its column by INSERT or "
+            "UPDATE; flush its row first, or use its URL"
+        )
+    return ObjectURL.parse(url)
+
+
+# -- the three statements --------------------------------------------------------------------------
+
+
+class InsertStatement(Statement):
+    """One execution of an INSERT, which may meet existing rows."""
+
+    @override
+    def effects(self) -> Effects:
+        effects = Effects(self.declared)
+        if self.dml.select is not None:
+            self._refuse_select()
+            return effects
+        rows = list(self._rows())
+        met = self._meet(effects) if may_meet_rows(self.dml) else {}
+        for values, reserved in rows:
+            token = str(uuid.uuid4())
+            for column, reservation in reserved:
+                own = self.is_flushed(reservation.value, self.key(values))
+                self.place(effects, column, reservation, values, token, own=own)
+            if self.key(values) not in met:
+                effects.folders.extend(self.owned_folders(Row(values, {})))
+        return effects
+
+    def _meet(self, effects: Effects) -> Mapping[Any, Row]:
+        """Note what the rows that the INSERT may meet could lose; return them by their keys."""
+        refuse_expressions(self.dml)
+        effects.is_certain = False
+        met = rows_met(self.connection, self.declared, self.assignments)
+        for row in met.values():
+            for column, url in row.urls.items():
+                effects.drop(row, self.names(column, url))
+        return met
+
+    def _refuse_select(self) -> None:
+        names = selected_names(self.dml)
+        for column in self.declared.columns:
+            if column.column.key in names:
+                raise RefusedStatementError(
+                    f"INSERT .. FROM SELECT into {column.label} would put one object into two "
+                    "rows; select the rows and insert their values"
+                )
+
+    def _rows(
+        self,
+    ) -> Iterator[tuple[dict[Column[Any], Any], list[tuple[DeclaredColumn, Reservation]]]]:
+        """Yield what is known of each new row, and its values."""
+        for index, given in enumerate(self.context.compiled_parameters):
+            bound = self.assignments.reservations(index)
+            for group in range(len(self.assignments.groups)):
+                values = self.inherited(self.known(group, given))
+                yield values, list(self._reserved(bound, group, given))
+
+    def _reserved(
+        self, bound: list[Reservation], group: int, given: Mapping[str, Any]
+    ) -> Iterator[tuple[DeclaredColumn, Reservation]]:
+        for column in self.declared.columns:
+            value = self.assignments.value(column, group, given)
+            if value is not None:
+                reservation = take(bound, value)
+                if self.assignments.is_default(column.column, group):
+                    # a default may be one value for all rows, so none of them may have it
+                    reservation.value = reservation.value.copy()
+                yield column, reservation
+
+
+@dataclass(frozen=True)
+class UpdateStatement(Statement):
+    """One execution of an UPDATE, perhaps with many sets of parameters."""
+
+    _latest: dict[tuple[Any, ...], Reservation | None] = field(default_factory=dict)
+
+    @cached_property
+    def affected(self) -> AffectedRows:
+        """The rows that it will find."""
+        return AffectedRows(
+            self.connection,
+            self.context,
+            self.context.compiled,
+            self.dml.whereclause,
+            self.declared,
+        )
+
+    @override
+    def effects(self) -> Effects | None:
+        columns = self.assignments.columns_set()
+        if not columns:
+            return None
+        effects = Effects(self.declared, found_rows=0)
+        for index, rows in self.affected.by_parameters(self.declared.columns):
+            effects.found_rows += len(rows)  # type: ignore[operator]
+            effects.lone_values += not rows
+            bound = self.assignments.reservations(index)
+            for column in columns:
+                reservation = self._assign(effects, column, index, bound, rows)
+                self._forget_earlier(effects, column, reservation, rows)
+        return effects
+
+    def _forget_earlier(
+        self,
+        effects: Effects,
+        column: DeclaredColumn,
+        reservation: Reservation | None,
+        rows: list[Row],
+    ) -> None:
+        """Keep only the latest value of a row that an executemany meets several times."""
+        if len(rows) == 1 and self.declared.table.primary_key:
+            key = (column, *rows[0].key(self.declared.table))
+            earlier = self._latest.get(key)
+            if earlier is not None:
+                effects.reserved = [r for r in effects.reserved if r is not earlier]
+            self._latest[key] = reservation
+
+    def _assign(
+        self,
+        effects: Effects,
+        column: DeclaredColumn,
+        index: int,
+        bound: list[Reservation],
+        rows: list[Row],
+    ) -> Reservation | None:
+        """Find out what one set of parameters does to one column of the rows that it finds."""
+        value = self.assignments.value(column, 0, self.context.compiled_parameters[index])
+        if value is not None and len(rows) > 1:
+            raise RefusedStatementError(
+                f"this UPDATE would put one value of {column.label} into {len(rows)} rows; update "
+                "each row with a value of its own"
+            )
+        row = rows[0] if rows else Row({}, {})
+        reservation = take(bound, value) if value is not None else None
+        by_key = self.affected.key_parameters is not None
+        if reservation is not None and not by_key:
+            # the criteria could find another row than a moment before
+            effects.is_certain = False
+        # where another row could be found, a new name shows which one was
+        if reservation is not None and by_key and _keeps(reservation, row.urls.get(column)):
+            return reservation
+        for each in rows:
+            effects.drop(each, self.names(column, each.urls[column]))
+        if reservation is not None:
+            self._replace(effects, column, reservation, row, index)
+        return reservation
+
+    def _replace(
+        self,
+        effects: Effects,
+        column: DeclaredColumn,
+        reservation: Reservation,
+        row: Row,
+        index: int,
+    ) -> None:
+        if self._revives(column, reservation, row):
+            effects.reserve(reservation, self.key(row.values))
+            return
+        url = row.urls.get(column)
+        own = url is not None and reservation.value.url == url
+        own = own or self.is_flushed(reservation.value, self.key(row.values))
+        values = {**row.values, **self.known(0, self.context.compiled_parameters[index])}
+        token = str(uuid.uuid4())
+        self.place(effects, column, reservation, self.inherited(values), token, own=own)
+
+    def _revives(self, column: DeclaredColumn, reservation: Reservation, row: Row) -> bool:
+        """Whether an unchanged value comes back to the row that it left in this transaction."""
+        unchanged = reservation.value._unchanged_url()
+        if unchanged is None:
+            return False
+        url, storage = ObjectURL.parse(unchanged), self.storage(column)
+        flushed = self.is_flushed(reservation.value, self.key(row.values))
+        near = flushed or url.folder == self.folder(column, row)
+        if url.scheme != storage.scheme or not near:
+            return False
+        if not self.around.superseded(Name(storage, url.path)):
+            return False
+        reservation.place(storage, url)
+        return True
+
+
+def _keeps(reservation: Reservation, url: str | None) -> bool:
+    """Whether a row already holds the value's own, unchanged object."""
+    if url is None or reservation.value.url != url or reservation.value._unchanged_url() is None:
+        return False
+    reservation.url = ObjectURL.parse(url)
+    return True
+
+
+class DeleteStatement(Statement):
+    """One execution of a DELETE: the rows' objects go, and the folders that they own."""
+
+    @override
+    def effects(self) -> Effects:
+        effects = Effects(self.declared)
+        affected = AffectedRows(
+            self.connection,
+            self.context,
+            self.context.compiled,
+            self.dml.whereclause,
+            self.declared,
+        )
+        for _, rows in affected.by_parameters(self.declared.columns):
+            for row in rows:
+                for column, url in row.urls.items():
+                    effects.drop(row, self.names(column, url))
+                effects.folders.extend(self.owned_folders(row))
+        return effects
