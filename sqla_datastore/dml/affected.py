@@ -1,4 +1,4 @@
-"""The rows that an UPDATE or DELETE is about to affect, selected in its transaction, under locks."""
+"""The rows that an UPDATE or DELETE is about to affect, selected under their locks."""
 
 from __future__ import annotations
 

@@ -167,8 +167,8 @@ class Assignments:
             other = declared_table(table)
             if other and any(column.column is key for column in other.columns):
                 raise RefusedStatementError(
-                    f"this UPDATE of {self.declared.table.name!r} also sets {key}; update that table "
-                    "in a statement of its own"
+                    f"this UPDATE of {self.declared.table.name!r} also sets {key}; update that "
+                    "table in a statement of its own"
                 )
 
 

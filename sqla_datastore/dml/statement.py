@@ -1,8 +1,8 @@
 """One execution of a statement on a table with declared columns: what INSERT, UPDATE, DELETE share.
 
-Each of the three finds out, before it runs, what it will do to objects. Every value in its parameters
-gets a URL, and the URLs that affected rows hold are selected, under the rows' locks. No storage is
-touched.
+Each of the three finds out, before it runs, what it will do to objects. Every value in its
+parameters gets a URL, and the URLs that affected rows hold are selected, under the rows' locks. No
+storage is touched.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-__all__ = ["TransactionState", "autocommits", "state_after_error", "transaction_state"]
-
 
 class TransactionState(Enum):
     """What a driver says of its connection."""

@@ -1,8 +1,8 @@
 """How a database transaction ends, as its connection and its driver show it.
 
 Events cannot tell. The engine's ``commit`` event fires before the DBAPI's commit and nothing
-follows it. After a failed COMMIT no rollback event fires. A COMMIT that returns may have rolled back:
-PostgreSQL does so after a failed statement. So the driver is asked, before and after.
+follows it. After a failed COMMIT no rollback event fires. A COMMIT that returns may have rolled
+back: PostgreSQL does so after a failed statement. So the driver is asked, before and after.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ObservedTransaction(Transaction):
         self._own_calls = 0
         self._closed_inside = False
 
-    # -- what the driver says --------------------------------------------------------------------
+    # -- what the driver says ----------------------------------------------------------------------
 
     @property
     def state(self) -> TransactionState:
@@ -216,7 +216,7 @@ class ObservedTransaction(Transaction):
         super().end(outcome)
 
 
-# -- the open transactions ---------------------------------------------------------------------------
+# -- the open transactions -------------------------------------------------------------------------
 
 
 def open_transaction(raw: Any) -> ObservedTransaction | None:

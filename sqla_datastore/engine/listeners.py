@@ -67,7 +67,7 @@ def _begin(connection: Connection, *_: Any) -> None:
         transaction.end_if_begun_again()
 
 
-# -- before a statement --------------------------------------------------------------------------------
+# -- before a statement ----------------------------------------------------------------------------
 
 
 def _before_cursor_execute(
@@ -183,7 +183,7 @@ def _begin_immediately(connection: Connection) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-# -- after a statement -----------------------------------------------------------------------------------
+# -- after a statement -----------------------------------------------------------------------------
 
 
 def _taken_run(context: Any) -> _Run | None:

@@ -1,7 +1,7 @@
 """The observer of dialects: it sees what the DBAPI connection is really told to do.
 
-A dialect's own methods are observed, as instance attributes, from the first transaction of its engine
-on. Each one tells the transaction of the connection, if one is open.
+A dialect's own methods are observed, as instance attributes, from the first transaction of its
+engine on. Each one tells the transaction of the connection, if one is open.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _around_close(
         transaction.end(transaction.lost())
 
 
-# -- savepoints --------------------------------------------------------------------------------------
+# -- savepoints ------------------------------------------------------------------------------------
 
 
 def _first_savepoint(connection: Any, raw: Any, name: str, proceed: Callable[[], Any]) -> Any:
@@ -190,7 +190,7 @@ def _around_rollback_to(
     return result
 
 
-# -- two-phase commit --------------------------------------------------------------------------------
+# -- two-phase commit ------------------------------------------------------------------------------
 
 
 def _around_prepare(

@@ -110,7 +110,7 @@ class Catalog:
             removals if has_removals else None,
         )
 
-    # -- storages ---------------------------------------------------------------------------------
+    # -- storages ----------------------------------------------------------------------------------
 
     def storages(self) -> list[Storage]:
         """Return the storages of the columns, one for each base."""
@@ -129,7 +129,7 @@ class Catalog:
                 templates.append(column.folder)
         return OwnedFolders(templates, self.schemas)
 
-    # -- rows -------------------------------------------------------------------------------------
+    # -- rows --------------------------------------------------------------------------------------
 
     @contextmanager
     def references(

@@ -183,7 +183,7 @@ def _not_loaded(_index: int) -> Any:
     raise AssertionError("no entry is loaded")
 
 
-# -- what check, gc and usage have in common ------------------------------------------------------
+# -- what check, gc and usage have in common -------------------------------------------------------
 
 
 def cutoff(grace_seconds: float) -> float:

@@ -58,7 +58,7 @@ def install() -> None:
     event.listen(Session, "do_orm_execute", _do_orm_execute)
 
 
-# -- rows --------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 
 def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
@@ -97,7 +97,7 @@ def _attached(session: Session, row: Any) -> None:
             SessionWatch.arm(session, row, value)
 
 
-# -- flush -------------------------------------------------------------------------------------------
+# -- flush -----------------------------------------------------------------------------------------
 
 
 def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
@@ -160,7 +160,7 @@ def _after_flush_postexec(session: Session, _context: Any) -> None:
             session.expire(row, keys)
 
 
-# -- transactions --------------------------------------------------------------------------------------
+# -- transactions ----------------------------------------------------------------------------------
 
 
 def _after_begin(session: Session, _transaction: Any, connection: Connection) -> None:
@@ -206,7 +206,7 @@ def _after_transaction_end(session: Session, transaction: Any) -> None:
         watch.end_transaction()
 
 
-# -- bulk statements -----------------------------------------------------------------------------------
+# -- bulk statements -------------------------------------------------------------------------------
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:

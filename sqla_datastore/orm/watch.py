@@ -42,7 +42,8 @@ class SessionWatch:
     Attributes:
         restored: values that a rollback put back, and rows that held them, until the Session has
             heard of it.
-        to_expire: rows whose column defaults made values, with the attributes, until the flush ends.
+        to_expire: rows with values that column defaults made, and the attributes, until the
+            flush ends.
     """
 
     def __init__(self, session: Session) -> None:
@@ -78,7 +79,7 @@ class SessionWatch:
         if session is not None:
             cls.of(session)._armed.setdefault(id(row), {})[id(value)] = (row, value)
 
-    # -- looking again -------------------------------------------------------------------------------
+    # -- looking again -----------------------------------------------------------------------------
 
     def scan(self) -> None:
         """Look again at what was handed out; edits make their rows dirty.
@@ -97,7 +98,7 @@ class SessionWatch:
         """Refuse what would leave edits behind that no flush has saved.
 
         Args:
-            savepoint: whether a savepoint begins; else a COMMIT that no Session's commit came before.
+            savepoint: whether a savepoint begins; else a COMMIT without a Session's commit.
 
         Raises:
             StaleValueError: a value was edited after the last flush.
@@ -108,10 +109,10 @@ class SessionWatch:
                 raise StaleValueError(why.format(url=value.url))
 
     def watch_connection(self, raw: Any) -> None:
-        """Be asked before each COMMIT of a driver's connection that the Session's transaction uses."""
+        """Be asked before each COMMIT of a driver's connection that the Session uses."""
         self._connections.add(watch_connection(raw, self))
 
-    # -- forgetting ----------------------------------------------------------------------------------
+    # -- forgetting --------------------------------------------------------------------------------
 
     def discard(self, state: InstanceState[Any]) -> None:
         """Forget edits of a row's values that were discarded on purpose, by expiry or rollback.
@@ -157,7 +158,7 @@ class SessionWatch:
                 session.expire(row, [key])
 
     def end_transaction(self) -> None:
-        """Let go of rows, one transaction later. Called when the outermost transaction has ended."""
+        """Let go of rows, one transaction later. Called when the outermost one has ended."""
         self.restored.clear()
         watched = [
             (None if row is None else weakref.ref(row), weakref.ref(value))
@@ -171,7 +172,7 @@ class SessionWatch:
             unwatch_connection(number, self)
         self._connections.clear()
 
-    # -- what is looked after ------------------------------------------------------------------------
+    # -- what is looked after ----------------------------------------------------------------------
 
     def _looked_after(self) -> list[tuple[Any, DataStore]]:
         """Return the rows and values to look at: those that still belong together."""
@@ -217,7 +218,7 @@ def _is_current(row: Any, value: DataStore) -> bool:
     return any(held is value for _, held in values_of(inspect(row)))
 
 
-# -- the attributes that hold values -------------------------------------------------------------------
+# -- the attributes that hold values ---------------------------------------------------------------
 
 
 def declared_attributes(mapper: Mapper[Any]) -> tuple[str, ...]:

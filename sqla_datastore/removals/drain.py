@@ -200,7 +200,7 @@ def _reads_uncommitted(connection: Connection) -> bool:
     return connection.get_isolation_level() == "READ UNCOMMITTED"
 
 
-# -- after a commit -------------------------------------------------------------------------------
+# -- after a commit --------------------------------------------------------------------------------
 
 
 def strike_off(

@@ -188,7 +188,7 @@ class Removals:
             connection.execute(done, execution_options=in_schemas(schemas))
 
 
-# -- one transaction ------------------------------------------------------------------------------
+# -- one transaction -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -302,7 +302,7 @@ def _own_column(table: Table, column: Column[Any]) -> Column[Any]:
     return column
 
 
-# -- templates that can meet ---------------------------------------------------------------------
+# -- templates that can meet -----------------------------------------------------------------------
 
 
 def check_metadata(metadata: Any) -> None:

@@ -201,7 +201,7 @@ class FolderTemplate:
         return ",".join(quote_segment(value) for value in values)
 
 
-# -- templates that can meet ------------------------------------------------------------------
+# -- templates that can meet -----------------------------------------------------------------------
 
 
 def can_meet(owner: FolderTemplate, other: FolderTemplate) -> bool:

@@ -1,8 +1,8 @@
 """What this library reads of SQLAlchemy that SQLAlchemy does not document.
 
 Every use of an internal is here, with its reason. ``tests/schema/test_sqlalchemy_compat.py`` pins
-each one; they were tried on SQLAlchemy 2.0.30, 2.0.58 and 2.1.9. It lies in `schema` because that is
-the lowest room that needs it.
+each one; they were tried on SQLAlchemy 2.0.30, 2.0.58 and 2.1.9. It lies in `schema` because that
+is the lowest room that needs it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-# -- compiled statements -----------------------------------------------------------------------------
+# -- compiled statements ---------------------------------------------------------------------------
 
 
 def assigned(compiled: SQLCompiler) -> list[dict[Any, Any]]:
@@ -100,7 +100,7 @@ def is_sql(value: Any) -> bool:
     return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
 
 
-# -- types and inspection ------------------------------------------------------------------------------
+# -- types and inspection --------------------------------------------------------------------------
 
 
 def variants(type_: TypeEngine[Any]) -> Iterable[TypeEngine[Any]]:
@@ -114,7 +114,7 @@ def inspects(cls: type) -> Callable[[F], F]:
     return _inspects(cls)
 
 
-# -- engines -----------------------------------------------------------------------------------------
+# -- engines ---------------------------------------------------------------------------------------
 
 
 def pool_dialect(engine: Engine) -> Dialect | None:

@@ -189,7 +189,7 @@ class ObjectURL:
         return [self, *(self.nested(index) for index in range(self.nested_count))]
 
 
-# -- the objects of a row -----------------------------------------------------------------------------
+# -- the objects of a row --------------------------------------------------------------------------
 
 
 class Name(NamedTuple):

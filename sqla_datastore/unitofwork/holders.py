@@ -1,9 +1,10 @@
 """Which rows hold an object: the one question that decides, asked right before COMMIT.
 
 Neither the log nor a statement's row count can be trusted for this: a trigger may have put the old
-URL back, UPDATE IGNORE counts a row that it left alone, criteria with ``random()`` find another row
-the second time, a savepoint may be known to the driver only. So the rows themselves are asked, in
-the same transaction, for every name that would go and for every name whose statement is not certain.
+URL back, UPDATE IGNORE counts a row that it left alone, criteria with ``random()`` find another
+row the second time, a savepoint may be known to the driver only. So the rows themselves are asked,
+in the same transaction, for every name that would go and for every name whose statement is not
+certain.
 
 What a row held, or was given, is asked by that row's primary key. A name that was only listed in a
 folder is asked by URL with a share lock, so that a row which another transaction is changing is
@@ -55,7 +56,7 @@ class Holders:
     _hidden: set[Name] = field(default_factory=set)
 
     def note(self, effects: Effects) -> None:
-        """Note the previous row of each dropped object, and the row that an uncertain one is for."""
+        """Note the previous row of each dropped object, and the row of each uncertain one."""
         declared = effects.declared
         self._previous.update((name, (declared, key)) for name, key in effects.previous.items())
         if not effects.is_certain:

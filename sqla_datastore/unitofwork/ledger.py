@@ -80,7 +80,7 @@ class Ledger:
         self._doomed: list[Name] = []
         self._unadopted: set[Name] = set()
 
-    # -- during the transaction ------------------------------------------------------------------
+    # -- during the transaction --------------------------------------------------------------------
 
     def adopt(self, names: Iterable[Name], *, certain: bool = True) -> None:
         """Note that a row refers to these objects from now on. Called after its statement ran.
@@ -166,7 +166,7 @@ class Ledger:
         levels = range(len(self._savepoints) - 1, -1, -1)
         return next((level for level in levels if self._savepoints[level][0] == name), None)
 
-    # -- its end ---------------------------------------------------------------------------------
+    # -- its end -----------------------------------------------------------------------------------
 
     @property
     def is_empty(self) -> bool:
@@ -236,7 +236,8 @@ class Ledger:
     def finish(self, kept: Iterable[Name] = ()) -> list[Name]:
         """Remove what the transaction superseded. Called once COMMIT has succeeded; never fails.
 
-        Values that no row got are put back as they were. A removal that fails is logged; the object stays findable as an orphan.
+        Values that no row got are put back as they were. A removal that fails is logged; the object
+        stays findable as an orphan.
 
         Args:
             kept: what somebody else will remove.

@@ -79,7 +79,7 @@ class Transaction:
         """Note which `Connection` runs its statements."""
         self._connection = weakref.ref(connection)
 
-    # -- statements ------------------------------------------------------------------------------
+    # -- statements --------------------------------------------------------------------------------
 
     def surroundings(self, *, autocommit: bool) -> Surroundings:
         """Return what a statement has to know of it."""
@@ -110,7 +110,7 @@ class Transaction:
         self.ledger.adopt(effects.names, certain=effects.is_certain)
 
     def log_failed(self, effects: Effects) -> None:
-        """Note what a failed statement may have done all the same: databases may keep its first rows.
+        """Note what a failed statement may have done: databases may keep its first rows.
 
         Its objects were not written, unless it is a transaction of its own. Where rows turn out to
         refer to them, `prepare` refuses.
@@ -120,7 +120,7 @@ class Transaction:
         unwritten = [each for each in effects.reserved if each.plan is not None]
         self.ledger.write(name for each in unwritten for name in each.names)
 
-    # -- before COMMIT ---------------------------------------------------------------------------
+    # -- before COMMIT -----------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Refuse what no flush has saved, then `decide`. Called right before COMMIT; may fail.
@@ -145,7 +145,7 @@ class Transaction:
             self.connection, self.dialect, self.holders.metadatas, self.ledger.doomed
         )
 
-    # -- the end ---------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def end(self, outcome: Outcome) -> None:
         """Close it. Called once, when its outcome is known or known to be unknown; never fails."""

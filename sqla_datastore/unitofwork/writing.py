@@ -1,7 +1,7 @@
 """Writing the objects that statements have put into rows, and listing the folders to be emptied.
 
-Both happen after the statements, under the locks of their rows: whoever writes or lists before could
-meet an object whose row another transaction is about to insert or delete.
+Both happen after the statements, under the locks of their rows: whoever writes or lists before
+could meet an object whose row another transaction is about to insert or delete.
 """
 
 from __future__ import annotations

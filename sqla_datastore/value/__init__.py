@@ -1,1 +1,6 @@
-"""TODO."""
+"""The value: `DataStore`, its entries, how it is saved, and `DataStoreIO`.
+
+`entry` knows what an entry is made of, `mapping` orders entries and loads them one by one,
+`datastore` makes a value of them. `saving` looks for edits (`fingerprint`), plans objects and
+switches to what was written. `equality` and `inspection` compare and describe.
+"""

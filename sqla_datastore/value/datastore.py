@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from sqla_datastore.value.inspection import Inspection
     from sqla_datastore.value.saving import ValuePlan
 
-__all__ = ["DataStore", "RowLink"]
-
 
 class RowLink(Protocol):
     """What a value knows of the row it belongs to; the session's events set it as `_row`."""
@@ -98,18 +96,8 @@ class DataStore(Mutable, EntryMapping):
         TypeError: a name is not a str.
     """
 
-    _changed: bool = False
-    """Whether saving it would write something new; in-place edits count once `_scan` saw them."""
-
     _outer: DataStore | None = None
-    """The value that this one is nested in."""
-
     _row: RowLink | None = None
-    """The row's link, set by the session's events; None for a value that no row looks after."""
-
-    _armed: bool = False
-    _handed_out: bool = False
-    """Whether something editable was handed out, here or in a nested value."""
 
     def __init__(
         self,
@@ -154,7 +142,7 @@ class DataStore(Mutable, EntryMapping):
         """The URL of the object that holds it, None until stored; stays when it is changed."""
         return None if self._source is None else self._source.url
 
-    # -- dict beyond the mapping -----------------------------------------------------------------
+    # -- dict beyond the mapping -------------------------------------------------------------------
 
     def __or__(self, other: Any) -> Self:
         if not isinstance(other, Mapping):
@@ -179,7 +167,7 @@ class DataStore(Mutable, EntryMapping):
             for name, value in self.items()
         }
 
-    # -- attributes ------------------------------------------------------------------------------
+    # -- attributes --------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name != "ndim" and name in self._index():
@@ -212,7 +200,7 @@ class DataStore(Mutable, EntryMapping):
     def __array__(self, *_args: object, **_kwargs: object) -> NoReturn:
         raise TypeError("a DataStore is no array, and its names are no data; use dict(ds)")
 
-    # -- comparison, copies, pickle --------------------------------------------------------------
+    # -- comparison, copies, pickle ----------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mapping):
@@ -275,7 +263,7 @@ class DataStore(Mutable, EntryMapping):
         for name, value in items:
             self._put(name, Entry(value))
 
-    # -- rows ------------------------------------------------------------------------------------
+    # -- rows --------------------------------------------------------------------------------------
 
     @classmethod
     def coerce(cls, key: str, value: Any) -> DataStore | None:
@@ -338,10 +326,13 @@ class DataStore(Mutable, EntryMapping):
         """
         self = cls.__new__(cls)
         state = self.__dict__
-        state["_source"] = Source(storage, url)
+        state["_source"] = Source(storage, url, DataStore._at)
         if parent is not None:
             state["_outer"] = parent
         return self
+
+    def _source_at(self, storage: Storage, url: str) -> Source:
+        return Source(storage, url, DataStore._at)
 
     def _scan(self) -> bool:
         """Look for edits in place of what was handed out, here and in nested values.
@@ -397,7 +388,7 @@ class DataStore(Mutable, EntryMapping):
 
         return saving.switch(self, storage, ObjectURL.parse(url), plan)
 
-    # -- nesting and hand-outs -------------------------------------------------------------------
+    # -- nesting and hand-outs ---------------------------------------------------------------------
 
     def _load(self, name: str, entry: Entry) -> None:
         entry.load(name, self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sqla_datastore.codecs import find_codec
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, RefusedURLError
@@ -15,27 +15,60 @@ if TYPE_CHECKING:
     from sqla_datastore.codecs import Description
     from sqla_datastore.format import Container, StoredEntry
     from sqla_datastore.storage.protocol import Storage
-    from sqla_datastore.value.datastore import DataStore
     from sqla_datastore.value.fingerprint import Fingerprint
 
-__all__ = ["UNLOADED", "Entry", "Source", "fingerprint_of"]
-
 UNLOADED: Final = object()
+
+
+class Nestable:
+    """What entries know of a value that is nested in one of them; `DataStore` is the one.
+
+    Attributes:
+        _outer: the value that it is nested in.
+        _source: the object that holds it.
+        _entries: its entries; None until the index of a stored value is first needed.
+        _changed: whether saving it would write something new.
+        _handed_out: whether something editable was handed out, here or in a nested value.
+    """
+
+    _outer: Nestable | None = None
+    _source: Source | None = None
+    _entries: dict[str, Entry] | None = None
+    _changed: bool = False
+    _handed_out: bool = False
+
+    def _scan(self) -> bool:
+        """Look for edits in place of what was handed out, here and in nested values."""
+        raise NotImplementedError
+
+    def _is_held(self) -> bool:
+        """Return whether another value or a row has it."""
+        raise NotImplementedError
+
+
+Nest: TypeAlias = "Callable[[Storage | str | None, str], Nestable]"
+"""Makes a stored value of its storage and URL, not loaded."""
 
 
 class Source:
     """One stored object that entries are read from; opened on first need, by one thread.
 
     Making one costs no I/O and parses nothing: a query makes one for each row.
+
+    Args:
+        storage: the storage, or its URL; None for the default one, looked up when needed.
+        url: the object's URL.
+        nest: makes a nested value of its storage and URL, not loaded.
     """
 
-    __slots__ = ("_born", "_container", "_kin", "_storage", "lock", "url")
+    __slots__ = ("_born", "_container", "_kin", "_nest", "_storage", "lock", "url")
 
-    def __init__(self, storage: Storage | str | None, url: str) -> None:
+    def __init__(self, storage: Storage | str | None, url: str, nest: Nest) -> None:
         self._storage = storage
+        self._nest = nest
         self.url = url
         self._container: Container | None = None
-        self._born: list[DataStore] = []
+        self._born: list[Nestable] = []
         self._kin = _Kin({}, 0)
         self.lock = threading.RLock()
 
@@ -83,7 +116,7 @@ class Source:
             raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")
         always = options.verify == "always"
         reader = self.storage.open(url.path)
-        nested = _nested(self.storage, url, self._born, self._kin)
+        nested = _nested(self, url)
         container = Container.open(reader, self.url, nested=nested, verify_always=always)
         if container.nested_count > url.family_size:
             raise DamagedObjectError(
@@ -94,7 +127,7 @@ class Source:
             )
         return container
 
-    def load(self, name: str) -> tuple[Any, tuple[DataStore, ...]]:
+    def load(self, name: str) -> tuple[Any, tuple[Nestable, ...]]:
         """Decode an entry anew.
 
         Returns:
@@ -146,16 +179,13 @@ class _Kin:
         return _Kin(self.parents, self.depth + 1)
 
 
-def _nested(
-    storage: Storage, url: ObjectURL, born: list[DataStore], kin: _Kin
-) -> Callable[[int], DataStore]:
-    """Return what makes a nested value; no method, since a cycle would keep memory maps alive."""
+def _nested(source: Source, url: ObjectURL) -> Callable[[int], Nestable]:
+    """Return what makes a nested value; it holds no source, since a cycle would keep maps alive."""
+    storage, nest, born, kin = source.storage, source._nest, source._born, source._kin
 
-    def nested(number: int) -> DataStore:
-        from sqla_datastore.value.datastore import DataStore
-
+    def nested(number: int) -> Nestable:
         its_kin = kin.below(url.number, number)
-        child = DataStore._at(storage, str(url.nested(number)))
+        child = nest(storage, str(url.nested(number)))
         assert child._source is not None
         child._source._kin = its_kin
         born.append(child)
@@ -187,9 +217,9 @@ class Entry:
         self.edited = False
         self.handed_out = False
         self.fingerprint: Fingerprint | None = None
-        self.children: tuple[DataStore, ...] = ()
+        self.children: tuple[Nestable, ...] = ()
 
-    def load(self, name: str, outer: DataStore) -> None:
+    def load(self, name: str, outer: Nestable) -> None:
         """Load a stored entry, once, whatever the number of threads that ask."""
         source = self.source
         if source is None or self.value is not UNLOADED:
@@ -238,7 +268,6 @@ def fingerprint_of(value: object) -> Fingerprint | None:
     codec = find_codec(value)
     if codec is None or not codec.mutable or codec.name == "datastore":
         return None
-    from sqla_datastore.value.datastore import DataStore
     from sqla_datastore.value.fingerprint import Fingerprint
 
-    return Fingerprint(value, opaque=(DataStore,))
+    return Fingerprint(value, opaque=(Nestable,))

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["equal"]
-
 
 def equal(a: Any, b: Any) -> bool:
     """Return whether two values hold the same content.

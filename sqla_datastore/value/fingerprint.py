@@ -25,8 +25,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["Fingerprint", "fingerprint"]
-
 _Reduced: TypeAlias = "tuple[Any, tuple[object, ...]] | NotImplementedType"
 
 

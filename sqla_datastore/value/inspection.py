@@ -8,10 +8,8 @@ from itertools import islice
 from typing import Any
 
 from sqla_datastore.codecs import Description, find_codec
-from sqla_datastore.value.datastore import DataStore
-from sqla_datastore.value.entry import UNLOADED, Entry
-
-__all__ = ["Inspection", "inspect"]
+from sqla_datastore.value.entry import UNLOADED, Entry, Nestable
+from sqla_datastore.value.mapping import EntryMapping
 
 _SHOWN = 20
 _WIDEST = 40
@@ -41,7 +39,7 @@ class Inspection:
     entries: dict[str, Description]
 
 
-def inspect(ds: DataStore) -> Inspection:
+def inspect(ds: EntryMapping) -> Inspection:
     """Tell what is known of a value; ``sqlalchemy.inspect(ds)`` does the same.
 
     Reads the index of a stored object when nothing has needed it before, and never a payload.
@@ -95,7 +93,7 @@ def _described(value: object) -> Description:
 
 def _type_name(cls: type) -> str:
     library = cls.__module__.partition(".")[0]
-    is_ours = issubclass(cls, DataStore) or library in ("builtins", "datetime", "decimal", "uuid")
+    is_ours = issubclass(cls, Nestable) or library in ("builtins", "datetime", "decimal", "uuid")
     return cls.__qualname__ if is_ours else f"{library}.{cls.__qualname__}"
 
 
@@ -116,7 +114,7 @@ def _size_bytes(value: Any) -> int:
 # -- text and HTML ---------------------------------------------------------------------------------
 
 
-def text_of(ds: DataStore) -> str:
+def text_of(ds: EntryMapping) -> str:
     """Return the ``repr``: a line for the value and one for each entry; never raises."""
     try:
         known = inspect(ds)
@@ -129,7 +127,7 @@ def text_of(ds: DataStore) -> str:
     return "\n".join([*lines, *_rest(known)])
 
 
-def html_of(ds: DataStore) -> str:
+def html_of(ds: EntryMapping) -> str:
     """Return the same as an HTML table, for notebooks; never raises."""
     try:
         known = inspect(ds)
@@ -148,7 +146,7 @@ def html_of(ds: DataStore) -> str:
     )
 
 
-def _headline(ds: DataStore, known: Inspection | None = None) -> str:
+def _headline(ds: EntryMapping, known: Inspection | None = None) -> str:
     number = 0 if known is None else len(known.entries)
     count = [] if known is None else [f"{number} {'entry' if number == 1 else 'entries'}"]
     changed = ds._changed if known is None else known.changed

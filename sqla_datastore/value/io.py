@@ -33,8 +33,6 @@ from sqla_datastore.storage.urls import (
 )
 from sqla_datastore.value.datastore import DataStore
 
-__all__ = ["DataStoreIO"]
-
 T = TypeVar("T")
 
 _PIECE = 1024 * 1024
@@ -81,7 +79,7 @@ class DataStoreIO:
         # no engine or session is kept
         self._storage = storage if is_text else storage_given(storage)
 
-    # -- writing ---------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     @classmethod
     def write(
@@ -162,7 +160,7 @@ class DataStoreIO:
             raise
         return cls(str(ObjectURL(place.scheme, objects[0][0])), storage=place)
 
-    # -- reading ---------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     @property
     def url(self) -> str:
@@ -232,7 +230,7 @@ class DataStoreIO:
             )
         return cast("T", value)
 
-    # -- removing --------------------------------------------------------------------------------
+    # -- removing ----------------------------------------------------------------------------------
 
     def remove(self) -> None:
         """Remove the object, with those of nested values; one that is gone already is no error.

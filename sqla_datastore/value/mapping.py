@@ -12,24 +12,41 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqla_datastore.value.entry import UNLOADED, Entry, Source
+from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 
-__all__ = ["EntryMapping"]
+if TYPE_CHECKING:
+    from sqla_datastore.storage.protocol import Storage
 
 
-class EntryMapping(MutableMapping[str, Any]):
+class EntryMapping(MutableMapping[str, Any], Nestable):
     """A mapping from names to entries, read from a source as far as they are not in memory.
 
     What an edit or a hand-out means beyond the mapping is up to the methods that are abstract here.
     """
 
-    _entries: dict[str, Entry] | None = None
-    """None until the index of a stored value is first needed."""
+    _armed: bool = False
 
-    _source: Source | None = None
-    """The object that holds the value; it stays when the value is changed."""
+    _row: Any = None
+    """The link to the row that it belongs to; None for a value that no row looks after."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str | None:
+        """The URL of the object that holds it, None until stored; stays when it is changed."""
+
+    @abstractmethod
+    def changed(self) -> None:
+        """Mark the value, those it is nested in and their rows as changed."""
+
+    @abstractmethod
+    def _lineage(self) -> Iterator[EntryMapping]:
+        """Yield the value and those it is nested in, innermost first."""
+
+    @abstractmethod
+    def _source_at(self, storage: Storage, url: str) -> Source:
+        """Return the source of an object that holds a value of this kind."""
 
     @abstractmethod
     def _begin_edit(self) -> None:

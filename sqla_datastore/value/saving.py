@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sqla_datastore import format as container
 from sqla_datastore.format import Plan, matches
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.value.entry import UNLOADED, Entry, Source, fingerprint_of
+from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source, fingerprint_of
+from sqla_datastore.value.mapping import EntryMapping
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.protocol import Storage
-    from sqla_datastore.value.datastore import DataStore
     from sqla_datastore.value.fingerprint import Fingerprint
-
-__all__ = ["ValuePlan", "plan", "scan", "switch"]
 
 _CONTAINERS = (list, dict, set, tuple, bytearray)
 _SCALARS = (type(None), bool, int, float, complex)
@@ -56,7 +54,7 @@ class ValuePlan(Plan):
 # -- edits in place --------------------------------------------------------------------------------
 
 
-def scan(value: DataStore) -> bool:
+def scan(value: EntryMapping) -> bool:
     """Look for edits in place in a value and in those nested in it; see `DataStore._scan`."""
     value._armed = False
     found = False
@@ -119,7 +117,7 @@ class _Digest:
 # -- planning --------------------------------------------------------------------------------------
 
 
-def plan(value: DataStore, column: str | None) -> ValuePlan:
+def plan(value: EntryMapping, column: str | None) -> ValuePlan:
     """Encode a value with all that is nested in it; see `DataStore._plan`."""
     taken: dict[int, dict[str, _Taken]] = {}
 
@@ -135,7 +133,7 @@ def plan(value: DataStore, column: str | None) -> ValuePlan:
     return ValuePlan(family, taken)
 
 
-def _part(name: str, entry: Entry, outer: DataStore) -> object:
+def _part(name: str, entry: Entry, outer: EntryMapping) -> object:
     """Return what goes into the plan: the object, or a reference to what is already stored."""
     if entry.source is None or entry.may_be_edited():
         return entry.value
@@ -178,23 +176,21 @@ class _Probe(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """Stand for a nested value, which looks after its own memory."""
-        from sqla_datastore.value.datastore import DataStore
-
-        return (tuple, ()) if isinstance(obj, DataStore) else NotImplemented
+        return (tuple, ()) if isinstance(obj, Nestable) else NotImplemented
 
 
 # -- switching to the stored form, and back --------------------------------------------------------
 
 
-def switch(value: DataStore, storage: Storage, url: ObjectURL, planned: ValuePlan) -> Undo:
+def switch(value: EntryMapping, storage: Storage, url: ObjectURL, planned: ValuePlan) -> Undo:
     """Switch a value and those nested in it to what was written; see `DataStore._stored`."""
     numbers = {id(child): number for number, child in enumerate(planned.nested_values)}
     undos: list[Undo] = []
 
-    def one(each: DataStore, its_url: ObjectURL) -> None:
+    def one(each: EntryMapping, its_url: ObjectURL) -> None:
         written = planned.taken.pop(id(each))
         with_nested = planned.objects[numbers.get(id(each), -1) + 1].names_with_nested
-        source = Source(storage, str(its_url))
+        source = each._source_at(storage, str(its_url))
         undos.append(_switched(each, source, written, with_nested))
         for child in list(_children(each)):
             if id(child) in numbers and id(child) in planned.taken:
@@ -210,24 +206,24 @@ def switch(value: DataStore, storage: Storage, url: ObjectURL, planned: ValuePla
     return undo
 
 
-def _children(value: DataStore) -> Iterator[DataStore]:
+def _children(value: EntryMapping) -> Iterator[Any]:
     for entry in (value._entries or {}).values():
         yield from entry.children
 
 
 def _switched(
-    value: DataStore, source: Source, written: dict[str, _Taken], with_nested: frozenset[str]
+    value: EntryMapping, source: Source, written: dict[str, _Taken], with_nested: frozenset[str]
 ) -> Undo:
     """Switch one value; entries that were replaced since they were planned stay unsaved."""
     before = dict(value._index())
-    source_before, changed_before = value._source, value._changed
     after: dict[str, Entry] = {}
     for name, entry in before.items():
         item = written.get(name)
-        current = item is not None and item.entry is entry
-        if item and current:
+        is_current = item is not None and item.entry is entry
+        if item and is_current:
             entry = _stored_form(item, source, value, has_nested=name in with_nested)
         after[name] = entry
+    undo = _Undo(value, before, after)
     changed = any(entry.source is not source for entry in after.values())
     vars(value).update(
         _entries=dict(after),
@@ -238,35 +234,52 @@ def _switched(
     if any(entry.fingerprint for entry in after.values()):
         for each in value._lineage():
             each._handed_out = True
+    return undo
 
-    def clear(_: object) -> None:
-        before.clear()
-        after.clear()
 
-    # a value that nobody holds needs no restoring: it must not keep its originals until COMMIT
-    alive = weakref.ref(value, clear)
+class _Undo:
+    """Puts a value back as it was before it was stored, and keeps what was edited since.
 
-    def undo() -> None:
-        value = alive()
+    Args:
+        value: the value, about to be switched.
+        before: its entries.
+        after: what they will be.
+    """
+
+    __slots__ = ("_after", "_before", "_changed", "_source", "_value")
+
+    def __init__(
+        self, value: EntryMapping, before: dict[str, Entry], after: dict[str, Entry]
+    ) -> None:
+        self._before, self._after = before, after
+        self._source, self._changed = value._source, value._changed
+
+        def clear(_: object) -> None:
+            before.clear()
+            after.clear()
+
+        # a value that nobody holds needs no restoring: its originals must not stay until COMMIT
+        self._value = weakref.ref(value, clear)
+
+    def __call__(self) -> None:
+        value, before, after = self._value(), self._before, self._after
         if value is None:
             return
         now = value._entries or {}
         edited = list(now.items()) != list(after.items())
         names = now if edited else before
         entries = {name: _restored(now[name], after.get(name), before.get(name)) for name in names}
-        value._entries, value._source = entries, source_before
+        value._entries, value._source = entries, self._source
         if edited or any(entry is not before.get(name) for name, entry in entries.items()):
             for each in value._lineage():
                 each._changed = True
         else:
-            value._changed = changed_before
+            value._changed = self._changed
         if value._row is not None:
             value._row.restored(value)
 
-    return undo
 
-
-def _stored_form(item: _Taken, source: Source, outer: DataStore, *, has_nested: bool) -> Entry:
+def _stored_form(item: _Taken, source: Source, outer: EntryMapping, *, has_nested: bool) -> Entry:
     """Return a written entry as it is from now on."""
     value, stored = item.entry.value, Entry(source=source)
     if not _stays(item):
@@ -295,17 +308,15 @@ def _stays(item: _Taken) -> bool:
     return any(child is value for child in item.entry.children)
 
 
-def _can_live_in(outer: DataStore, children: tuple[DataStore, ...]) -> bool:
+def _can_live_in(outer: EntryMapping, children: tuple[Nestable, ...]) -> bool:
     """Return whether nested values are this one's, or nobody's; each may occur once."""
     free = (child._outer is outer or not child._is_held() for child in children)
     return all(free) and len({*map(id, children)}) == len(children)
 
 
-def _nested_in(value: object) -> Iterator[DataStore]:
+def _nested_in(value: object) -> Iterator[EntryMapping]:
     """Yield the nested values in plain containers, each as often as it occurs."""
-    from sqla_datastore.value.datastore import DataStore
-
-    if isinstance(value, DataStore):
+    if isinstance(value, EntryMapping):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
