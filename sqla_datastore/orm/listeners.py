@@ -132,9 +132,7 @@ def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
     """Put a copy in a value's place: one value is one row's."""
     copy = value.copy()
     copy._row = RowLink(state, key)
-    value._parents.pop(state, None)
-    copy._parents[state] = key
-    state.dict[key] = copy
+    setattr(state.obj(), key, copy)
 
 
 def _after_flush(session: Session, _context: Any) -> None:
