@@ -19,12 +19,8 @@ from sqla_datastore.dml.queries import Row
 from sqla_datastore.dml.statement import Statement, Surroundings
 from sqla_datastore.dml.upsert import refuse_expressions, rows_met
 from sqla_datastore.exceptions import RefusedStatementError
-from sqla_datastore.schema.columns import (
-    DeclaredColumn,
-    DeclaredTable,
-    declared_table,
-    holds_values,
-)
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
+from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.schema.sqlalchemy_compat import may_meet_rows, selected_names
 from sqla_datastore.storage.urls import Name, ObjectURL
 from sqla_datastore.value.datastore import DataStore

@@ -18,7 +18,8 @@ from sqlalchemy import Column
 from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.parameters import MISSING, Assignments, Reservation
 from sqla_datastore.dml.queries import Row, inherited_values
-from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, declared_tables
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
+from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.schema.sqlalchemy_compat import is_sql
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.protocol import Storage

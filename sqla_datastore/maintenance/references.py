@@ -12,7 +12,7 @@ from typing import NamedTuple, TextIO
 
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
 from sqla_datastore.schema.columns import DeclaredColumn
-from sqla_datastore.schema.owned import OwnedFolders
+from sqla_datastore.schema.folders import OwnedFolders
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import OBJECT_NAME, ObjectURL
 

@@ -16,7 +16,7 @@ from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.progress import Progress, StepCounter
 from sqla_datastore.maintenance.references import PENDING, Reference, References, stem_of
 from sqla_datastore.maintenance.reports import FindingsBuilder, ForeignName, Leftover
-from sqla_datastore.schema.owned import OwnedFolders
+from sqla_datastore.schema.folders import OwnedFolders
 from sqla_datastore.storage.local import base_exists
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, StoredObject
 from sqla_datastore.storage.urls import OBJECT_NAME, ObjectURL, is_managed

@@ -31,7 +31,7 @@ from sqla_datastore.orm.watch import (
     values_of,
     watches,
 )
-from sqla_datastore.schema import columns
+from sqla_datastore.schema import declarations
 from sqla_datastore.schema.sqlalchemy_compat import conflict_clause
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.value.datastore import DataStore
@@ -39,10 +39,10 @@ from sqla_datastore.value.datastore import DataStore
 
 def install() -> None:
     """Listen to all mappers and Sessions."""
-    event.listen(Column, "after_parent_attach", columns.note_column)
-    event.listen(Mapper, "after_mapper_constructed", columns.note_mapper)
+    event.listen(Column, "after_parent_attach", declarations.note_column)
+    event.listen(Mapper, "after_mapper_constructed", declarations.note_mapper)
     event.listen(Mapper, "mapper_configured", _mapper_configured)
-    event.listen(Mapper, "after_configured", columns.check_registries)
+    event.listen(Mapper, "after_configured", declarations.check_registries)
     event.listen(Mapper, "before_insert", _before_row)
     event.listen(Mapper, "before_update", _before_row)
     event.listen(Mapper, "before_delete", _before_delete)

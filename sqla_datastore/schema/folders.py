@@ -1,131 +1,106 @@
-"""Folder templates: where a row's objects go, and which rows' folders could be the same.
-
-A template has ``{attribute}`` fields over a row; ``{table}`` is its table, ``{pk}`` the whole
-primary key. A template that holds the whole primary key makes the row the folder's owner.
-"""
+"""Folder templates resolved against a table: where the objects of a row go."""
 
 from __future__ import annotations
 
-import re
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from string import Formatter
 from typing import Any, TypeAlias
 
-from sqlalchemy import Column, ForeignKey, Table, types
+from sqlalchemy import Column, Table
+from sqlalchemy.orm import Mapper
 
-from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
+from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.schema.segments import Part, Segment
+from sqla_datastore.schema.templates import fields_of, parse_template
 from sqla_datastore.storage.urls import check_path, quote_segment
-
-__all__ = [
-    "FolderTemplate",
-    "Schemas",
-    "can_meet",
-    "check_template",
-    "fields_of",
-    "is_child",
-    "meets",
-]
-
-_ATTRIBUTE = re.compile(r"[^\W\d]\w*")
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# quote_segment never leaves these as they are, so they keep two fields of one segment apart
-_SEPARATORS = ",;=+@:!"
 
 Schemas: TypeAlias = Mapping[str | None, str | None]
 """A ``schema_translate_map``."""
 
 _AS_DECLARED: Schemas = {}
-
-Segment: TypeAlias = tuple[tuple[str, str | None], ...]
-"""The literal and field parts of one path segment."""
-
-
-@lru_cache(maxsize=1024)
-def _segments(template: str) -> tuple[Segment, ...]:
-    """Parse a template into segments of (literal, field) parts."""
-    segments: list[list[tuple[str, str | None]]] = [[]]
-    for literal, field, spec, conversion in Formatter().parse(template):
-        first, *others = literal.split("/")
-        segments[-1].append((first, None))
-        segments.extend([(text, None)] for text in others)
-        if field is not None:
-            if spec or conversion or not _ATTRIBUTE.fullmatch(field):
-                raise ValueError(f"field {field!r} is not the plain name of an attribute")
-            segments[-1].append(("", field))
-    return tuple(tuple(part for part in segment if part[0] or part[1]) for segment in segments)
-
-
-def check_template(template: str) -> str:
-    """Return a folder template after refusing what cannot become a path below the base.
-
-    Args:
-        template: for example ``"{table}/{pk}"`` or ``"runs/{id_experiment}"``.
-
-    Raises:
-        ConfigurationError: bad syntax, an empty segment, ``..``, or two fields of one segment
-            without one of ``, ; = + @ : !`` between them, so that different rows could meet.
-    """
-    try:
-        for segment in _segments(template):
-            _check_segment(segment)
-    except (ValueError, RefusedURLError) as err:
-        raise ConfigurationError(
-            f"folder={template!r}: {err}; expected something like '{{table}}/{{pk}}'"
-        ) from err
-    return template
-
-
-def _check_segment(segment: Segment) -> None:
-    check_path("".join(literal or "x" for literal, _ in segment))
-    before = ","
-    for literal, field in segment:
-        if field is not None:
-            if not set(before) & set(_SEPARATORS):
-                raise ValueError(f"put one of '{_SEPARATORS}' before {{{field}}}")
-            before = ""
-        else:
-            before = literal if before == "" else before + literal
-
-
-def fields_of(template: str) -> list[str]:
-    """Return the names of a template's fields, in order."""
-    return [field for segment in _segments(template) for _, field in segment if field]
+_MOST_REMEMBERED = 100_000
 
 
 @dataclass(frozen=True, eq=False)
 class FolderTemplate:
-    """A folder template resolved against one table.
+    """A folder template of one table.
 
     Attributes:
         table: the table whose rows render it.
         template: the text.
-        columns: the columns that its fields need, by field; ``pk`` is left out.
-        owns: whether it holds the whole primary key.
+        segments: the segments of the path, with the schema that the table declares.
+        owns: whether a row owns its folder: the template holds the whole primary key.
     """
 
     table: Table
     template: str
-    columns: Mapping[str, Column[Any]]
+    segments: tuple[Segment, ...]
     owns: bool
+
+    @classmethod
+    def resolve(
+        cls, table: Table, mappers: Sequence[Mapper[Any]], template: str, place: str
+    ) -> FolderTemplate:
+        """Find the columns of a template's fields.
+
+        Args:
+            table: the table whose rows render it.
+            mappers: those of the table; their attributes come before the table's column names.
+            template: the text, checked by `check_template`.
+            place: what declares it, for messages.
+
+        Raises:
+            ConfigurationError: rows have no such attribute, or the table has no primary key.
+        """
+        key = tuple(table.primary_key)
+        fields = fields_of(template)
+        parts = {
+            field: Part("", (_column(table, mappers, field, template, place),))
+            for field in fields
+            if field not in ("table", "pk")
+        }
+        shown = {column for part in parts.values() for column in part.columns}
+        if "pk" in fields and not key:
+            raise ConfigurationError(f"{place}: folder={template!r} needs a primary key")
+        parts["pk"] = Part("", key)
+        parts["table"] = Part(_name_in(table, table.schema), is_table=True)
+        segments = tuple(
+            Segment(tuple(parts[field] if field else Part(text) for text, field in pieces))
+            for pieces in parse_template(template)
+        )
+        return cls(table, template, segments, bool(key) and ("pk" in fields or shown >= set(key)))
+
+    @property
+    def needs(self) -> list[Column[Any]]:
+        """The columns whose values `render` uses."""
+        return list(dict.fromkeys(column for each in self.segments for column in each.columns))
+
+    def segments_in(self, schemas: Schemas) -> tuple[Segment, ...]:
+        """Return the segments of the path in a translated schema.
+
+        Where the template does not hold ``{table}``, the schema's name comes first, so that rows of
+        two schemas never share a folder.
+        """
+        schema = schemas.get(self.table.schema, self.table.schema)
+        if schema == self.table.schema:
+            return self.segments
+        if any(segment.names_table for segment in self.segments):
+            name = _name_in(self.table, schema)
+            return tuple(segment.renamed(name) for segment in self.segments)
+        first = [] if schema is None else [Segment.constant(quote_segment(schema))]
+        return (*first, *self.segments)
 
     def render(self, row: Mapping[Column[Any], Any], schemas: Schemas = _AS_DECLARED) -> str | None:
         """Return the folder of a row, or None where a field's value is missing or None.
 
         Args:
             row: the values by column, at least those that `needs` names.
-            schemas: the ``schema_translate_map`` of the statement; rows of another schema never
-                share a folder.
+            schemas: the ``schema_translate_map`` of the statement.
         """
         return self._rendered(row, schemas, None)
 
     def fresh(
-        self,
-        row: Mapping[Column[Any], Any],
-        token: str,
-        schemas: Schemas = _AS_DECLARED,
+        self, row: Mapping[Column[Any], Any], token: str, schemas: Schemas = _AS_DECLARED
     ) -> str:
         """Return the folder of a row, a token standing for what is not known yet.
 
@@ -139,154 +114,84 @@ class FolderTemplate:
         return folder
 
     def _rendered(
-        self,
-        row: Mapping[Column[Any], Any],
-        schemas: Schemas,
-        token: str | None,
+        self, row: Mapping[Column[Any], Any], schemas: Schemas, token: str | None
     ) -> str | None:
-        segments = []
-        for segment in _segments(self.template):
-            texts = [
-                literal if field is None else self._text(field, row, schemas) or token
-                for literal, field in segment
-            ]
-            if None in texts:
-                return None
-            segments.append("".join(text for text in texts if text is not None))
-        schema = schemas.get(self.table.schema, self.table.schema)
-        if (
-            schema is not None
-            and schema != self.table.schema
-            and "table" not in fields_of(self.template)
-        ):
-            segments.insert(0, quote_segment(schema))
-        return check_path("/".join(segments))
+        texts = [segment.render(row, token) for segment in self.segments_in(schemas)]
+        known = [text for text in texts if text is not None]
+        return check_path("/".join(known)) if len(known) == len(texts) else None
 
     def is_fresh(self, folder: str) -> bool:
         """Return whether a folder bears a fresh UUID where a row's key can be none."""
-        # a translated schema may come before
-        texts = folder.split("/")[-len(_segments(self.template)) :]
-        for segment, text in zip(_segments(self.template), texts, strict=False):
-            columns = self.columns_of(segment[0][1]) if len(segment) == 1 else []
-            are_numbers = all(isinstance(column.type, types.Integer) for column in columns)
-            if columns and are_numbers and _UUID.fullmatch(text):
-                return True
-        return False
-
-    @property
-    def needs(self) -> list[Column[Any]]:
-        """The columns whose values `render` uses."""
-        fields = fields_of(self.template)
-        key = list(self.table.primary_key) if "pk" in fields else []
-        return list(dict.fromkeys([*key, *self.columns.values()]))
-
-    def columns_of(self, field: str | None) -> list[Column[Any]]:
-        """Return the columns that a field shows; none for a literal and for ``table``."""
-        if field == "pk":
-            return list(self.table.primary_key)
-        return [self.columns[field]] if field is not None and field in self.columns else []
-
-    def _text(
-        self,
-        field: str,
-        row: Mapping[Column[Any], Any],
-        schemas: Schemas,
-    ) -> str | None:
-        if field == "table":
-            schema = schemas.get(self.table.schema, self.table.schema)
-            return quote_segment(f"{schema}.{self.table.name}" if schema else self.table.name)
-        values = [row.get(column) for column in self.columns_of(field)]
-        if any(value is None for value in values):
-            return None
-        return ",".join(quote_segment(value) for value in values)
-
-
-# -- templates that can meet -----------------------------------------------------------------------
-
-
-def can_meet(owner: FolderTemplate, other: FolderTemplate) -> bool:
-    """Return whether a folder of the other template could be, or lie in, an owned one."""
-    mine, theirs = _segments(owner.template), _segments(other.template)
-    return len(theirs) >= len(mine) and all(
-        _segments_meet(owner, a, other, b) for a, b in zip(mine, theirs, strict=False)
-    )
-
-
-def _segments_meet(owner: FolderTemplate, a: Segment, other: FolderTemplate, b: Segment) -> bool:
-    kinds = (_kinds(owner, a), _kinds(other, b))
-    first, second = kinds
-    if isinstance(first, str) and isinstance(second, str):
-        return first == second
-    if isinstance(first, str):
-        return _could_be(second, first)
-    if isinstance(second, str):
-        return _could_be(first, second)
-    return first is None or second is None or first == second
-
-
-def _kinds(owner: FolderTemplate, segment: Segment) -> Any:
-    """Return the text of a constant segment, the kind of a lone field, or None for anything."""
-    if all(field in (None, "table") for _, field in segment):
-        return "".join(lit or quote_segment(owner.table.fullname) for lit, _ in segment)
-    if len(segment) > 1:
-        return None
-    field = segment[0][1]
-    columns = owner.columns_of(field)
-    if len(columns) != 1:
-        return None
-    if isinstance(columns[0].type, types.Integer):
-        return int
-    return uuid.UUID if isinstance(columns[0].type, types.Uuid) else None
-
-
-def _could_be(kind: Any, text: str) -> bool:
-    if kind is int:
-        return re.fullmatch(r"-?[0-9]+", text) is not None
-    if kind is uuid.UUID:
-        return re.fullmatch(r"[0-9a-f-]{32,36}", text) is not None
-    return True
-
-
-def is_child(owner: FolderTemplate, other: FolderTemplate) -> bool:
-    """Whether the other table's rows name, by foreign key, the row that owns the folder."""
-    mine, theirs = _segments(owner.template), _segments(other.template)
-    return all(_names_parent(owner, a, other, b) for a, b in zip(mine, theirs, strict=False))
-
-
-def _names_parent(owner: FolderTemplate, a: Segment, other: FolderTemplate, b: Segment) -> bool:
-    """Whether two segments have the same text, and foreign keys in place of the owner's fields."""
-    if isinstance(_kinds(owner, a), str):
-        return bool(_kinds(owner, a) == _kinds(other, b))
-    if len(a) != len(b):
-        return False
-    return all(
-        text == other_text and _points_at(other.columns_of(other_field), owner.columns_of(field))
-        for (text, field), (other_text, other_field) in zip(a, b, strict=True)
-    )
-
-
-def _points_at(children: list[Column[Any]], parents: list[Column[Any]]) -> bool:
-    return len(children) == len(parents) and all(
-        any(key.column is parent and not _is_deferrable(key) for key in child.foreign_keys)
-        for child, parent in zip(children, parents, strict=True)
-    )
-
-
-def _is_deferrable(key: ForeignKey) -> bool:
-    """Whether a foreign key may lock its parent at COMMIT only, too late to keep its folder."""
-    constraint = key.constraint
-    return constraint is not None and bool(
-        constraint.deferrable or (constraint.initially or "").upper() == "DEFERRED"
-    )
-
-
-def meets(owner: FolderTemplate, segments: list[str]) -> bool:
-    """Return whether a rendered folder could be, lie in or hold the given one."""
-    return all(
-        kind == text if isinstance(kind, str) else _could_be(kind, text)
-        for kind, text in zip(
-            (_kinds(owner, segment) for segment in _segments(owner.template)),
-            segments,
-            strict=False,
+        # the name of a translated schema may come before
+        texts = folder.split("/")[-len(self.segments) :]
+        return any(
+            segment.shows_fresh(text) for segment, text in zip(self.segments, texts, strict=False)
         )
+
+
+class OwnedFolders:
+    """The folders that belong to declared columns, told from their paths alone.
+
+    They are those that templates render, and those that the URLs of owning rows remember.
+
+    Args:
+        templates: those of the columns that use the storage, and of classes that own a folder.
+        schemas: the engine's ``schema_translate_map``.
+    """
+
+    def __init__(self, templates: Iterable[FolderTemplate], schemas: Schemas) -> None:
+        paths = [template.segments_in(schemas) for template in templates]
+        # many templates look the same from outside: one of each kind is enough
+        self._paths = list({tuple(each.pattern for each in path): path for path in paths}.values())
+        self._remembered: set[str] = set()
+
+    def __contains__(self, folder: object) -> bool:
+        return folder in self._remembered or self._are_rendered(str(folder))
+
+    def _are_rendered(self, folder: str) -> bool:
+        texts = folder.split("/")
+        return any(len(texts) == len(path) and _match(path, texts) for path in self._paths)
+
+    def are_below(self, folder: str) -> bool:
+        """Return whether a folder could be an owned one or hold one."""
+        texts = folder.split("/")
+        return any(len(texts) <= len(path) and _match(path, texts) for path in self._paths)
+
+    def remember(self, folder: str) -> None:
+        """Note the folder of an owning row's URL: the template may have been another one then.
+
+        Beyond 100,000 such folders the rest count as foreign, so that memory stays flat.
+        """
+        if folder and len(self._remembered) < _MOST_REMEMBERED and not self._are_rendered(folder):
+            self._remembered.add(folder)
+
+
+def _match(path: Sequence[Segment], texts: Sequence[str]) -> bool:
+    return all(segment.matches(text) for segment, text in zip(path, texts, strict=False))
+
+
+def _name_in(table: Table, schema: str | None) -> str:
+    return quote_segment(f"{schema}.{table.name}" if schema else table.name)
+
+
+def _column(
+    table: Table, mappers: Sequence[Mapper[Any]], field: str, template: str, place: str
+) -> Column[Any]:
+    for mapper in mappers:
+        column = mapper.columns.get(field)
+        if isinstance(column, Column):
+            return _own_column(table, column)
+    if field in table.c:
+        return table.c[field]
+    raise ConfigurationError(
+        f"{place}: folder={template!r} names {field!r}, which is no attribute of its rows"
     )
+
+
+def _own_column(table: Table, column: Column[Any]) -> Column[Any]:
+    """Return a table's own copy of a column, where joined inheritance gives it one."""
+    if column.table is not table:
+        for own in table.c:
+            if any(key.column is column for key in own.foreign_keys):
+                return own
+    return column

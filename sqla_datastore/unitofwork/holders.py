@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqla_datastore.dml.queries import held_urls, urls_of_rows
-from sqla_datastore.schema.columns import present, present_columns
+from sqla_datastore.schema.declarations import present, present_columns
 from sqla_datastore.storage.urls import Name, row_url
 
 if TYPE_CHECKING:

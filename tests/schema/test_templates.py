@@ -1,0 +1,78 @@
+"""The text of folder templates: what is refused when the type is made."""
+
+from __future__ import annotations
+
+import pytest
+
+from sqla_datastore import ConfigurationError, DataStoreType
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "{table}/{pk}",
+        "{id_experiment}",
+        "runs/{id}",
+        "runs/run={id}",
+        "{a},{b}",
+        "{a}={b}",
+        "a/b/c/{d}",
+        "constant",
+        "%41/{id}",
+        "{ünïcode}",
+    ],
+)
+def test_good_templates(folder):
+    assert DataStoreType(folder=folder).folder == folder
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "",
+        "/",
+        "/{id}",
+        "{id}/",
+        "a//b",
+        "..",
+        "../{id}",
+        "a/../{id}",
+        ".",
+        "./{id}",
+        "%2E%2E/{id}",
+        "a%2Fb/{id}",
+        "a\\b/{id}",
+        "a b/{id}",
+        "a?b/{id}",
+        "a#b/{id}",
+        "a\0/{id}",
+        "{id",
+        "id}",
+        "{}",
+        "{0}",
+        "{id!r}",
+        "{id:>5}",
+        "{id.hex}",
+        "{id[0]}",
+        "{a b}",
+        "{a-b}",
+        "{a}{b}",
+        "{a}-{b}",
+        "{a}x{b}",
+        "{pk}{table}",
+        "{a}_{b}/x",
+        "ünïcode/{id}",
+        "file:///x/{id}",
+        "/etc/{id}",
+        "~/{id}\n",
+    ],
+)
+def test_bad_templates_are_refused_when_the_type_is_made(folder):
+    with pytest.raises(ConfigurationError) as caught:
+        DataStoreType(folder=folder)
+    assert repr(folder) in str(caught.value)
+
+
+def test_a_literal_dollar_or_brace_is_no_field(Base):
+    with pytest.raises(ConfigurationError):
+        DataStoreType(folder="{{id}}/{id}")
