@@ -14,7 +14,7 @@ from sqla_datastore.dml.parameters import Reservation
 from sqla_datastore.engine import listeners as events
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredType
-from sqla_datastore.schema.folders import check_template
+from sqla_datastore.schema.templates import check_template
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.urls import URL_LENGTH
 from sqla_datastore.value.datastore import DataStore

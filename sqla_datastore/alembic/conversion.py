@@ -27,7 +27,8 @@ from sqlalchemy import (
 )
 
 from sqla_datastore.exceptions import ConfigurationError
-from sqla_datastore.schema.columns import declared_table, is_declared
+from sqla_datastore.schema.columns import is_declared
+from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:

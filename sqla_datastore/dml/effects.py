@@ -31,13 +31,8 @@ from sqla_datastore.dml.rows import (
 )
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.orm.edits import RowLink
-from sqla_datastore.schema.columns import (
-    DeclaredColumn,
-    DeclaredTable,
-    declared_table,
-    declared_tables,
-    holds_values,
-)
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
+from sqla_datastore.schema.declarations import declared_table, declared_tables
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.names import Name, names_behind, names_of, row_url
 from sqla_datastore.storage.protocol import Storage

@@ -11,7 +11,8 @@ from sqlalchemy import Column
 from sqlalchemy.sql.elements import BindParameter, Null
 
 from sqla_datastore.exceptions import RefusedStatementError
-from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, declared_table
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
+from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.datastore import DataStore

@@ -42,7 +42,7 @@ from sqla_datastore.engine.observer import transaction_of
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.orm import edits
 from sqla_datastore.orm.edits import RowLink, declared_attributes, values_of
-from sqla_datastore.schema import columns
+from sqla_datastore.schema import declarations
 from sqla_datastore.storage.names import Name, names_of
 from sqla_datastore.unitofwork import transaction as transactions
 from sqla_datastore.unitofwork.transaction import Transaction
@@ -485,10 +485,10 @@ def install(_type: type) -> None:
     event.listen(Engine, "begin", _begin)
     event.listen(Engine, "begin_twophase", _begin)
     event.listen(Pool, "reset", endings.forgotten)
-    event.listen(Column, "after_parent_attach", columns.note_column)
-    event.listen(Mapper, "after_mapper_constructed", columns.note_mapper)
+    event.listen(Column, "after_parent_attach", declarations.note_column)
+    event.listen(Mapper, "after_mapper_constructed", declarations.note_mapper)
     event.listen(Mapper, "mapper_configured", _mapper_configured)
-    event.listen(Mapper, "after_configured", columns.check_registries)
+    event.listen(Mapper, "after_configured", declarations.check_registries)
     event.listen(Mapper, "before_insert", _before_row)
     event.listen(Mapper, "before_update", _before_row)
     event.listen(Mapper, "before_delete", _before_delete)

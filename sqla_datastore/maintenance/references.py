@@ -23,15 +23,9 @@ from sqla_datastore.dml.rows import batch_size, batched, held_urls
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
 from sqla_datastore.maintenance.reports import DanglingRow
 from sqla_datastore.removals.table import Removals, removals_of
-from sqla_datastore.schema.columns import (
-    DeclaredColumn,
-    DeclaredTable,
-    check_metadata,
-    declared_tables,
-    present,
-)
-from sqla_datastore.schema.folders import Schemas
-from sqla_datastore.schema.owned import OwnedFolders
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
+from sqla_datastore.schema.declarations import check_metadata, declared_tables, present
+from sqla_datastore.schema.folders import OwnedFolders, Schemas
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.local import LocalStorage
 from sqla_datastore.storage.protocol import Storage

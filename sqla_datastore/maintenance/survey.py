@@ -16,7 +16,7 @@ from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.format import Container
 from sqla_datastore.maintenance.references import PENDING, Declared, Reference, References, stem_of
 from sqla_datastore.maintenance.reports import MOST_KEPT, Findings, ForeignName, Leftover
-from sqla_datastore.schema.owned import OwnedFolders
+from sqla_datastore.schema.folders import OwnedFolders
 from sqla_datastore.storage import base_exists
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, StoredObject
 from sqla_datastore.storage.urls import OBJECT_NAME, ObjectURL, is_managed

@@ -15,7 +15,7 @@ from sqlalchemy import delete, func, not_, select, true
 
 from sqla_datastore.dml.rows import batch_size, batched, held_urls, in_schemas
 from sqla_datastore.exceptions import RefusedURLError, StorageError
-from sqla_datastore.schema.columns import present
+from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage import base_exists
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.protocol import is_there

@@ -33,7 +33,8 @@ from sqlalchemy import (
 
 from sqla_datastore.dml.rows import batch_size, batched, in_schemas
 from sqla_datastore.exceptions import ConfigurationError
-from sqla_datastore.schema.columns import DeclaredColumn, declared_tables
+from sqla_datastore.schema.columns import DeclaredColumn
+from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.names import Name, row_url
 from sqla_datastore.storage.urls import OBJECT_NAME, URL_LENGTH

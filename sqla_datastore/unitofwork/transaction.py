@@ -25,7 +25,7 @@ from sqla_datastore.engine.drivers import (
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.removals.drain import look, strike_off
 from sqla_datastore.removals.table import Noted, SchemaItems, note_removals, removals_of
-from sqla_datastore.schema.columns import present, present_columns
+from sqla_datastore.schema.declarations import present, present_columns
 from sqla_datastore.storage.names import Name, row_url
 from sqla_datastore.unitofwork.ledger import Ledger
 

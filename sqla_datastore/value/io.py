@@ -20,7 +20,7 @@ from sqla_datastore.exceptions import (
     UnsupportedTypeError,
 )
 from sqla_datastore.format import Plan
-from sqla_datastore.schema.columns import refuse_owned_prefix
+from sqla_datastore.schema.declarations import refuse_owned_prefix
 from sqla_datastore.storage.binding import StorageLike, storage_given
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage
 from sqla_datastore.storage.urls import (
