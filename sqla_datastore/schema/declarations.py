@@ -21,6 +21,8 @@ from sqla_datastore.schema.columns import DeclaredTable, holds_values, is_declar
 from sqla_datastore.schema.conflicts import refuse_conflicts, refuse_prefix
 from sqla_datastore.schema.folders import FolderTemplate, Schemas
 
+_UNKNOWN: Any = object()
+
 
 class Declarations:
     """The registries, MetaData and tables that were seen, and what is known of them.
@@ -32,7 +34,10 @@ class Declarations:
         self._lock = threading.Lock()
         self._registries: weakref.WeakSet[registry] = weakref.WeakSet()
         self._metadatas: weakref.WeakSet[MetaData] = weakref.WeakSet()
-        self._tables: weakref.WeakKeyDictionary[Table, DeclaredTable] = weakref.WeakKeyDictionary()
+        # None for a table that declares nothing: what it holds would keep the table alive
+        self._tables: weakref.WeakKeyDictionary[Table, DeclaredTable | None] = (
+            weakref.WeakKeyDictionary()
+        )
         self._checked: weakref.WeakKeyDictionary[MetaData, int] = weakref.WeakKeyDictionary()
 
     @property
@@ -58,17 +63,18 @@ class Declarations:
         with self._lock:
             self._metadatas.add(found)
 
-    def resolve(self, table: Table) -> DeclaredTable:
-        """Return what a table declares; remembered until there are more mappers.
+    def resolve(self, table: Table) -> DeclaredTable | None:
+        """Return what a table declares, None for nothing; remembered until there are more mappers.
 
         Raises:
             ConfigurationError: as `DeclaredTable.resolve`.
         """
-        declared = self._tables.get(table)
-        if declared is None:
+        found: DeclaredTable | None = self._tables.get(table, _UNKNOWN)
+        if found is _UNKNOWN:
             mappers = [m for each in self.registries for m in each.mappers if table in m.tables]
-            declared = self._tables[table] = DeclaredTable.resolve(table, mappers)
-        return declared
+            declared = DeclaredTable.resolve(table, mappers)
+            found = self._tables[table] = declared if declared.templates else None
+        return found
 
     def check(self, metadata: MetaData) -> None:
         """Refuse conflicts between the tables of a MetaData; once, until tables are added.
@@ -135,9 +141,8 @@ def declared_table(table: Any) -> DeclaredTable | None:
     if not isinstance(table, Table):
         return None
     declared = _declarations.resolve(table)
-    if not declared.templates:
-        return None
-    check_metadata(table.metadata)
+    if declared is not None:
+        _declarations.check(table.metadata)
     return declared
 
 
@@ -145,7 +150,7 @@ def declared_tables(metadata: MetaData) -> Iterator[DeclaredTable]:
     """Yield every table of a MetaData that has to do with storages."""
     for table in list(metadata.tables.values()):
         declared = _declarations.resolve(table)
-        if declared.templates:
+        if declared is not None:
             yield declared
 
 
@@ -216,4 +221,5 @@ def _templates(metadatas: Iterable[MetaData]) -> Iterator[FolderTemplate]:
     for table in [table for metadata in metadatas for table in metadata.tables.values()]:
         # one that cannot be resolved, not mapped yet for instance, has no rows of ours yet
         with suppress(ConfigurationError):
-            yield from _declarations.resolve(table).templates
+            declared = _declarations.resolve(table)
+            yield from declared.templates if declared else ()

@@ -1,7 +1,15 @@
-"""A declarative base for classes that may be refused."""
+"""What the tests of declarations share: each sees its own alone, and leaves none behind."""
 
 import pytest
 from sqlalchemy.orm import DeclarativeBase
+
+from sqla_datastore.schema import declarations
+
+
+@pytest.fixture(autouse=True)
+def only_own_declarations(monkeypatch):
+    # templates of a table that is still remembered would refuse the prefixes of other tests
+    monkeypatch.setattr(declarations, "_declarations", declarations.Declarations())
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
-from sqlalchemy import ForeignKey
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table
 from sqlalchemy.orm import Mapped, mapped_column
 from support.configuration import configure_mappers
 
@@ -85,3 +88,12 @@ def test_a_table_without_declared_columns_has_nothing_to_do_with_storages(Base):
     assert declared_table(Plain.__table__) is None
     assert declared_table(Plain) is None
     assert list(declared_tables(Base.metadata)) == []
+
+
+def test_a_table_without_declared_columns_is_not_kept_alive():
+    table = Table("plain", MetaData(), Column("id", Integer, primary_key=True))
+    assert declared_table(table) is None
+    gone = weakref.ref(table)
+    del table
+    gc.collect()
+    assert gone() is None
