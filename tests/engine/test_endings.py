@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
 import warnings
 
-import numpy as np
 import pytest
 from asyncpg import InternalClientError
 from sqlalchemy import (
-    Column,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    create_engine,
     delete,
     event,
     insert,
-    make_url,
     select,
     text,
-    type_coerce,
     update,
 )
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.util import greenlet_spawn
-from support.drivers import ALL, ASYNC, POSTGRESQL, SQLITE, SYNC, keyed, metadata, put, run, server  # noqa: F401
+from support.drivers import ALL, POSTGRESQL, SQLITE, SYNC, keyed, put
 
-from sqla_datastore import DataStore, DataStoreType, StorageError, bind_storage
-from sqla_datastore.unitofwork import transaction as transactions
+from sqla_datastore import DataStore, StorageError
 
 
 @pytest.mark.parametrize("driver", ALL)

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 from support.conflicts import TIMEOUT, in_threads, resolve_soon, wait_for_a_waiter
 from support.databases import make_engine
-from support.exactness import assert_exact, delete_rows, tables_of, urls_of
+from support.exactness import assert_exact, urls_of
 from support.models import Base, Counter, Keyed, Project, Run
 
 from sqla_datastore import DataStore, DataStoreError, MissingObjectError, bind_storage
@@ -35,8 +35,11 @@ from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.unitofwork import transaction as transactions
 from sqla_datastore.unitofwork.ledger import Ledger
 
-# SQLAlchemy says so when another transaction was first to delete a row
-pytestmark = pytest.mark.filterwarnings("ignore:DELETE statement on table")
+pytestmark = [
+    pytest.mark.usefixtures("tables"),
+    # SQLAlchemy says so when another transaction was first to delete a row
+    pytest.mark.filterwarnings("ignore:DELETE statement on table"),
+]
 
 KEYS = (1, 2, 3)
 LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
@@ -292,18 +295,6 @@ def in_processes(url, base, level, kind="mixed"):
 
 
 # -- afterwards ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def _tables(database_url):
-    with tables_of(Base.metadata, database_url):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _empty(_tables, engine):
-    yield
-    delete_rows(engine, Base.metadata)
 
 
 def assert_whole(engine, stored):

@@ -6,6 +6,7 @@ value of theirs is whole, and `gc` removes what else lies in the storage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import time
 import pytest
 from sqlalchemy import text
 from support import crashing
-from support.databases import STRIDE, Stored
+from support.databases import STRIDE
 from support.models import Base
 from support.scenarios import BEFORE, SCENARIOS, Stage
 
@@ -32,12 +33,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def stage(database_url, tmp_path):
-    base = tmp_path / "storage"
-    base.mkdir()
-    stage = Stage(database_url, Stored(base))
-    yield stage
-    stage.close()
+def stage(database_url, stored):
+    with contextlib.closing(Stage(database_url, stored)) as stage:
+        yield stage
 
 
 class Server:

@@ -35,9 +35,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def stage(database_url, tmp_path_factory):
-    stage = Stage(database_url, Stored(tmp_path_factory.mktemp("storage")))
-    yield stage
-    stage.close()
+    stored = Stored(tmp_path_factory.mktemp("storage"))
+    with contextlib.closing(Stage(database_url, stored)) as stage:
+        yield stage
 
 
 class Interrupted(BaseException):
