@@ -56,8 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             params = item.callspec.params
             for name in {"database_url", "driver", "world"} & params.keys():
-                kind = KINDS.get(params[name], params[name].partition("-")[0])
-                item.add_marker(kind)
+                value = str(params[name])
+                item.add_marker(KINDS.get(value, value.partition("-")[0]))
 
 
 def _unavailable(name: str, reason: str) -> NoReturn:

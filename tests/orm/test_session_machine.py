@@ -16,8 +16,11 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.orm import Session
 from support.databases import make_engine, private_database
-from support.machine_models import Base
-from support.session_machine import JOIN_MODES, AttackedStorage, SessionMachine, Violation, World
+from support.machine import SessionMachine
+from support.machine.checks import Violation
+from support.machine.models import Base
+from support.machine.transactions import JOIN_MODES
+from support.machine.world import AttackedStorage, World
 
 from sqla_datastore import StorageError, bind_storage
 from sqla_datastore.engine import listeners as events
@@ -53,18 +56,15 @@ def bounded(examples):
 
 
 @pytest.fixture
-def world(request, tmp_path, stored):
+def world(request, server_url, tmp_path, stored):
     """A database of this test alone, and a storage."""
     name = request.param
     with ExitStack() as stack:
         if name.startswith("sqlite"):
             url = f"sqlite:///{tmp_path / 'machine.db'}"
         else:
-            server = request.getfixturevalue(f"{name.partition('-')[0]}_url")
-            server = make_url(server)
-            admin = "postgresql+psycopg" if name.startswith("postgresql") else "mysql+pymysql"
-            url = server.set(drivername=admin).render_as_string(hide_password=False)
-            url = stack.enter_context(private_database(url))
+            server = server_url(name.partition("-")[0])
+            url = stack.enter_context(private_database(server))
         url = make_url(url).set(drivername=DATABASES[name])
         storage = AttackedStorage(stored.base)
         engines = [_engine(name, url, storage), _engine(name, url, stored.base)]

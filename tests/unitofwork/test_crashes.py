@@ -19,7 +19,8 @@ from sqlalchemy import text
 from support import crashing
 from support.databases import STRIDE
 from support.models import Base
-from support.scenarios import BEFORE, SCENARIOS, Stage
+from support.scenarios import BEFORE, SCENARIOS
+from support.stage import Stage
 
 from sqla_datastore import enable_removals
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 from support.databases import STRIDE, Stored
-from support.scenarios import BEFORE, SCENARIOS, Stage
+from support.scenarios import BEFORE, SCENARIOS
+from support.stage import Stage
 from support.watched import Watched
 
 from sqla_datastore import StorageError
