@@ -56,6 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             params = item.callspec.params
             for name in {"database_url", "driver", "world"} & params.keys():
+                if name == "driver":
+                    item.add_marker(name)
                 value = str(params[name])
                 item.add_marker(KINDS.get(value, value.partition("-")[0]))
 

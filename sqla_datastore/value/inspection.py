@@ -55,6 +55,11 @@ def inspect(ds: DataStore) -> Inspection:
     Raises:
         MissingObjectError: its object is gone.
         DamagedObjectError: the index is not what was written.
+
+    Examples:
+        >>> known = inspect(DataStore(n=1, data=b"1234"))
+        >>> known.stored, known.loaded, known.entries["data"].nbytes
+        (False, ('n', 'data'), 4)
     """
     entries = list(ds._index().items())
     return Inspection(
