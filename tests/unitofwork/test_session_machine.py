@@ -96,7 +96,7 @@ def _engine(name, url, storage):
 
 
 def run(world, chosen, without=()):
-    """Run the machine, or one that lacks some of its rules, from a fixed seed unless it has time."""
+    """Run the machine, or one that lacks some rules, from the fixed seed unless it has time."""
     rules = dict.fromkeys(without)
     machine = type("Machine", (SessionMachine,), {"world": world, **rules})
     if not EXAMPLES:
