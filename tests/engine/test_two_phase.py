@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import threading
 import uuid
 import warnings
 import zipfile
-from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, event, insert, text, update
@@ -26,6 +24,7 @@ from support.databases import make_engine, private_database
 from support.drivers import KINDS, POSTGRESQL, keyed, put
 from support.exactness import delete_rows, urls_of
 from support.models import Base, Keyed
+from support.processes import environment
 
 from sqla_datastore import DataStore, DataStoreError, DataStoreType, StorageError, bind_storage
 from sqla_datastore.maintenance import check, gc
@@ -592,7 +591,7 @@ def prepare_in_a_process(engine, stored, end):
     url = engine.url.render_as_string(hide_password=False)
     done = subprocess.run(
         [sys.executable, "-c", PREPARES, url, str(stored.base), xid, end],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

@@ -6,7 +6,6 @@ Run as a script, this module is one worker process: it says ``ready``, waits for
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from support.conflicts import TIMEOUT, in_threads, resolve_soon, wait_for_a_wait
 from support.databases import make_engine
 from support.exactness import assert_exact, urls_of
 from support.models import Base, Counter, Keyed, Project, Run
+from support.processes import environment
 
 from sqla_datastore import DataStore, DataStoreError, MissingObjectError, bind_storage
 from sqla_datastore.maintenance import check, gc
@@ -41,9 +41,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:DELETE statement on table"),
 ]
 
+HERE = Path(__file__).parent
 KEYS = (1, 2, 3)
 LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
-PYTHONPATH = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))
 WORKERS = 3
 OPERATIONS = 40
 DEADLINE_SECONDS = 40
@@ -273,7 +273,7 @@ def in_processes(url, base, level, kind="mixed"):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": PYTHONPATH},
+            env=environment(HERE),
         )
         for seed in range(1, WORKERS + 1)
     ]
@@ -534,7 +534,7 @@ def recreate_in_a_process(engine, stored):
     )
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, url_of(engine), str(stored.base)],
-        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        env=environment(HERE),
         check=True,
         timeout=TIMEOUT,
     )
@@ -749,7 +749,7 @@ def test_a_remover_that_dies_half_way(engine, stored, family):
     """What it left lies in the folders of the rows made anew; gc tells them apart."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DIES, url_of(engine), str(stored.base)],
-        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        env=environment(HERE),
         timeout=TIMEOUT,
     )
     assert done.returncode == -signal.SIGKILL

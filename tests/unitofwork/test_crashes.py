@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from sqlalchemy import text
 from support import crashing
 from support.databases import STRIDE
 from support.models import Base
+from support.processes import environment
 from support.scenarios import BEFORE, SCENARIOS
 from support.stage import Stage
 
@@ -46,9 +46,12 @@ class Server:
         base = str(stage.stored.base)
         program = [sys.executable, crashing.__file__, stage.url, base, *options]
         # threads of its own would make the fork of a process unsafe
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            program,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(OPENBLAS_NUM_THREADS="1"),
         )
 
     def run(self, name, point):
