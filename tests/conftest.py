@@ -10,17 +10,37 @@ every call of a scenario try every n-th only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url
-from support.databases import DATABASES, REQUIRED, Stored, make_engine, private_database
+from hypothesis import settings
+from sqlalchemy import Engine, MetaData, create_engine, make_url
+from support.databases import (
+    ADMIN_DRIVERS,
+    DATABASES,
+    REQUIRED,
+    Stored,
+    make_engine,
+    private_database,
+    with_driver,
+)
+from support.drivers import KINDS, DriverRuns
+from support.exactness import assert_exact, delete_rows, tables_of
+from support.models import Base
+
+AssertExact = Callable[..., None]
+
+# every run is the same, and none judges how fast examples are made; --hypothesis-profile=default
+# tries random ones and keeps what fails
+settings.load_profile("ci")
 
 
 def pytest_collection_finish() -> None:
@@ -29,7 +49,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def _unavailable(name: str, reason: str) -> None:
+@pytest.hookimpl(tryfirst=True)  # before -m and -k choose
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with the database that its parameters name, so that ``-m`` can choose."""
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            params = item.callspec.params
+            for name in {"database_url", "driver", "world"} & params.keys():
+                if name == "driver":
+                    item.add_marker(name)
+                value = str(params[name])
+                item.add_marker(KINDS.get(value, value.partition("-")[0]))
+
+
+def _unavailable(name: str, reason: str) -> NoReturn:
     if name in REQUIRED:
         pytest.fail(f"{name} is required by SQLA_DATASTORE_TEST_DATABASES: {reason}")
     pytest.skip(f"{name}: {reason}")
@@ -80,21 +113,37 @@ def mariadb_url() -> str:
     return url
 
 
+@pytest.fixture(scope="session")
+def server_url(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Return the URL of a server by its kind, with the driver that makes private databases."""
+
+    def url_of(kind: str) -> str:
+        return with_driver(request.getfixturevalue(f"{kind}_url"), ADMIN_DRIVERS[kind])
+
+    return url_of
+
+
 @pytest.fixture(scope="session", params=DATABASES)
 def database_url(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    server_url: Callable[[str], str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """The URL of an empty database of each kind, for the whole run."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'test.db'}"
         return
-    if request.param == "postgresql":
-        server = make_url(request.getfixturevalue("postgresql_url"))
-        url = server.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    else:
-        server = make_url(request.getfixturevalue("mariadb_url"))
-        url = server.set(drivername="mysql+pymysql").render_as_string(hide_password=False)
-    with private_database(url) as private:
+    with private_database(server_url(request.param)) as private:
+        yield private
+
+
+@pytest.fixture
+def private_url(database_url: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database of this test alone, of each kind."""
+    if database_url.startswith("sqlite"):
+        yield f"sqlite:///{tmp_path / 'private.db'}"
+        return
+    with private_database(database_url) as private:
         yield private
 
 
@@ -123,3 +172,54 @@ def engine(database_url: str, stored: Stored) -> Iterator[Engine]:
     engine = make_engine(database_url, stored.base)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def model_metadata() -> MetaData:
+    """The tables that `schema`, `tables` and `exact` are about; modules with others override it."""
+    return Base.metadata
+
+
+@pytest.fixture(scope="module")
+def schema(database_url: str, model_metadata: MetaData) -> Iterator[None]:
+    """Have the models' tables in the database for the tests of a module."""
+    with tables_of(model_metadata, database_url):
+        yield
+
+
+@pytest.fixture
+def tables(schema: None, engine: Engine, model_metadata: MetaData) -> Iterator[None]:
+    """Have the models' tables, and empty them after the test."""
+    yield
+    delete_rows(engine, model_metadata)
+
+
+@pytest.fixture
+def exact(tables: None, engine: Engine, stored: Stored, model_metadata: MetaData) -> AssertExact:
+    """Assert that the storage holds what the committed rows refer to, perhaps so many URLs."""
+    return lambda count=None: assert_exact(engine, model_metadata, stored, count)
+
+
+@pytest.fixture(scope="module")
+def database_for(
+    server_url: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], str]]:
+    """Return the URL of a database by its kind: a server's is made once, SQLite's every time."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def private(kind: str) -> str:
+            return stack.enter_context(private_database(server_url(kind)))
+
+        def url_for(kind: str) -> str:
+            if kind == "sqlite":
+                return f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'test.db'}"
+            return private(kind)
+
+        yield url_for
+
+
+@pytest.fixture
+def run(database_for: Callable[[str], str], stored: Stored) -> DriverRuns:
+    """Run a function with an engine of a driver, with one committed row of key 1."""
+    return DriverRuns(database_for, stored)

@@ -47,6 +47,10 @@ def quote_segment(value: object) -> str:
         The text, percent-encoded (UTF-8). What a path could not hold even so, ``/``, a backslash,
         NUL, an empty text and dots alone, is written ``~`` and two hexadecimal digits. Beyond 150
         characters the end gives way to ``~~`` and the text's SHA-256.
+
+    Examples:
+        >>> quote_segment("run 7"), quote_segment("a/b"), quote_segment("..")
+        ('run%207', 'a~2Fb', '~2E~2E')
     """
     text = _ESCAPED.sub(lambda found: f"~{ord(found[0]):02X}", str(value))
     if not text.strip("."):
@@ -96,6 +100,11 @@ class ObjectURL:
     """A parsed URL: `scheme`, and `path` relative to the storage's base.
 
     ``str()`` gives the text that a column holds; `parse` reads it.
+
+    Examples:
+        >>> url = ObjectURL.parse(f"file:///runs/7/{'0' * 32}-1.zip")
+        >>> url.scheme, [member.path[-8:] for member in url.family()]
+        ('file', ['00-1.zip', '-1.1.zip'])
     """
 
     scheme: str

@@ -94,6 +94,13 @@ class DataStore(Mutable, EntryMapping):
 
     Raises:
         TypeError: a name is not a str.
+
+    Examples:
+        >>> ds = DataStore(n=1, name="first")
+        >>> ds.n, ds["name"], list(ds)
+        (1, 'first', ['n', 'name'])
+        >>> ds == DataStore(ds)
+        True
     """
 
     _outer: DataStore | None = None

@@ -53,6 +53,11 @@ def inspect(ds: EntryMapping) -> Inspection:
     Raises:
         MissingObjectError: its object is gone.
         DamagedObjectError: the index is not what was written.
+
+    Examples:
+        >>> known = inspect(DataStore(n=1, data=b"1234"))
+        >>> known.stored, known.loaded, known.entries["data"].nbytes
+        (False, ('n', 'data'), 4)
     """
     entries = list(ds._index().items())
     return Inspection(

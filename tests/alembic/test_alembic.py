@@ -28,7 +28,7 @@ from alembic.operations import Operations
 from alembic.util import CommandError
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Session
-from support.databases import make_engine, private_database
+from support.databases import make_engine
 
 from sqla_datastore import ConfigurationError, DataStoreType, UnsupportedTypeError
 from sqla_datastore.alembic import convert_column, reflected_table, render_item
@@ -40,13 +40,9 @@ BYTES = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 
 
 @pytest.fixture
-def url(database_url, tmp_path):
+def url(private_url):
     """A database of this test alone: autogenerate sees all its tables."""
-    if database_url.startswith("sqlite"):
-        yield f"sqlite:///{tmp_path / 'private.db'}"
-        return
-    with private_database(database_url) as private:
-        yield private
+    return private_url
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 from support.databases import make_engine
-from support.exactness import assert_exact, delete_rows, tables_of, urls_of
+from support.exactness import assert_exact, urls_of
 from support.models import Base, Counter, Experiment, Keyed, Project, Run
 
 from sqla_datastore import DataStore, RefusedStatementError
@@ -18,25 +18,12 @@ from sqla_datastore.maintenance import gc
 from sqla_datastore.storage.urls import ObjectURL
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(database_url):
-    with tables_of(Base.metadata, database_url):
-        yield
-
-
 @pytest.fixture(autouse=True)
-def rows(engine, schema):
-    """Have three rows; afterwards none."""
+def rows(engine, tables):
+    """Have three rows."""
     with Session(engine) as session:
         session.add_all(Keyed(id=n, name=f"row {n}", data=DataStore(n=n)) for n in range(3))
         session.commit()
-    yield
-    delete_rows(engine, Base.metadata)
-
-
-@pytest.fixture
-def exact(engine, stored):
-    return lambda count=None: assert_exact(engine, Base.metadata, stored, count)
 
 
 def assert_whole(engine, stored):

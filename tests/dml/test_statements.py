@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
-from support.exactness import assert_exact, delete_rows, statements, tables_of
+from support.exactness import statements
 from support.models import Base, Counter, Experiment, Keyed
 
 from sqla_datastore import (
@@ -39,23 +39,7 @@ from sqla_datastore.storage import LocalStorage
 
 table = Keyed.__table__
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(database_url):
-    with tables_of(Base.metadata, database_url):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def empty(engine, schema):
-    yield
-    delete_rows(engine, Base.metadata)
-
-
-@pytest.fixture
-def exact(engine, stored):
-    return lambda count=None: assert_exact(engine, Base.metadata, stored, count)
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 def value(n=0):

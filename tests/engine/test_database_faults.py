@@ -21,10 +21,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, registry
 from sqlalchemy.pool import _AdhocProxiedConnection
 from sqlalchemy.util import await_only
-from support import drivers
 from support.conflicts import in_threads
-from support.drivers import ALL, ASYNC, POSTGRESQL, SQLITE, SYNC, keyed, put
-from support.exactness import assert_exact, delete_rows, tables_of, urls_of
+from support.drivers import ALL, ASYNC, KINDS, POSTGRESQL, SQLITE, SYNC, keyed, put
+from support.exactness import urls_of
 from support.models import Base, Counter, Keyed, Project, Run
 
 from sqla_datastore import DataStore, DataStoreError, bind_storage
@@ -32,23 +31,8 @@ from sqla_datastore.engine import endings
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage.urls import ObjectURL
 
-run, server = drivers.run, drivers.server
-KINDS = {**SYNC, **ASYNC}
 SERVERS = [driver for driver, kind in KINDS.items() if kind != "sqlite"]
 LEGACY = [driver for driver in SQLITE if driver.endswith("legacy")]
-
-
-@pytest.fixture(scope="module")
-def _tables(database_url):
-    with tables_of(Base.metadata, database_url):
-        yield
-
-
-@pytest.fixture
-def rows(_tables, engine, stored):
-    """Assert that rows and files are exact; the tables are there and are emptied afterwards."""
-    yield lambda count=None: assert_exact(engine, Base.metadata, stored, count)
-    delete_rows(engine, Base.metadata)
 
 
 def value(n=0):
@@ -59,7 +43,7 @@ def replace(connection, key, n=5):
     connection.execute(update(keyed).where(keyed.c.id == key).values(data=DataStore(n=n)))
 
 
-def collect(engine, metadata=drivers.metadata):
+def collect(engine, metadata=keyed.metadata):
     """Collect garbage; a second look finds nothing."""
     gc(engine, metadata, apply=True, grace_seconds=0)
     report = check(engine, metadata, deep=True)
@@ -90,7 +74,7 @@ def violations():
 @pytest.mark.parametrize(
     ("make", "mend"), [case[1:] for case in violations()], ids=[case[0] for case in violations()]
 )
-def test_a_flush_that_a_constraint_refuses_leaves_all_as_it_was(engine, stored, rows, make, mend):
+def test_a_flush_that_a_constraint_refuses_leaves_all_as_it_was(engine, stored, exact, make, mend):
     with Session(engine) as session:
         session.add_all([Keyed(id=n) for n in (1, 2)] + [Counter(name="x"), Project(id=1)])
         session.commit()
@@ -111,10 +95,10 @@ def test_a_flush_that_a_constraint_refuses_leaves_all_as_it_was(engine, stored, 
         session.get(Keyed, 1).data = replacement
         session.commit()
         assert (bad.data["items"], session.get(Keyed, 1).data.n) == ([5] * 3, 6)
-    rows(2)
+    exact(2)
 
 
-def test_a_flush_whose_statement_fails_has_written_nothing(engine, stored, rows, monkeypatch):
+def test_a_flush_whose_statement_fails_has_written_nothing(engine, stored, exact, monkeypatch):
     """All rows of a flush see ``before_insert`` before the first INSERT; writing waits longer."""
     from sqla_datastore.storage.local import LocalStorage
 
@@ -133,7 +117,7 @@ def test_a_flush_whose_statement_fails_has_written_nothing(engine, stored, rows,
         with pytest.raises(DBAPIError):
             session.flush()
         assert not written
-    rows(3)
+    exact(3)
 
 
 # -- at COMMIT, by the database --------------------------------------------------------------------
@@ -180,7 +164,7 @@ def test_a_commit_that_a_deferred_constraint_refuses(run, driver):
     run.exact(2)
 
 
-def test_a_session_whose_commit_a_deferred_constraint_refuses(engine, stored, rows):
+def test_a_session_whose_commit_a_deferred_constraint_refuses(engine, stored, exact):
     if engine.dialect.name == "mysql":
         pytest.skip("MariaDB has no deferred constraints")
     with engine.begin() as connection:
@@ -205,10 +189,10 @@ def test_a_session_whose_commit_a_deferred_constraint_refuses(engine, stored, ro
                         session.commit()
                     session.rollback()
                     assert (new.url, replacement.url) == (None, None)
-                    rows(2)
+                    exact(2)
             session.commit()
             assert {row.id: row.data.n for row in session.query(Keyed)} == {1: 6, 3: 5}
-        rows(2)
+        exact(2)
     finally:
         with engine.begin() as connection:
             connection.execute(text("DROP TABLE deferred"))
@@ -354,7 +338,7 @@ def test_a_commit_that_is_interrupted_keeps_both_sides(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_session_that_loses_its_connection_at_commit(engine, rows, stored, when, tolerant):
+def test_a_session_that_loses_its_connection_at_commit(engine, exact, stored, when, tolerant):
     if engine.dialect.name == "sqlite":
         pytest.skip("SQLite has no connection to lose")
     armed = []
@@ -388,7 +372,7 @@ def test_a_session_that_loses_its_connection_at_commit(engine, rows, stored, whe
         assert session.get(Keyed, 1).data.n == (5 if when == "after" else 1)
     assert "nobody can tell how a transaction ended" in tolerant.text
     collect(engine, Base.metadata)
-    rows(2 if when == "after" else 3)
+    exact(2 if when == "after" else 3)
 
 
 @pytest.mark.parametrize("driver", SERVERS)
@@ -502,7 +486,7 @@ def test_a_row_that_changed_since_mariadbs_snapshot(run, ending):
     assert len(run.rows) == 2 or ending == "commit"
 
 
-def test_deadlocks_are_tried_again_with_the_same_values(engine, stored, rows):
+def test_deadlocks_are_tried_again_with_the_same_values(engine, stored, exact):
     """The database chooses whom it rolls back; both get through, one after the other."""
     if engine.dialect.name == "sqlite":
         pytest.skip("SQLite lets one transaction write at a time")
@@ -535,11 +519,11 @@ def test_deadlocks_are_tried_again_with_the_same_values(engine, stored, rows):
     with Session(engine) as session:
         assert session.get(Keyed, 1).data.n == session.get(Keyed, 2).data.n
         assert [session.get(Keyed, n).data.n for n in (11, 12)] == [11, 12]
-    rows(4)
+    exact(4)
 
 
 @pytest.mark.parametrize("how", ["commit", "go on"])
-def test_a_deadlock_that_is_caught_and_committed_all_the_same(engine, stored, rows, how):
+def test_a_deadlock_that_is_caught_and_committed_all_the_same(engine, stored, exact, how):
     """MariaDB has rolled the whole transaction back then, and COMMIT says nothing of it."""
     if engine.dialect.name == "sqlite":
         pytest.skip("SQLite lets one transaction write at a time")
@@ -569,10 +553,10 @@ def test_a_deadlock_that_is_caught_and_committed_all_the_same(engine, stored, ro
     in_threads(lambda: exchange(1, 2, 11), lambda: exchange(2, 1, 12))
     assert len(errors) == 1
     assert_whole(engine, stored)
-    rows()
+    exact()
 
 
-def test_a_deadlock_inside_a_savepoint(engine, stored, rows):
+def test_a_deadlock_inside_a_savepoint(engine, stored, exact):
     """The savepoint is gone with the transaction, so rolling back to it is an error of its own."""
     if engine.dialect.name == "sqlite":
         pytest.skip("SQLite lets one transaction write at a time")
@@ -600,7 +584,7 @@ def test_a_deadlock_inside_a_savepoint(engine, stored, rows):
     in_threads(lambda: exchange(1, 2, 11), lambda: exchange(2, 1, 12))
     assert len(errors) == 1
     assert_whole(engine, stored)
-    rows(4)
+    exact(4)
 
 
 def test_a_lock_timeout_loses_its_statement_only(run, stored):
@@ -1034,7 +1018,7 @@ def test_a_forked_child_leaves_its_parents_transaction_alone(run, driver, stored
 
 
 @pytest.mark.parametrize("what", ["commit", "rollback"])
-def test_a_listener_of_the_session_that_fails_after_the_end(engine, rows, what):
+def test_a_listener_of_the_session_that_fails_after_the_end(engine, exact, what):
     """COMMIT has happened, or ROLLBACK: an error that comes later changes nothing."""
     with Session(engine) as session:
         session.add_all([Keyed(id=n, data=value(n)) for n in (1, 2)])
@@ -1051,7 +1035,7 @@ def test_a_listener_of_the_session_that_fails_after_the_end(engine, rows, what):
         with pytest.raises(RuntimeError, match="listener"):
             getattr(session, what)()
         event.remove(session, "after_commit" if what == "commit" else "after_soft_rollback", fail)
-    rows(2)
+    exact(2)
     with Session(engine) as session:
         keys = {row.id: row.data.n for row in session.query(Keyed)}
         assert keys == ({1: 5, 3: 3} if what == "commit" else {1: 1, 2: 2})

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
-from support.drivers import ALL, ASYNC, POSTGRESQL, SQLITE, SYNC, keyed, metadata, put, run, server  # noqa: F401
+from support.drivers import ALL, POSTGRESQL, SQLITE, SYNC, keyed, put
 
 from sqla_datastore import DataStore, StorageError
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -16,38 +15,35 @@ import threading
 import uuid
 import warnings
 import zipfile
-from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, event, insert, make_url, text, update
+from sqlalchemy import delete, event, insert, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from support import drivers
 from support.databases import make_engine, private_database
-from support.drivers import POSTGRESQL, keyed, put
-from support.exactness import assert_exact, delete_rows, tables_of, urls_of
+from support.drivers import KINDS, POSTGRESQL, keyed, put
+from support.exactness import delete_rows, urls_of
 from support.models import Base, Keyed
+from support.processes import environment
 
 from sqla_datastore import DataStore, DataStoreError, DataStoreType, StorageError, bind_storage
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage import LocalStorage
 from sqla_datastore.storage.urls import ObjectURL
 
-run, server = drivers.run, drivers.server
 DRIVERS = [*POSTGRESQL, "pymysql"]
 
 
 @pytest.fixture(scope="module", params=["postgresql", "mariadb"])
-def database_url(request):
+def database_url(request, server_url):
     """The URL of a private database of each kind that can prepare."""
-    with private_database(server_url(request, request.param)) as url:
+    with private_database(preparing_server(server_url, request.param)) as url:
         yield url
 
 
-def server_url(request, kind):
-    given = make_url(request.getfixturevalue(f"{kind}_url"))
-    name = "postgresql+psycopg" if kind == "postgresql" else "mysql+pymysql"
-    url = given.set(drivername=name).render_as_string(hide_password=False)
+def preparing_server(server_url, kind):
+    """Return the URL of a server, or skip the test where it cannot prepare."""
+    url = server_url(kind)
     if kind == "postgresql":
         engine = make_engine(url)
         with engine.connect() as connection:
@@ -56,12 +52,6 @@ def server_url(request, kind):
         if not allowed:
             pytest.skip("this server has max_prepared_transactions = 0")
     return url
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _tables(database_url):
-    with tables_of(Base.metadata, database_url):
-        yield
 
 
 class Watched(LocalStorage):
@@ -91,12 +81,17 @@ def storage(stored):
 
 
 @pytest.fixture
-def engine(database_url, storage):
-    """An engine on each database; what its test leaves prepared is rolled back."""
+def engine(schema, database_url, storage):
+    """An engine on each database; what its test leaves is rolled back, and rows are deleted."""
     with preparing(database_url, storage) as engine:
         yield engine
         leave_nothing(engine)
         delete_rows(engine, Base.metadata)
+
+
+@pytest.fixture
+def tables(engine):
+    """Have the tables; `engine` empties them, as no row can be deleted that is still locked."""
 
 
 @contextlib.contextmanager
@@ -171,14 +166,14 @@ def end_prepared(engine, xid, outcome):
 
 
 @pytest.fixture
-def exact(engine, stored):
-    """Assert that rows and files are exact, and that nothing is prepared any more."""
+def exact(exact, engine):
+    """Assert also that nothing is prepared any more."""
 
-    def assert_all(count=None):
+    def exact_and_none_prepared(count=None):
         assert not pending(engine)
-        assert_exact(engine, Base.metadata, stored, count)
+        exact(count)
 
-    return assert_all
+    return exact_and_none_prepared
 
 
 def collect(engine):
@@ -307,9 +302,9 @@ def test_savepoints_inside(engine, exact, inner):
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("outcome", ["commit", "rollback"])
 @pytest.mark.parametrize("prepares", [True, False])
-def test_a_connection_of_every_driver(run, request, driver, outcome, prepares, stored):
+def test_a_connection_of_every_driver(run, server_url, driver, outcome, prepares, stored):
     """asyncpg's second phase calls ``do_rollback`` after COMMIT PREPARED, among other things."""
-    server_url(request, "mariadb" if driver == "pymysql" else "postgresql")
+    preparing_server(server_url, KINDS[driver])
 
     def scenario(engine):
         with engine.connect() as connection:
@@ -596,7 +591,7 @@ def prepare_in_a_process(engine, stored, end):
     url = engine.url.render_as_string(hide_password=False)
     done = subprocess.run(
         [sys.executable, "-c", PREPARES, url, str(stored.base), xid, end],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -647,7 +642,7 @@ def test_the_grace_period_protects_what_is_prepared(engine, stored, exact):
 
 
 @pytest.fixture(params=["same kind", "other kind"])
-def second(request, database_url, tmp_path):
+def second(request, server_url, database_url, tmp_path):
     """An engine on another database, with a storage of its own."""
     kinds = ["postgresql", "mariadb"]
     kind = kinds["postgresql" not in database_url]
@@ -655,7 +650,8 @@ def second(request, database_url, tmp_path):
         kinds.remove(kind)
         kind = kinds[0]
     storage = Watched(tmp_path / "second")
-    with private_database(server_url(request, kind)) as url, preparing(url, storage) as engine:
+    server = preparing_server(server_url, kind)
+    with private_database(server) as url, preparing(url, storage) as engine:
         yield engine
         leave_nothing(engine)
 

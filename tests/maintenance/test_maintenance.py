@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import NullPool
 from support.databases import make_engine
-from support.exactness import assert_exact, delete_rows, tables_of, urls_of
+from support.exactness import assert_exact, tables_of, urls_of
 from support.models import Base, Counter, Experiment, Keyed, Project, Run, Texts
 
 from sqla_datastore import DataStore, DataStoreIO, DataStoreType, bind_storage
@@ -28,17 +28,7 @@ from sqla_datastore.storage.urls import ObjectURL, new_object_name
 
 DAY = 86_400
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _tables(database_url):
-    with tables_of(Base.metadata, database_url):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _empty(engine):
-    yield
-    delete_rows(engine, Base.metadata)
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 def add(engine, *rows):

@@ -19,7 +19,7 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 from sqlalchemy.orm.exc import StaleDataError
-from support.exactness import assert_exact, delete_rows, statements, tables_of
+from support.exactness import statements
 
 from sqla_datastore import (
     DataStore,
@@ -30,7 +30,7 @@ from sqla_datastore import (
 )
 
 COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
-pytestmark = pytest.mark.usefixtures("copy_on_write")
+pytestmark = pytest.mark.usefixtures("copy_on_write", "tables")
 
 
 class Base(DeclarativeBase):
@@ -47,16 +47,9 @@ class Entity(Base):
     __mapper_args__ = {"version_id_col": version}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(database_url):
-    with tables_of(Base.metadata, database_url):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def empty(engine, schema):
-    yield
-    delete_rows(engine, Base.metadata)
+@pytest.fixture(scope="module")
+def model_metadata():
+    return Base.metadata
 
 
 def value():
@@ -73,11 +66,6 @@ def value():
         series=pd.Series([1, 2, 3], name="s"),
         n=0,
     )
-
-
-@pytest.fixture
-def exact(engine, stored):
-    return lambda count=None: assert_exact(engine, Base.metadata, stored, count)
 
 
 @pytest.fixture

@@ -29,8 +29,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.databases import make_engine
 from support.drivers import ALL, keyed
 from support.drivers import metadata as metadata_without
-from support.drivers import run as run
-from support.drivers import server as server
 from support.exactness import assert_exact, delete_rows, tables_of, urls_of
 from support.watched import Watched
 
@@ -96,26 +94,33 @@ def age(engine, table, seconds):
         connection.execute(update(table).values(superseded_at=earlier))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(database_url):
-    with tables_of(Base.metadata, database_url), tables_of(KeptBase.metadata, database_url):
+@pytest.fixture(scope="module")
+def model_metadata():
+    return Base.metadata
+
+
+@pytest.fixture(scope="module")
+def kept_schema(database_url):
+    with tables_of(KeptBase.metadata, database_url):
         yield
 
 
 @pytest.fixture(autouse=True)
-def empty(engine, schema):
+def kept_tables(tables, kept_schema, engine):
+    """Have the tables of both bases, and empty them after the test."""
     yield
-    delete_rows(engine, Base.metadata)
     delete_rows(engine, KeptBase.metadata)
 
 
 @pytest.fixture
-def exact(engine, stored):
-    def exact(count=None, *, waiting=0):
-        assert_exact(engine, Base.metadata, stored, count)
+def exact(exact, engine):
+    """Assert also how many removals wait."""
+
+    def exact_and_waiting(count=None, *, waiting=0):
+        exact(count)
         assert pending(engine) == waiting
 
-    return exact
+    return exact_and_waiting
 
 
 def pending(engine, table=noted):

@@ -25,8 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mssql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from support.databases import make_engine, private_database
-from support.exactness import assert_exact, statements, tables_of
+from support.databases import make_engine
+from support.exactness import statements
 
 import sqla_datastore.alembic
 from sqla_datastore import ConfigurationError, DataStore, DataStoreType, enable_removals
@@ -93,17 +93,27 @@ def create_triggers(engine):
             create_removal_triggers(connection, table, *columns)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(database_url):
-    with tables_of(Base.metadata, database_url):
-        engine = make_engine(database_url)
-        create_triggers(engine)
-        engine.dispose()
-        yield
+@pytest.fixture(scope="module")
+def model_metadata():
+    return Base.metadata
+
+
+@pytest.fixture(scope="module")
+def triggers(schema, database_url):
+    engine = make_engine(database_url)
+    create_triggers(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def tables(triggers, engine):
+    """Have the tables, and empty that of removals last: the triggers fill it."""
+    yield
+    run_sql(engine, "DELETE FROM labs", f"DELETE FROM {removals.name}")
 
 
 @pytest.fixture(autouse=True)
-def rows(engine, schema):
+def rows(engine, tables):
     """Have 14 values: in each of two labs three projects of one value and two runs of two."""
     with Session(engine) as session:
         for lab in (1, 2):
@@ -118,18 +128,18 @@ def rows(engine, schema):
                 values = {"data": DataStore(n=run), "more": DataStore(inner=DataStore(n=run))}
                 session.add(Run(id=run, lab=lab, project=number, name="run", **values))
         session.commit()
-    yield
-    run_sql(engine, "DELETE FROM labs", f"DELETE FROM {removals.name}")
 
 
 @pytest.fixture
-def exact(engine, stored):
-    def exact(count):
+def exact(exact, engine):
+    """Assert also that no removal waits."""
+
+    def exact_and_none_waiting(count):
         with engine.connect() as connection:
             assert connection.scalar(select(func.count()).select_from(removals)) == 0
-        assert_exact(engine, Base.metadata, stored, count)
+        exact(count)
 
-    return exact
+    return exact_and_none_waiting
 
 
 def run_sql(engine, *statements):
@@ -281,16 +291,11 @@ samples = sa.Table(
 
 
 @pytest.fixture
-def empty(database_url, stored, tmp_path):
+def empty(private_url, stored):
     """An engine on a database of this test alone."""
-    if database_url.startswith("sqlite"):
-        engine = make_engine(f"sqlite:///{tmp_path / 'private.db'}", stored.base)
-        yield engine
-        engine.dispose()
-        return
-    with private_database(database_url) as url:
-        engine = make_engine(url, stored.base, poolclass=sa.NullPool)
-        yield engine
+    engine = make_engine(private_url, stored.base)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

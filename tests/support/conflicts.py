@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import Engine, event, text
 
 TIMEOUT = 120
 """Seconds after which a thread or process is said to hang."""
@@ -19,11 +21,11 @@ WAITING = {
 }
 
 
-def in_threads(*functions):
+def in_threads(*functions: Callable[[], object]) -> None:
     """Run functions at the same time, and raise what they raised."""
-    failures = []
+    failures: list[BaseException] = []
 
-    def guarded(function):
+    def guarded(function: Callable[[], object]) -> None:
         try:
             function()
         except BaseException as err:
@@ -39,7 +41,7 @@ def in_threads(*functions):
         raise failures[0]
 
 
-def wait_for_a_waiter(engine, done):
+def wait_for_a_waiter(engine: Engine, done: threading.Event) -> None:
     """Return once a transaction of this database waits for a lock, or `done` is set."""
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         query = WAITING.get(connection.dialect.name, "SELECT 1")
@@ -51,7 +53,7 @@ def wait_for_a_waiter(engine, done):
     pytest.fail("nobody waits for a lock")
 
 
-def resolve_soon(engine):
+def resolve_soon(engine: Engine) -> None:
     """Have a database tell of deadlocks and locks soon, so that attempts are cheap."""
     settings = {
         "postgresql": "SET deadlock_timeout = '20ms'",
@@ -61,7 +63,7 @@ def resolve_soon(engine):
         return
 
     @event.listens_for(engine, "connect")
-    def connect(raw, _record):
+    def connect(raw: Any, _record: object) -> None:
         cursor = raw.cursor()
         cursor.execute(settings[engine.dialect.name])
         cursor.close()

@@ -26,7 +26,8 @@ from sqla_datastore import bind_storage, enable_removals
 from sqla_datastore.storage import LocalStorage
 from support.databases import Stored, make_engine
 from support.models import Base
-from support.scenarios import SCENARIOS, Stage
+from support.scenarios import SCENARIOS
+from support.stage import Stage
 from support.watched import Watched
 
 LATE_SECONDS = 60
@@ -74,7 +75,7 @@ class Points:
         original = getattr(owner, name)
 
         @wraps(original)
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             self(name, "before")
             result = original(*args, **kwargs)
             if after:
@@ -109,8 +110,8 @@ def run(url: str, base: Path, name: str, last: int | None, report: int) -> int:
 def server_session(raw: Any) -> int:
     """Return the number of the server's end of a connection; 0 where there is no server."""
     if hasattr(raw, "thread_id"):
-        return raw.thread_id()
-    return raw.info.backend_pid if hasattr(raw, "info") else 0
+        return int(raw.thread_id())
+    return int(raw.info.backend_pid) if hasattr(raw, "info") else 0
 
 
 def child(url: str, base: Path, request: dict[str, Any], report: int) -> None:

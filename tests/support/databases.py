@@ -1,4 +1,4 @@
-"""The databases and storages that tests run on: names, private databases, engines, what lies on disk."""
+"""Private databases, engines on them, and what lies in a storage's folder."""
 
 from __future__ import annotations
 
@@ -7,20 +7,29 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 
 from sqla_datastore import bind_storage
+from sqla_datastore.storage.protocol import Storage
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
+ADMIN_DRIVERS = {"postgresql": "postgresql+psycopg", "mariadb": "mysql+pymysql"}
 REQUIRED = [
     name.strip()
     for name in os.environ.get("SQLA_DATASTORE_TEST_DATABASES", "").split(",")
     if name.strip()
 ]
-
+"""Databases that have to be there."""
 
 STRIDE = int(os.environ.get("SQLA_DATASTORE_TEST_STRIDE", "1"))
+"""Tests that try every call of a scenario try every call of this number."""
+
+
+def with_driver(url: str, drivername: str) -> str:
+    """Return the URL with another dialect and driver."""
+    return make_url(url).set(drivername=drivername).render_as_string(hide_password=False)
 
 
 @contextlib.contextmanager
@@ -43,17 +52,17 @@ def explicit_begin(engine: Engine) -> None:
     """Have SQLite begin transactions when SQLAlchemy does, as its documentation recommends."""
 
     @event.listens_for(engine, "connect")
-    def connect(dbapi_connection, _record):
+    def connect(dbapi_connection: Any, _record: object) -> None:
         dbapi_connection.isolation_level = None
         dbapi_connection.execute("PRAGMA foreign_keys=ON")
         dbapi_connection.execute("PRAGMA synchronous=OFF")  # no test cuts the power
 
     @event.listens_for(engine, "begin")
-    def begin(connection):
+    def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")
 
 
-def make_engine(url: str, storage: Path | None = None, **kwargs) -> Engine:
+def make_engine(url: str | URL, storage: Storage | Path | None = None, **kwargs: Any) -> Engine:
     """Create an engine with explicit transactions and, optionally, a bound storage."""
     engine = create_engine(url, **kwargs)
     if engine.dialect.name == "sqlite":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
-import pytest
 from sqlalchemy import (
     Column,
+    Connection,
+    Engine,
     Integer,
     MetaData,
     String,
@@ -23,7 +26,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from sqla_datastore import DataStore, DataStoreType, bind_storage
 from sqla_datastore.engine import endings
-from support.databases import explicit_begin, private_database
+from support.databases import Stored, explicit_begin
 
 metadata = MetaData()
 keyed = Table(
@@ -47,60 +50,49 @@ ASYNC = {
     "psycopg_async": "postgresql",
     "asyncpg": "postgresql",
 }
-POSTGRESQL = [d for d, kind in {**SYNC, **ASYNC}.items() if kind == "postgresql"]
-SQLITE = [d for d, kind in {**SYNC, **ASYNC}.items() if kind == "sqlite"]
-ALL = [*SYNC, *ASYNC]
+KINDS = SYNC | ASYNC
+"""The database of each driver."""
+
+POSTGRESQL = [driver for driver, kind in KINDS.items() if kind == "postgresql"]
+SQLITE = [driver for driver, kind in KINDS.items() if kind == "sqlite"]
+ALL = [*KINDS]
+DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql", "mariadb": "mysql"}
+T = TypeVar("T")
 
 
-@pytest.fixture(scope="module")
-def server(request, tmp_path_factory):
-    """The URL of a private database for each kind, made on first need."""
-    from contextlib import ExitStack
+class DriverRuns:
+    """Runs functions with an engine of a driver, on a table with one committed row of key 1.
 
-    with ExitStack() as stack:
-        urls = {}
+    Attributes:
+        rows: the URLs that rows held after the last run.
+        files: the URLs of what lay in the storage then.
 
-        def url_for(kind):
-            if kind == "sqlite":
-                return f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'test.db'}"
-            if kind not in urls:
-                given = make_url(request.getfixturevalue(f"{kind}_url"))
-                name = "postgresql+psycopg" if kind == "postgresql" else "mysql+pymysql"
-                url = given.set(drivername=name).render_as_string(hide_password=False)
-                urls[kind] = stack.enter_context(private_database(url))
-            return urls[kind]
+    Args:
+        database_for: returns the URL of a database by its kind.
+        stored: the storage, seen without the library.
+    """
 
-        yield url_for
+    def __init__(self, database_for: Callable[[str], str], stored: Stored) -> None:
+        self._database_for = database_for
+        self._stored = stored
+        self.rows: set[str] = set()
+        self.files: set[str] = set()
 
+    def __call__(self, driver: str, scenario: Callable[[Engine], T], **kwargs: Any) -> T:
+        """Run a function, in a greenlet where the driver is asynchronous; return its result.
 
-@pytest.fixture
-def run(server, stored):
-    """Run a function with an engine of a driver, with one committed row of key 1."""
-    engines = []
+        Args:
+            driver: one of `ALL`.
+            scenario: is given the engine; afterwards no committed row may be dangling.
+            **kwargs: for the engine.
+        """
+        engine = self._engine(driver, **kwargs)
 
-    def go(driver, scenario, **kwargs):
-        name, _, mode = driver.partition("-")
-        kind = {**SYNC, **ASYNC}[driver]
-        dialect = {"sqlite": "sqlite", "postgresql": "postgresql", "mariadb": "mysql"}[kind]
-        url = make_url(server(kind)).set(drivername=f"{dialect}+{name}")
-        if name == "pg8000" and "host" in url.query:
-            kwargs.setdefault("connect_args", {})["unix_sock"] = (
-                f"{url.query['host']}/.s.PGSQL.5432"
-            )
-            url = url.set(query={}, host=None)
-        if driver in ASYNC:
-            engine = create_async_engine(url, **kwargs).sync_engine
-        else:
-            engine = create_engine(url, **kwargs)
-        if kind == "sqlite" and mode != "legacy":
-            explicit_begin(engine)
-        bind_storage(engine, stored.base)
-
-        def body():
+        def body() -> T:
             try:
-                prepare(engine)
+                _prepare(engine)
                 result = scenario(engine)
-                check(engine)
+                self._check(engine)
                 return result
             finally:
                 engine.dispose()
@@ -109,30 +101,44 @@ def run(server, stored):
             return asyncio.run(greenlet_spawn(body))
         return body()
 
-    def prepare(engine):
-        metadata.drop_all(engine)
-        metadata.create_all(engine)
-        with engine.begin() as connection:
-            connection.execute(insert(keyed).values(id=1, data=DataStore(a=np.arange(3))))
+    def _engine(self, driver: str, **kwargs: Any) -> Engine:
+        name, _, mode = driver.partition("-")
+        kind = KINDS[driver]
+        url = make_url(self._database_for(kind)).set(drivername=f"{DIALECTS[kind]}+{name}")
+        if name == "pg8000" and "host" in url.query:
+            socket = f"{url.query['host']}/.s.PGSQL.5432"
+            kwargs.setdefault("connect_args", {})["unix_sock"] = socket
+            url = url.set(query={}, host=None)
+        if driver in ASYNC:
+            engine = create_async_engine(url, **kwargs).sync_engine
+        else:
+            engine = create_engine(url, **kwargs)
+        if kind == "sqlite" and mode != "legacy":
+            explicit_begin(engine)
+        bind_storage(engine, self._stored.base)
+        return engine
 
-    def check(engine):
-        """No committed row may be dangling, whatever happened."""
+    def _check(self, engine: Engine) -> None:
         with engine.connect() as connection:
-            urls = set(connection.scalars(select(type_coerce(keyed.c.data, String()))))
-            urls.discard(None)
-        go.rows = urls
-        go.files = {f"file:///{path}" for path in stored.files()}
-        assert urls <= go.files, "a committed row is dangling"
+            urls = connection.scalars(select(type_coerce(keyed.c.data, String())))
+            self.rows = {url for url in urls if url is not None}
+        self.files = {f"file:///{path}" for path in self._stored.files()}
+        assert self.rows <= self.files, "a committed row is dangling"
         assert not endings._open, "a ledger was left open"
 
-    def exact(count):
-        assert go.rows == go.files
-        assert len(go.rows) == count
-
-    go.exact = exact
-    yield go
-    del engines
+    def exact(self, count: int) -> None:
+        """Assert that after the last run the storage held what so many rows referred to."""
+        assert self.rows == self.files
+        assert len(self.rows) == count
 
 
-def put(connection, key, **kwargs):
-    connection.execute(insert(keyed).values(id=key, data=DataStore(n=key, **kwargs)))
+def _prepare(engine: Engine) -> None:
+    metadata.drop_all(engine)
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(keyed).values(id=1, data=DataStore(a=np.arange(3))))
+
+
+def put(connection: Connection, key: int, **entries: Any) -> None:
+    """Insert a row."""
+    connection.execute(insert(keyed).values(id=key, data=DataStore(n=key, **entries)))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
-from sqlalchemy import String, event, select, text, type_coerce
+from sqlalchemy import Engine, MetaData, String, event, select, text, type_coerce
 
 from sqla_datastore import DataStoreType
 from sqla_datastore.storage.urls import ObjectURL
-from support.databases import make_engine
+from support.databases import Stored, make_engine
 
 
-def urls_of(engine, metadata):
+def urls_of(engine: Engine, metadata: MetaData) -> list[str]:
     """Return the URLs that committed rows hold, as the column has them, in a list."""
-    urls = []
+    urls: list[str] = []
     with engine.connect() as connection:
         for table in metadata.sorted_tables:
             for column in table.c:
@@ -23,7 +24,9 @@ def urls_of(engine, metadata):
     return urls
 
 
-def assert_exact(engine, metadata, stored, count=None):
+def assert_exact(
+    engine: Engine, metadata: MetaData, stored: Stored, count: int | None = None
+) -> None:
     """Assert that the storage holds what committed rows refer to and nothing else.
 
     Args:
@@ -45,11 +48,11 @@ def assert_exact(engine, metadata, stored, count=None):
 
 
 @contextlib.contextmanager
-def statements(engine, *verbs):
+def statements(engine: Engine, *verbs: str) -> Iterator[list[str]]:
     """Collect the statements that begin with one of these words."""
-    found = []
+    found: list[str] = []
 
-    def note(_connection, _cursor, statement, *_):
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
         if statement.lstrip().upper().startswith(verbs):
             found.append(statement)
 
@@ -61,7 +64,7 @@ def statements(engine, *verbs):
 
 
 @contextlib.contextmanager
-def tables_of(metadata, database_url):
+def tables_of(metadata: MetaData, database_url: str) -> Iterator[None]:
     """Have the tables in the database for as long as the block runs."""
     engine = make_engine(database_url)
     metadata.create_all(engine)
@@ -72,7 +75,7 @@ def tables_of(metadata, database_url):
         engine.dispose()
 
 
-def delete_rows(engine, metadata):
+def delete_rows(engine: Engine, metadata: MetaData) -> None:
     """Delete all rows behind the library's back."""
     with engine.begin() as connection:
         for table in reversed(metadata.sorted_tables):

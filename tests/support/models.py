@@ -11,7 +11,7 @@ from sqla_datastore import DataStore, DataStoreType
 
 
 class Base(DeclarativeBase):
-    pass
+    """The tables of most tests."""
 
 
 class Experiment(Base):

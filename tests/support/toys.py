@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from typing_extensions import Buffer
+
 from sqla_datastore.codecs import register_codec
-from sqla_datastore.codecs.protocol import Description
+from sqla_datastore.codecs.protocol import Codec, Decoder, Description, Encoder
 
 
 class Blob:
     """A value that is stored as one blob for each of its parts."""
 
-    def __init__(self, *parts, mapped=False, suffix=".bin"):
+    def __init__(self, *parts: Any, mapped: bool = False, suffix: str = ".bin") -> None:
         self.parts = tuple(bytes(part) for part in parts)
         self.mapped = mapped
         self.suffix = suffix
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Blob) and self.parts == other.parts
-
-    __hash__ = None
 
 
 class Box:
     """A value that holds one other value; may hold itself."""
 
-    def __init__(self, inner=None):
+    def __init__(self, inner: Any = None) -> None:
         self.inner = inner
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Box) and self.inner == other.inner
 
-    __hash__ = None
 
-
-class Child(dict):
+class Child(dict[str, Any]):
     """Stands for a nested DataStore."""
-
-    __hash__ = None
 
 
 class Fault:
     """A value whose codec raises this error, when it is encoded or decoded."""
 
-    def __init__(self, error, when="decode"):
+    def __init__(self, error: Exception, when: str = "decode") -> None:
         self.error = error
         self.when = when
 
@@ -49,81 +48,85 @@ class Fault:
 class Pieces:
     """A payload that is handed over in pieces of any size, announced as `nbytes`."""
 
-    def __init__(self, data, suffix=".bin", size=1 << 20, nbytes=None):
+    def __init__(
+        self, data: Buffer, suffix: str = ".bin", size: int = 1 << 20, nbytes: int | None = None
+    ) -> None:
         self.data = memoryview(data)
         self.suffix = suffix
         self.size = size
-        self.nbytes = len(data) if nbytes is None else nbytes
+        self.nbytes = len(self.data) if nbytes is None else nbytes
 
-    def write_to(self, write):
+    def write_to(self, write: Callable[[Buffer], object]) -> None:
         for start in range(0, len(self.data), self.size):
             write(self.data[start : start + self.size])
 
 
 class _Toy:
-    version = 1
-    mutable = False
+    name: ClassVar[str]
+    cls: ClassVar[type]
+    version: ClassVar[int] = 1
+    mutable: ClassVar[bool] = False
 
-    def types(self):
-        return (self.type,)
+    def types(self) -> tuple[type, ...]:
+        return (self.cls,)
 
-    def takes(self, value):
+    def takes(self, value: Any) -> bool:
         return False
 
-    def describe(self, node):
-        return Description(f"toys.{self.type.__name__}")
+    def describe(self, node: Any) -> Description:
+        return Description(f"toys.{self.cls.__name__}")
 
 
 class _BlobCodec(_Toy):
     name = "toy.blob"
-    type = Blob
+    cls = Blob
 
-    def encode(self, value, encoder):
+    def encode(self, value: Any, encoder: Encoder) -> Any:
         numbers = [encoder.blob(Pieces(part, value.suffix)) for part in value.parts]
         return {"numbers": numbers, "mapped": value.mapped}
 
-    def decode(self, node, version, decoder):
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:
         numbers, mapped = node["numbers"], node["mapped"]
         return Blob(*(decoder.blob(n, mapped=mapped) for n in numbers), mapped=mapped)
 
-    def describe(self, node):
+    def describe(self, node: Any) -> Description:
         return Description("toys.Blob", shape=(len(node["numbers"]),))
 
 
 class _BoxCodec(_Toy):
     name = "toy.box"
-    type = Box
+    cls = Box
 
-    def encode(self, value, encoder):
+    def encode(self, value: Any, encoder: Encoder) -> Any:
         return [encoder.encode(value.inner, ".inner")]
 
-    def decode(self, node, version, decoder):
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:
         return Box(decoder.decode(node[0]))
 
 
 class _ChildCodec(_Toy):
     name = "toy.child"
-    type = Child
+    cls = Child
 
-    def encode(self, value, encoder):
+    def encode(self, value: Any, encoder: Encoder) -> Any:
         return encoder.nested(value)
 
-    def decode(self, node, version, decoder):
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:
         return decoder.nested(node)
 
 
 class _FaultCodec(_Toy):
     name = "toy.fault"
-    type = Fault
-    errors = {}
+    cls = Fault
+    errors: ClassVar[dict[str, Exception]] = {}
 
-    def encode(self, value, encoder):
+    def encode(self, value: Any, encoder: Encoder) -> Any:
         if value.when == "encode":
             raise value.error
         self.errors[type(value.error).__name__] = value.error
         return type(value.error).__name__
 
-    def decode(self, node, version, decoder):
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:
         raise self.errors[node]
 
 
@@ -131,32 +134,35 @@ class _LiarCodec(_Toy):
     """Announces one byte more or fewer than it hands over."""
 
     name = "toy.liar"
-    type = type("Liar", (int,), {})
+    cls = type("Liar", (int,), {})
 
-    def encode(self, value, encoder):
+    def encode(self, value: Any, encoder: Encoder) -> Any:
         return encoder.blob(Pieces(b"0123456789", nbytes=10 + value))
 
-    def decode(self, node, version, decoder):
+    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:
         return decoder.blob(node)
 
 
-Liar = _LiarCodec.type
-for codec in (_BlobCodec(), _BoxCodec(), _ChildCodec(), _FaultCodec(), _LiarCodec()):
+Liar = _LiarCodec.cls
+CODECS: list[Codec] = [_BlobCodec(), _BoxCodec(), _ChildCodec(), _FaultCodec(), _LiarCodec()]
+for codec in CODECS:
     register_codec(codec)
 
 
 class MemoryWriter:
     """An `ObjectWriter` into memory."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.data = bytearray()
         self.largest = 0
 
-    def write(self, data):
+    def write(self, data: Buffer) -> None:
+        data = memoryview(data)
         self.largest = max(self.largest, len(data))
         self.data += data
 
-    def patch(self, offset, data):
+    def patch(self, offset: int, data: Buffer) -> None:
+        data = memoryview(data)
         assert offset + len(data) <= len(self.data)
         self.data[offset : offset + len(data)] = data
 
@@ -164,19 +170,19 @@ class MemoryWriter:
 class MemoryReader:
     """An `ObjectReader` of bytes, which counts what is read of them."""
 
-    def __init__(self, data, *, maps=False):
+    def __init__(self, data: bytes | bytearray, *, maps: bool = False) -> None:
         self.data = data
         self.maps = maps
-        self.reads = []
+        self.reads: list[tuple[int, int]] = []
 
     @property
-    def size_bytes(self):
+    def size_bytes(self) -> int:
         return len(self.data)
 
-    def read(self, offset, size_bytes):
+    def read(self, offset: int, size_bytes: int) -> bytes:
         self.reads.append((offset, size_bytes))
         return bytes(self.data[offset : offset + size_bytes])
 
-    def view(self, offset, size_bytes):
+    def view(self, offset: int, size_bytes: int) -> memoryview:
         self.reads.append((offset, size_bytes))
         return memoryview(self.data)[offset : offset + size_bytes]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sqla_datastore import DataStore
-from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.storage.protocol import ObjectReader, Storage
 from sqla_datastore.storage.urls import ObjectURL, new_object_name
 
 
@@ -27,6 +28,7 @@ def remove(storage: Storage, url: str) -> None:
 
 def reloaded(ds: DataStore, storage: Storage) -> DataStore:
     """Return the value as another session reads it."""
+    assert ds.url is not None
     return DataStore.from_url(ds.url, storage=storage)
 
 
@@ -40,7 +42,7 @@ class Row:
         self.checked: list[DataStore] = []
         self.refuse = refuse
 
-    def is_for(self, state, key) -> bool:
+    def is_for(self, state: object, key: str) -> bool:
         return True
 
     def arm(self, value: DataStore) -> None:
@@ -59,9 +61,9 @@ class CountingStorage:
         self._storage = storage
         self.opened: list[str] = []
 
-    def open(self, path: str):
+    def open(self, path: str) -> ObjectReader:
         self.opened.append(path)
         return self._storage.open(path)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)

@@ -6,7 +6,6 @@ Run as a script, this module is one worker process: it says ``ready``, waits for
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -24,8 +23,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 from support.conflicts import TIMEOUT, in_threads, resolve_soon, wait_for_a_waiter
 from support.databases import make_engine
-from support.exactness import assert_exact, delete_rows, tables_of, urls_of
+from support.exactness import assert_exact, urls_of
 from support.models import Base, Counter, Keyed, Project, Run
+from support.processes import environment
 
 from sqla_datastore import DataStore, DataStoreError, MissingObjectError, bind_storage
 from sqla_datastore.engine import endings
@@ -34,12 +34,15 @@ from sqla_datastore.storage import LocalStorage
 from sqla_datastore.storage.urls import Name, ObjectURL
 from sqla_datastore.unitofwork.ledger import Ledger
 
-# SQLAlchemy says so when another transaction was first to delete a row
-pytestmark = pytest.mark.filterwarnings("ignore:DELETE statement on table")
+pytestmark = [
+    pytest.mark.usefixtures("tables"),
+    # SQLAlchemy says so when another transaction was first to delete a row
+    pytest.mark.filterwarnings("ignore:DELETE statement on table"),
+]
 
+HERE = Path(__file__).parent
 KEYS = (1, 2, 3)
 LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
-PYTHONPATH = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))
 WORKERS = 3
 OPERATIONS = 40
 DEADLINE_SECONDS = 40
@@ -269,7 +272,7 @@ def in_processes(url, base, level, kind="mixed"):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": PYTHONPATH},
+            env=environment(HERE),
         )
         for seed in range(1, WORKERS + 1)
     ]
@@ -291,18 +294,6 @@ def in_processes(url, base, level, kind="mixed"):
 
 
 # -- afterwards ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def _tables(database_url):
-    with tables_of(Base.metadata, database_url):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _empty(_tables, engine):
-    yield
-    delete_rows(engine, Base.metadata)
 
 
 def assert_whole(engine, stored):
@@ -542,7 +533,7 @@ def recreate_in_a_process(engine, stored):
     )
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, url_of(engine), str(stored.base)],
-        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        env=environment(HERE),
         check=True,
         timeout=TIMEOUT,
     )
@@ -757,7 +748,7 @@ def test_a_remover_that_dies_half_way(engine, stored, family):
     """What it left lies in the folders of the rows made anew; gc tells them apart."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DIES, url_of(engine), str(stored.base)],
-        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        env=environment(HERE),
         timeout=TIMEOUT,
     )
     assert done.returncode == -signal.SIGKILL

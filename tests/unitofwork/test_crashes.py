@@ -6,8 +6,8 @@ value of theirs is whole, and `gc` removes what else lies in the storage.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,9 +16,11 @@ import time
 import pytest
 from sqlalchemy import text
 from support import crashing
-from support.databases import STRIDE, Stored
+from support.databases import STRIDE
 from support.models import Base
-from support.scenarios import BEFORE, SCENARIOS, Stage
+from support.processes import environment
+from support.scenarios import BEFORE, SCENARIOS
+from support.stage import Stage
 
 from sqla_datastore import enable_removals
 
@@ -32,12 +34,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def stage(database_url, tmp_path):
-    base = tmp_path / "storage"
-    base.mkdir()
-    stage = Stage(database_url, Stored(base))
-    yield stage
-    stage.close()
+def stage(database_url, stored):
+    with contextlib.closing(Stage(database_url, stored)) as stage:
+        yield stage
 
 
 class Server:
@@ -47,9 +46,12 @@ class Server:
         base = str(stage.stored.base)
         program = [sys.executable, crashing.__file__, stage.url, base, *options]
         # threads of its own would make the fork of a process unsafe
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            program,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(OPENBLAS_NUM_THREADS="1"),
         )
 
     def run(self, name, point):

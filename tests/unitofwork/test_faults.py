@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 from support.databases import STRIDE, Stored
-from support.scenarios import BEFORE, SCENARIOS, Stage
+from support.scenarios import BEFORE, SCENARIOS
+from support.stage import Stage
 from support.watched import Watched
 
 from sqla_datastore import StorageError
@@ -35,9 +36,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def stage(database_url, tmp_path_factory):
-    stage = Stage(database_url, Stored(tmp_path_factory.mktemp("storage")))
-    yield stage
-    stage.close()
+    stored = Stored(tmp_path_factory.mktemp("storage"))
+    with contextlib.closing(Stage(database_url, stored)) as stage:
+        yield stage
 
 
 class Interrupted(BaseException):

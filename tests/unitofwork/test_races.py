@@ -27,8 +27,7 @@ from sqlalchemy import table as table_clause
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from support.databases import make_engine
-from support.exactness import assert_exact
-from support.models import Base, Counter, Keyed, Project, Run, Texts, Touched
+from support.models import Counter, Keyed, Project, Run, Texts, Touched
 
 from sqla_datastore import (
     ConfigurationError,
@@ -39,17 +38,7 @@ from sqla_datastore import (
     StorageError,
 )
 
-
-@pytest.fixture(autouse=True)
-def tables(engine):
-    Base.metadata.create_all(engine)
-    yield
-    Base.metadata.drop_all(engine)
-
-
-@pytest.fixture
-def exact(engine, stored):
-    return lambda count=None: assert_exact(engine, Base.metadata, stored, count)
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 def value(n=0):

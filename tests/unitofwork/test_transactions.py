@@ -9,22 +9,11 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, make_transient
-from support.exactness import assert_exact
-from support.models import Base, Counter, Defaulted, Experiment, Keyed, Project, Run
+from support.models import Counter, Defaulted, Experiment, Keyed, Project, Run
 
 from sqla_datastore import DataStore
 
-
-@pytest.fixture(autouse=True)
-def tables(engine):
-    Base.metadata.create_all(engine)
-    yield
-    Base.metadata.drop_all(engine)
-
-
-@pytest.fixture
-def exact(engine, stored):
-    return lambda count=None: assert_exact(engine, Base.metadata, stored, count)
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 def value(n=0):

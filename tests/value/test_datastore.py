@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import PickleType, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from support.values import CountingStorage, Row, reloaded, remove, store
+from support.values import Row, reloaded, remove, store
 
 from sqla_datastore import (
     DamagedObjectError,
@@ -29,18 +29,10 @@ from sqla_datastore import (
     UnsupportedTypeError,
     inspect,
 )
-from sqla_datastore.storage import LocalStorage
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value import saving
 
 GONE = f"file:///rows/1/{'0' * 32}.zip"
-
-
-@pytest.fixture
-def storage(tmp_path):
-    return CountingStorage(LocalStorage(tmp_path / "storage"))
-
-
 COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
 pytestmark = pytest.mark.usefixtures("copy_on_write")
 

@@ -6,15 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy
-from support.values import CountingStorage, reloaded, remove, store
+from support.values import reloaded, remove, store
 
 from sqla_datastore import DataStore, MissingObjectError, inspect
-from sqla_datastore.storage import LocalStorage
-
-
-@pytest.fixture
-def storage(tmp_path):
-    return CountingStorage(LocalStorage(tmp_path / "storage"))
 
 
 def example():

@@ -12,13 +12,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.orm import Session
 from support.databases import make_engine, private_database
-from support.machine_models import Base
-from support.session_machine import JOIN_MODES, AttackedStorage, SessionMachine, Violation, World
+from support.machine import SessionMachine
+from support.machine.checks import Violation
+from support.machine.models import Base
+from support.machine.transactions import JOIN_MODES
+from support.machine.world import AttackedStorage, World
 
 from sqla_datastore import StorageError, bind_storage
 from sqla_datastore.engine import endings
@@ -27,6 +30,9 @@ from sqla_datastore.unitofwork.holders import Holders
 from sqla_datastore.unitofwork.ledger import Ledger
 
 EXAMPLES = int(os.environ.get("SQLA_DATASTORE_MACHINE_EXAMPLES", "0"))
+SEED = 9
+"""Of the fixed examples; with it every fault below is found among the first few dozen."""
+
 DATABASES = {
     "sqlite": "sqlite+pysqlite",
     "sqlite-wal": "sqlite+pysqlite",
@@ -55,18 +61,15 @@ def bounded(examples):
 
 
 @pytest.fixture
-def world(request, tmp_path, stored):
+def world(request, server_url, tmp_path, stored):
     """A database of this test alone, and a storage."""
     name = request.param
     with ExitStack() as stack:
         if name.startswith("sqlite"):
             url = f"sqlite:///{tmp_path / 'machine.db'}"
         else:
-            server = request.getfixturevalue(f"{name.partition('-')[0]}_url")
-            server = make_url(server)
-            admin = "postgresql+psycopg" if name.startswith("postgresql") else "mysql+pymysql"
-            url = server.set(drivername=admin).render_as_string(hide_password=False)
-            url = stack.enter_context(private_database(url))
+            server = server_url(name.partition("-")[0])
+            url = stack.enter_context(private_database(server))
         url = make_url(url).set(drivername=DATABASES[name])
         storage = AttackedStorage(stored.base)
         engines = [_engine(name, url, storage), _engine(name, url, stored.base)]
@@ -95,9 +98,11 @@ def _engine(name, url, storage):
 
 
 def run(world, chosen, without=()):
-    """Run the machine, or one that lacks some of its rules."""
+    """Run the machine, or one that lacks some rules, from the fixed seed unless it has time."""
     rules = dict.fromkeys(without)
     machine = type("Machine", (SessionMachine,), {"world": world, **rules})
+    if not EXAMPLES:
+        machine = seed(SEED)(machine)
     run_state_machine_as_test(machine, settings=chosen)
 
 
@@ -134,7 +139,8 @@ def test_rows_and_objects_stay_equal(world):
     assert world.ends > 100
 
 
-# rules that these faults need not; without them they are found sooner
+# rules that these faults need not: without them they are found sooner, and without cascades of the
+# database, which leave orphans, a fault is always told by the same name
 _SPARED = (
     "a_failing_statement_in_a_savepoint",
     "bulk_update_by_key",
@@ -143,6 +149,7 @@ _SPARED = (
     "core_insert",
     "core_savepoint",
     "core_update",
+    "delete_owner",
     "discard_an_edit",
     "edit_held_entry",
     "expire",

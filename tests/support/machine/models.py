@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import ForeignKey, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -9,7 +11,7 @@ from sqla_datastore import DataStore, DataStoreType
 
 
 class Base(DeclarativeBase):
-    pass
+    """The state machine's tables."""
 
 
 class Item(Base):
@@ -70,3 +72,13 @@ class Leaf(Base):
     id_parent: Mapped[int] = mapped_column(ForeignKey("machine_parents.id", ondelete="CASCADE"))
     name: Mapped[str | None] = mapped_column(String(50))
     data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+
+
+CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (Item, Auto, Project, Run, Parent, Leaf)}
+COLUMNS = {"Item": ("data", "more"), "Auto": ("data",), "Run": ("data",), "Leaf": ("data",)}
+"""Columns of values."""
+
+OWNERS = {"Run": "Project", "Leaf": "Parent"}
+CHILDREN = {owner: child for child, owner in OWNERS.items()}
+FOLDERS = {"Project": "machine_projects", "Leaf": "machine_leaves"}
+"""Folders of classes whose rows own one and whose deletion a database may cascade."""

@@ -12,17 +12,12 @@ import pytest
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 from support.databases import make_engine
-from support.models import Base, Keyed
+from support.models import Keyed
 
 from sqla_datastore import DataStore, StorageError
 from sqla_datastore.storage.local import LocalStorage
 
-
-@pytest.fixture(autouse=True)
-def tables(engine):
-    Base.metadata.create_all(engine)
-    yield
-    Base.metadata.drop_all(engine)
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 def count(session):
