@@ -2,9 +2,9 @@
 
     python benchmarks/walk.py
 
-One row with one array is added and flushed, then its value is replaced and committed. Only functions
-of the package count, without comprehensions. A change of module is a call in another module than the
-call before it. The counts depend on neither the machine nor its load.
+One row with one array is added and flushed, then its value is replaced and committed. Only
+functions of the package count, without comprehensions. A change of module is a call in another
+module than the call before it. The counts depend on neither the machine nor its load.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ def inspect(ds: EntryMapping) -> Inspection:
         DamagedObjectError: the index is not what was written.
 
     Examples:
+        >>> from sqla_datastore import DataStore
         >>> known = inspect(DataStore(n=1, data=b"1234"))
         >>> known.stored, known.loaded, known.entries["data"].nbytes
         (False, ('n', 'data'), 4)

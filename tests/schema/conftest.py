@@ -1,5 +1,9 @@
 """What the tests of declarations share: each sees its own alone, and leaves none behind."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import pytest
 from sqlalchemy.orm import DeclarativeBase
 
@@ -7,13 +11,13 @@ from sqla_datastore.schema import declarations
 
 
 @pytest.fixture(autouse=True)
-def only_own_declarations(monkeypatch):
+def only_own_declarations(monkeypatch: pytest.MonkeyPatch) -> None:
     # templates of a table that is still remembered would refuse the prefixes of other tests
     monkeypatch.setattr(declarations, "_declarations", declarations.Declarations())
 
 
 @pytest.fixture
-def Base():
+def Base() -> Iterator[type[DeclarativeBase]]:
     class Base(DeclarativeBase):
         pass
 
