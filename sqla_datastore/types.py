@@ -11,11 +11,11 @@ from sqlalchemy.types import String, TypeDecorator
 from typing_extensions import override
 
 from sqla_datastore.dml.parameters import Reservation
-from sqla_datastore.engine import listeners as engine_listeners
+from sqla_datastore.engine import connection_events
 from sqla_datastore.exceptions import RefusedStatementError
-from sqla_datastore.orm import listeners as orm_listeners
+from sqla_datastore.orm import session_events
 from sqla_datastore.schema.columns import DeclaredType
-from sqla_datastore.schema.templates import check_template
+from sqla_datastore.schema.folder_templates import check_template
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.urls import URL_LENGTH
 from sqla_datastore.value.datastore import DataStore
@@ -115,5 +115,5 @@ def _url_of(value: Any) -> Any:
 
 
 DataStore.associate_with(DataStoreType)
-engine_listeners.install()
-orm_listeners.install()
+connection_events.install()
+session_events.install()

@@ -181,7 +181,7 @@ def _add_grace(parser: argparse.ArgumentParser, seconds: float, text: str) -> No
 
 
 def _run_maintenance(arguments: argparse.Namespace) -> int:
-    from sqla_datastore.cli.models import find_metadata, open_engine
+    from sqla_datastore.cli.find_models import find_metadata, open_engine
     from sqla_datastore.cli.printing import print_report
     from sqla_datastore.cli.progress import shown_progress
 

@@ -62,7 +62,7 @@ def is_bare(value: object) -> bool:
 
     These are None, bool, finite float, int between -2**53 and 2**53, and str without surrogates.
     """
-    rule = _BARE.get(type(value))
+    rule = BARE_RULES.get(type(value))
     return rule is not None and rule(value)
 
 
@@ -74,7 +74,7 @@ def _is_bare_int(value: int) -> bool:
     return -_BARE_INT < value < _BARE_INT
 
 
-_BARE: dict[type, Callable[[Any], bool]] = {
+BARE_RULES: dict[type, Callable[[Any], bool]] = {
     type(None): _always,
     bool: _always,
     int: _is_bare_int,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqla_datastore.dml.parameters import Reservation
-from sqla_datastore.dml.queries import Row
+from sqla_datastore.dml.row_queries import Row
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredTable
 from sqla_datastore.storage.protocol import Storage

@@ -17,7 +17,7 @@ from sqlalchemy import Column
 
 from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.parameters import MISSING, Assignments, Reservation
-from sqla_datastore.dml.queries import Row, inherited_values
+from sqla_datastore.dml.row_queries import Row, inherited_values
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.schema.sqlalchemy_compat import is_sql

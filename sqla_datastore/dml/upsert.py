@@ -13,7 +13,7 @@ from sqlalchemy import Column, Table, UniqueConstraint, and_, or_
 from sqlalchemy.sql import operators
 
 from sqla_datastore.dml.parameters import MISSING, Assignments
-from sqla_datastore.dml.queries import CHUNK, Row, batched, select_rows
+from sqla_datastore.dml.row_queries import CHUNK, Row, batched, select_rows
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredTable
 from sqla_datastore.schema.sqlalchemy_compat import conflict_clause, is_sql

@@ -10,7 +10,7 @@ from typing_extensions import Buffer
 from sqla_datastore.codecs import find_codec
 from sqla_datastore.codecs.advice import advice
 from sqla_datastore.codecs.protocol import JSON, Codec, Payload
-from sqla_datastore.codecs.strict_json import dump_json, is_bare, is_text
+from sqla_datastore.codecs.strict_json import BARE_RULES, dump_json, is_text
 from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
 from sqla_datastore.format.archive import crc32
 from sqla_datastore.format.manifest import MAX_DEPTH, MAX_ENTRIES, MAX_NESTED, MAX_NESTED_DEPTH
@@ -139,7 +139,7 @@ class _Family:
 
     def _check_name(self, name: object) -> None:
         reason = "" if isinstance(name, str) else f"is of type {type(name).__name__}, not str"
-        if isinstance(name, str) and not is_text(name):
+        if isinstance(name, str) and not (name.isascii() or is_text(name)):
             reason = "has a surrogate, which UTF-8 cannot express"
         if reason:
             raise UnsupportedTypeError(
@@ -186,7 +186,9 @@ class _Encoder:
         return "".join(self._places)
 
     def encode(self, value: object, where: str = "") -> JSON:
-        if is_bare(value) and not (type(value) is str and len(value) > _BARE_TEXT):
+        rule = BARE_RULES.get(type(value))
+        is_bare = rule is not None and rule(value)
+        if is_bare and not (type(value) is str and len(value) > _BARE_TEXT):
             return value  # type: ignore[return-value]
         return self._encode(value, where)
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from sqlalchemy import MetaData
 
-from sqla_datastore.dml.queries import batch_size
+from sqla_datastore.dml.row_queries import batch_size
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.progress import Progress, StepCounter
 from sqla_datastore.maintenance.reports import DrainReport
 from sqla_datastore.maintenance.survey import refuse_missing_bases
-from sqla_datastore.removals.drain import DueRemovals
+from sqla_datastore.removals.due import DueRemovals
 from sqla_datastore.removals.table import Removals, check_seconds, removals_of
 
 

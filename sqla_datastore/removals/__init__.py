@@ -1,5 +1,5 @@
 """Durable removals: what a transaction supersedes is in the database until it is removed.
 
-`table` writes down what will be removed, `drain` removes it, and `triggers` write down what goes
-without SQLAlchemy.
+`table` writes down what will be removed, `due` removes it when it is time, and `triggers` write
+down what goes without SQLAlchemy.
 """

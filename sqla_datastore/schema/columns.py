@@ -15,9 +15,9 @@ from sqlalchemy import Column, Table, TypeDecorator
 from sqlalchemy.orm import Mapper
 
 from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.schema.folder_templates import check_template
 from sqla_datastore.schema.folders import FolderTemplate
 from sqla_datastore.schema.sqlalchemy_compat import variants
-from sqla_datastore.schema.templates import check_template
 
 
 class DeclaredType(TypeDecorator[Any]):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.folders import FolderTemplate
-from sqla_datastore.schema.segments import Segment
+from sqla_datastore.schema.path_segments import Segment
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.protocol import Storage
 

@@ -10,8 +10,8 @@ from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
 
 from sqla_datastore.exceptions import ConfigurationError
-from sqla_datastore.schema.segments import Part, Segment
-from sqla_datastore.schema.templates import fields_of, parse_template
+from sqla_datastore.schema.folder_templates import fields_of, parse_template
+from sqla_datastore.schema.path_segments import Part, Segment
 from sqla_datastore.storage.urls import check_path, quote_segment
 
 Schemas: TypeAlias = Mapping[str | None, str | None]

@@ -8,8 +8,6 @@ nothing is ever overwritten. Large ranges are memory maps; no descriptor outlive
 from __future__ import annotations
 
 import os
-import re
-import stat
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +24,7 @@ from sqla_datastore.exceptions import (
     RefusedURLError,
     StorageError,
 )
-from sqla_datastore.storage import posix
+from sqla_datastore.storage import listing, posix
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage, StoredObject
 from sqla_datastore.storage.urls import ObjectURL, check_path
 
@@ -34,7 +32,6 @@ _MAPPED_FROM = 128 * 1024
 _SYNC_THREADS = 16
 _ATTEMPTS = 100
 _LISTED = 1_000
-_TEMPORARY = re.compile(r"#[0-9a-f]{32}\.part")
 
 
 class LocalStorage:
@@ -142,11 +139,11 @@ class LocalStorage:
 
     def _below(self, folder: str, url: str) -> Iterator[StoredObject]:
         with posix.storage_errors(url, self.base):
-            names = _names(self.base, folder)
+            names = listing.names(self.base, folder)
         for start in range(0, len(names), _LISTED):
             batch = names[start : start + _LISTED]
             with posix.storage_errors(url, self.base):
-                objects = _objects(self.base, folder, batch)
+                objects = listing.objects(self.base, folder, batch)
             for name in batch:
                 if name.endswith("/"):
                     yield from self._below(f"{folder}/{name[:-1]}".lstrip("/"), url)
@@ -156,7 +153,7 @@ class LocalStorage:
     def leftovers(self) -> Iterator[StoredObject]:
         """Yield what interrupted writes left: temporary files, and empty folders."""
         with posix.storage_errors(self.url, self.base):
-            yield from _leftovers(self.base, "")
+            yield from listing.leftovers(self.base, "")
 
     def remove_leftovers(self, paths: Iterable[str]) -> None:
         """Remove temporary files and empty folders; a folder that got a file meanwhile stays."""
@@ -336,34 +333,9 @@ def _object_url(path: str) -> str:
 def _leftover_url(path: str) -> str:
     """Return what to call a temporary file in messages, refusing any other name."""
     folder, _, name = path.rpartition("/")
-    if not _TEMPORARY.fullmatch(name):
+    if not listing.TEMPORARY.fullmatch(name):
         raise RefusedURLError(path, "it is no temporary file of this library")
     return f"{_object_url(folder) if folder else 'file://'}/{name}"
-
-
-def _leftovers(base: str, folder: str) -> Iterator[StoredObject]:
-    """Yield temporary files and empty folders below a folder; symbolic links are not followed."""
-    path = f"{folder}/" if folder else ""
-    folders: list[str] = []
-    found: list[StoredObject] = []
-    is_empty = bool(folder)
-    # gone, or a writer has just finished: then it is no leftover
-    with suppress(FileNotFoundError), posix.folder_opened(base, folder) as descriptor:
-        modified = os.fstat(descriptor).st_mtime
-        with os.scandir(descriptor) as children:
-            for child in children:
-                is_empty = False
-                if child.is_dir(follow_symlinks=False):
-                    folders += [child.name] * _is_segment(child.name)
-                elif _TEMPORARY.fullmatch(child.name):
-                    with suppress(FileNotFoundError):
-                        file = child.stat(follow_symlinks=False)
-                        found.append(StoredObject(path + child.name, file.st_size, file.st_mtime))
-        if is_empty:
-            found.append(StoredObject(path, 0, modified))
-    yield from found
-    for name in sorted(folders):
-        yield from _leftovers(base, path + name)
 
 
 def _folders_above(path: str) -> Iterator[str]:
@@ -371,46 +343,6 @@ def _folders_above(path: str) -> Iterator[str]:
     while path:
         path = path.rpartition("/")[0]
         yield path
-
-
-def _names(base: str, folder: str) -> list[str]:
-    """Return the names in a folder that a path can hold, in the order of full paths.
-
-    A folder's name ends with ``/``, since that is how the paths below it go on. Nothing else is
-    kept: a table of a million rows has as many folders beside each other.
-    """
-    try:
-        with posix.folder_opened(base, folder) as descriptor, os.scandir(descriptor) as children:
-            return sorted(
-                child.name + "/" * child.is_dir(follow_symlinks=False)
-                for child in children
-                if _is_segment(child.name)
-            )
-    except FileNotFoundError:
-        return []
-
-
-def _objects(base: str, folder: str, names: list[str]) -> dict[str, StoredObject]:
-    """Return, by name, what is an object; what has just gone is none."""
-    found: dict[str, StoredObject] = {}
-    files = [name for name in names if not name.endswith("/")]
-    with suppress(FileNotFoundError), ExitStack() as stack:
-        parent = stack.enter_context(posix.folder_opened(base, folder)) if files else -1
-        for name in files:
-            with suppress(FileNotFoundError):
-                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    path = f"{folder}/{name}".lstrip("/")
-                    found[name] = StoredObject(path, status.st_size, status.st_mtime)
-    return found
-
-
-def _is_segment(name: str) -> bool:
-    try:
-        check_path(name)
-    except RefusedURLError:
-        return False
-    return True
 
 
 def base_exists(storage: Storage) -> bool:

@@ -25,7 +25,7 @@ Subclass a suite in a test module, give it the fixture that it asks for, and run
 
 from __future__ import annotations
 
-from sqla_datastore.testing.codecs import CodecSuite, decode_value, encode_value
-from sqla_datastore.testing.storages import StorageSuite
+from sqla_datastore.testing.codec_suite import CodecSuite, decode_value, encode_value
+from sqla_datastore.testing.storage_suite import StorageSuite
 
 __all__ = ["CodecSuite", "StorageSuite", "decode_value", "encode_value"]

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqla_datastore.dml.statement import Surroundings
 from sqla_datastore.exceptions import StorageError
-from sqla_datastore.removals.drain import look, strike_off
+from sqla_datastore.removals.due import look, strike_off
 from sqla_datastore.removals.table import Noted, note_removals, removals_of
 from sqla_datastore.storage.urls import Name
-from sqla_datastore.unitofwork.holders import Holders
+from sqla_datastore.unitofwork.commit_checks import watches_of
 from sqla_datastore.unitofwork.ledger import Ledger
 from sqla_datastore.unitofwork.outcome import Committed, Outcome, Phase, RolledBack
-from sqla_datastore.unitofwork.watches import watches_of
+from sqla_datastore.unitofwork.referring_rows import Holders
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect

@@ -1,10 +1,13 @@
-"""The value: a mapping of entries that are kept outside the database and loaded one by one."""
+"""The value: a mapping of entries that are kept outside the database and loaded one by one.
+
+One public class with all that ``dict`` offers, so it is longer than other modules.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.mutable import Mutable
@@ -16,57 +19,13 @@ from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.entry import Entry, Source
 from sqla_datastore.value.equality import equal
-from sqla_datastore.value.mapping import EntryMapping
+from sqla_datastore.value.mapping import EntryMapping, RowLink
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.binding import StorageLike
     from sqla_datastore.storage.protocol import Storage
     from sqla_datastore.value.inspection import Inspection
     from sqla_datastore.value.saving import ValuePlan
-
-
-class RowLink(Protocol):
-    """What a value knows of the row it belongs to; the session's events set it as `_row`."""
-
-    def arm(self, value: DataStore) -> None:
-        """Called when something editable is handed out, the first time since the last `_scan`.
-
-        The row should be looked at before the next flush and commit, with `_scan`.
-        """
-
-    def check_edit(self, value: DataStore) -> None:
-        """Called before entries are assigned or removed; nothing has changed yet.
-
-        Raises:
-            StaleValueError: the edit could not be saved with the row.
-        """
-
-    def is_for(self, state: Any, key: str) -> bool:
-        """Return whether it is the link of this attribute of a row."""
-
-    def is_of(self, table: Any, key: tuple[Any, ...] | None) -> bool:
-        """Return whether the row is, or will be, the one of a table that has this primary key."""
-
-    def restored(self, value: DataStore) -> None:
-        """Called after a rollback has put the value back as it was before it was stored."""
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether the row's instance is gone."""
-
-    @property
-    def session(self) -> Any:
-        """The Session that the row is attached to, if any."""
-
-    def identify(self) -> None:
-        """Called once the row is inserted, so that it has a key."""
-
-    def bring_back(self, session: Any, row: Any, value: DataStore) -> None:
-        """Called when an edited value went away from its row: it becomes the row's again.
-
-        Raises:
-            StaleValueError: the row is gone, or holds another value.
-        """
 
 
 class DataStore(Mutable, EntryMapping):

@@ -70,7 +70,7 @@ def fingerprint(value: object) -> bytes:
 
 
 def _digest(value: object, opaque: tuple[type, ...]) -> tuple[bytes | None, list[object]]:
-    hashed = _Hashed()
+    hashed = HashSink()
     pickler = _Pickler(hashed, opaque)
     try:
         pickler.dump(value)
@@ -79,24 +79,31 @@ def _digest(value: object, opaque: tuple[type, ...]) -> tuple[bytes | None, list
     return hashed.digest(), pickler.kept
 
 
-class _Hashed(io.RawIOBase):
-    """A file that remembers only the hash of what is written to it."""
+class HashSink(io.RawIOBase):
+    """A file, or an object being written, that remembers only the hash of its bytes."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
 
     def write(self, data: Any) -> int:
+        """Hash some bytes."""
         self._hash.update(data)
         return memoryview(data).nbytes
 
+    def patch(self, offset: int, data: Any, /) -> None:
+        """Hash bytes that overwrite earlier ones, and where."""
+        self._hash.update(offset.to_bytes(8, "little"))
+        self._hash.update(data)
+
     def digest(self) -> bytes:
+        """Return the hash of all that was written."""
         return self._hash.digest()
 
 
 class _Pickler(pickle.Pickler):
     """Writes what can change: content of writable memory, addresses of the rest."""
 
-    def __init__(self, file: _Hashed, opaque: tuple[type, ...]) -> None:
+    def __init__(self, file: HashSink, opaque: tuple[type, ...]) -> None:
         super().__init__(file, 5, buffer_callback=self._out_of_band)
         self.kept: list[object] = []
         self._file = file

@@ -12,12 +12,56 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.protocol import Storage
+
+
+class RowLink(Protocol):
+    """What a value knows of the row that it belongs to; the listeners of mappers set it."""
+
+    def arm(self, value: Any) -> None:
+        """Called when something editable is handed out, the first time since the last `_scan`.
+
+        The row should be looked at before the next flush and commit, with `_scan`.
+        """
+
+    def check_edit(self, value: Any) -> None:
+        """Called before entries are assigned or removed; nothing has changed yet.
+
+        Raises:
+            StaleValueError: the edit could not be saved with the row.
+        """
+
+    def is_for(self, state: Any, key: str) -> bool:
+        """Return whether it is the link of this attribute of a row."""
+
+    def is_of(self, table: Any, key: tuple[Any, ...] | None) -> bool:
+        """Return whether the row is, or will be, the one of a table that has this primary key."""
+
+    def restored(self, value: Any) -> None:
+        """Called after a rollback has put the value back as it was before it was stored."""
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the row's instance is gone."""
+
+    @property
+    def session(self) -> Any:
+        """The Session that the row is attached to, if any."""
+
+    def identify(self) -> None:
+        """Called once the row is inserted, so that it has a key."""
+
+    def bring_back(self, session: Any, row: Any, value: Any) -> None:
+        """Called when an edited value went away from its row: it becomes the row's again.
+
+        Raises:
+            StaleValueError: the row is gone, or holds another value.
+        """
 
 
 class EntryMapping(MutableMapping[str, Any], Nestable):
@@ -28,7 +72,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
 
     _armed: bool = False
 
-    _row: Any = None
+    _row: RowLink | None = None
     """The link to the row that it belongs to; None for a value that no row looks after."""
 
     @property

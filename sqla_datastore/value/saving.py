@@ -1,21 +1,20 @@
 """How a value is saved: look for edits, plan its objects, switch to the stored form, and back.
 
-The session's events call this through the value: `scan` before a flush and a commit, `plan` when a
-statement adopts its objects, `switch` once they are written, and what `switch` returned when they
-are removed again because the transaction was rolled back.
+`scan` runs before a flush and a COMMIT, `plan` before the statement that takes the value, `switch`
+once its objects are written. What `switch` returns runs when they are removed again, because the
+transaction was rolled back.
 """
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqla_datastore import format as container
 from sqla_datastore.format import Plan, matches
+from sqla_datastore.format import plan as plan_objects
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source, fingerprint_of
 from sqla_datastore.value.mapping import EntryMapping
@@ -84,7 +83,7 @@ def _no_entries(_value: object) -> Mapping[str, object]:
 
 
 def _encoded(name: str, value: object) -> Plan:
-    return container.plan({name: value}, nested_entries=_no_entries)
+    return plan_objects({name: value}, nested_entries=_no_entries)
 
 
 def _nested_urls(family: Plan) -> list[str | None]:
@@ -92,26 +91,11 @@ def _nested_urls(family: Plan) -> list[str | None]:
 
 
 def _digest(family: Plan) -> bytes:
-    sink = _Digest()
+    from sqla_datastore.value.fingerprint import HashSink
+
+    sink = HashSink()
     family.objects[0].write(sink)
     return sink.digest()
-
-
-class _Digest:
-    """An object that is written nowhere: it remembers the hash of its bytes."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
-
-    def write(self, data: Any, /) -> None:
-        self._hash.update(data)
-
-    def patch(self, offset: int, data: Any, /) -> None:
-        self._hash.update(offset.to_bytes(8, "little"))
-        self._hash.update(data)
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
 
 
 # -- planning --------------------------------------------------------------------------------------
@@ -126,7 +110,7 @@ def plan(value: EntryMapping, column: str | None) -> ValuePlan:
         taken[id(each)] = {name: _Taken(entry, None) for name, entry in entries}
         return {name: _part(name, entry, each) for name, entry in entries}
 
-    family = container.plan(parts(value), nested_entries=parts, column=column)
+    family = plan_objects(parts(value), nested_entries=parts, column=column)
     for entries in taken.values():
         for item in entries.values():
             item.fingerprint = _fingerprint_to_keep(item.entry)

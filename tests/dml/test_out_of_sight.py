@@ -13,7 +13,7 @@ from support.exactness import assert_exact, urls_of
 from support.models import Base, Counter, Experiment, Keyed, Project, Run
 
 from sqla_datastore import DataStore, RefusedStatementError
-from sqla_datastore.engine import endings
+from sqla_datastore.engine import observed_transaction
 from sqla_datastore.maintenance import gc
 from sqla_datastore.storage.urls import ObjectURL
 
@@ -175,7 +175,7 @@ def test_a_connection_lost_at_a_savepoint(engine, exact, moment):
         }
         with pytest.raises(OperationalError):
             end[moment]()
-    assert not endings._open
+    assert not observed_transaction._open
     assert mine.url is None
     exact(3)
     with Session(engine) as session:

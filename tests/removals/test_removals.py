@@ -322,8 +322,8 @@ def test_a_failure_to_strike_off_is_quiet_and_made_good(engine, exact, caplog, m
 
 
 def test_many_are_carried_out_in_batches_and_after_an_interruption(engine, stored, monkeypatch):
-    monkeypatch.setattr("sqla_datastore.dml.queries._BATCHES", {})
-    monkeypatch.setattr("sqla_datastore.dml.queries.CHUNK", 3)
+    monkeypatch.setattr("sqla_datastore.dml.row_queries._BATCHES", {})
+    monkeypatch.setattr("sqla_datastore.dml.row_queries.CHUNK", 3)
     add(engine, *range(20))
     killed = storage_doing(engine, stored, killed_before_removal)
     with killed, pytest.raises(Killed), engine.begin() as connection:
@@ -515,8 +515,8 @@ class Stubborn(LocalStorage):
 
 
 def test_one_object_that_cannot_be_removed_is_in_nobodys_way(engine, stored, monkeypatch, caplog):
-    monkeypatch.setattr("sqla_datastore.removals.drain.LOOK_ROWS", 2)
-    monkeypatch.setattr("sqla_datastore.removals.drain.LOOK_SECONDS", 0)
+    monkeypatch.setattr("sqla_datastore.removals.due.LOOK_ROWS", 2)
+    monkeypatch.setattr("sqla_datastore.removals.due.LOOK_SECONDS", 0)
     add(engine, *range(5))
     urls = urls_of(engine, Base.metadata)
     with engine.begin() as connection:

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from sqla_datastore import DataStore, DataStoreType, bind_storage
-from sqla_datastore.engine import endings
+from sqla_datastore.engine import observed_transaction
 from support.databases import Stored, explicit_begin
 
 metadata = MetaData()
@@ -124,7 +124,7 @@ class DriverRuns:
             self.rows = {url for url in urls if url is not None}
         self.files = {f"file:///{path}" for path in self._stored.files()}
         assert self.rows <= self.files, "a committed row is dangling"
-        assert not endings._open, "a ledger was left open"
+        assert not observed_transaction._open, "a ledger was left open"
 
     def exact(self, count: int) -> None:
         """Assert that after the last run the storage held what so many rows referred to."""

@@ -28,7 +28,7 @@ from support.models import Base, Counter, Keyed, Project, Run
 from support.processes import environment
 
 from sqla_datastore import DataStore, DataStoreError, MissingObjectError, bind_storage
-from sqla_datastore.engine import endings
+from sqla_datastore.engine import observed_transaction
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage import LocalStorage
 from sqla_datastore.storage.urls import Name, ObjectURL
@@ -317,7 +317,7 @@ def assert_consistent_rows(engine):
 
 def assert_well(engine, stored, record_property=None):
     """Assert what holds after any concurrent work; return how many orphans there were."""
-    assert not endings._open, "a ledger was left open"
+    assert not observed_transaction._open, "a ledger was left open"
     orphans = assert_whole(engine, stored)
     assert_consistent_rows(engine)
     gc(engine, Base.metadata, apply=True, grace_seconds=0)

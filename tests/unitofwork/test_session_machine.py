@@ -24,10 +24,10 @@ from support.machine.transactions import JOIN_MODES
 from support.machine.world import AttackedStorage, World
 
 from sqla_datastore import StorageError, bind_storage
-from sqla_datastore.engine import endings
+from sqla_datastore.engine import observed_transaction
 from sqla_datastore.unitofwork import writing
-from sqla_datastore.unitofwork.holders import Holders
 from sqla_datastore.unitofwork.ledger import Ledger
+from sqla_datastore.unitofwork.referring_rows import Holders
 
 EXAMPLES = int(os.environ.get("SQLA_DATASTORE_MACHINE_EXAMPLES", "0"))
 SEED = 9
@@ -171,7 +171,7 @@ def remove_when_a_session_says_that_it_committed(_patch):
     """The event fires where a savepoint is released, or an outer transaction goes on."""
 
     def after_commit(_session):
-        for transaction in list(endings._open.values()):
+        for transaction in list(observed_transaction._open.values()):
             found = transaction.ledger._replay()
             for name in found.dropped - found.live:
                 name.storage.remove([name.path])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, not_, select, true
 
-from sqla_datastore.dml.queries import batch_size, batched, held_urls, in_schemas
+from sqla_datastore.dml.row_queries import batch_size, batched, held_urls, in_schemas
 from sqla_datastore.exceptions import RefusedURLError, StorageError
 from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for

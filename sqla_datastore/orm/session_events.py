@@ -20,17 +20,17 @@ from sqlalchemy import Column, event, inspect
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, object_session
 
-from sqla_datastore.engine.endings import flushed_by
-from sqla_datastore.engine.observer import transaction_of
+from sqla_datastore.engine.dialect_observer import transaction_of
+from sqla_datastore.engine.observed_transaction import flushed_by
 from sqla_datastore.exceptions import StaleValueError
-from sqla_datastore.orm.link import RowLink
-from sqla_datastore.orm.watch import (
+from sqla_datastore.orm.edits_in_place import (
     SessionWatch,
     declared_attributes,
     is_edited,
     values_of,
     watches,
 )
+from sqla_datastore.orm.row_link import RowLink
 from sqla_datastore.schema import declarations
 from sqla_datastore.schema.sqlalchemy_compat import conflict_clause
 from sqla_datastore.unitofwork import writing

@@ -19,14 +19,14 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExecutionContext
 from sqlalchemy.pool import Pool
 
-from sqla_datastore.dml.changes import binds_values, effects_of, follows
 from sqla_datastore.dml.effects import Effects
+from sqla_datastore.dml.insert_update_delete import binds_values, effects_of, follows
 from sqla_datastore.dml.parameters import Reservation
 from sqla_datastore.dml.statement import Surroundings
-from sqla_datastore.engine import control, observer
+from sqla_datastore.engine import dialect_observer, transaction_control
+from sqla_datastore.engine.dialect_observer import transaction_of
 from sqla_datastore.engine.drivers import TransactionState, autocommits, transaction_state
-from sqla_datastore.engine.endings import ObservedTransaction, found_on
-from sqla_datastore.engine.observer import transaction_of
+from sqla_datastore.engine.observed_transaction import ObservedTransaction, found_on
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
 
@@ -57,11 +57,11 @@ def install() -> None:
     event.listen(Engine, "handle_error", _handle_error)
     event.listen(Engine, "begin", _begin)
     event.listen(Engine, "begin_twophase", _begin)
-    event.listen(Pool, "reset", observer.forgotten)
+    event.listen(Pool, "reset", dialect_observer.forgotten)
 
 
 def _begin(connection: Connection, *_: Any) -> None:
-    observer.observe(connection)
+    dialect_observer.observe(connection)
     transaction = found_on(connection)
     if transaction is not None:
         transaction.end_if_begun_again()
@@ -98,8 +98,8 @@ def _note_text(transaction: ObservedTransaction, statement: str) -> None:
     """Note transaction control that SQLAlchemy does not see; nobody can tell its effect."""
     if transaction.ledger.is_empty:
         return
-    transaction.holders.ran_ddl |= control.drops_things(statement)
-    if control.controls_transaction(statement, transaction.dialect.name):
+    transaction.holders.ran_ddl |= transaction_control.drops_things(statement)
+    if transaction_control.controls_transaction(statement, transaction.dialect.name):
         transaction.doubt = Unknown(f"{statement.strip()[:60]!r} was executed as text")
 
 

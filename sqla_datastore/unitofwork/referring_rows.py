@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqla_datastore.dml.queries import held_urls, urls_of_rows
+from sqla_datastore.dml.row_queries import held_urls, urls_of_rows
 from sqla_datastore.schema.declarations import present, present_columns
 from sqla_datastore.storage.urls import Name, row_url
 

@@ -12,10 +12,10 @@ from sqlalchemy import Column, Table
 from sqlalchemy.sql.dml import UpdateBase
 from typing_extensions import override
 
-from sqla_datastore.dml.affected import AffectedRows
+from sqla_datastore.dml.affected_rows import AffectedRows
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import Reservation, items_of, take
-from sqla_datastore.dml.queries import Row
+from sqla_datastore.dml.row_queries import Row
 from sqla_datastore.dml.statement import Statement, Surroundings
 from sqla_datastore.dml.upsert import refuse_expressions, rows_met
 from sqla_datastore.exceptions import RefusedStatementError

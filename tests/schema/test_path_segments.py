@@ -8,7 +8,7 @@ import uuid
 import pytest
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, SmallInteger, String, Table, Uuid
 
-from sqla_datastore.schema.segments import Part, Segment
+from sqla_datastore.schema.path_segments import Part, Segment
 
 FRESH = str(uuid.UUID(int=2**127 + 0xABC))
 

@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TupleType
 
-from sqla_datastore.dml.queries import CHUNK, Row, any_key, batched, select_rows
+from sqla_datastore.dml.row_queries import CHUNK, Row, any_key, batched, select_rows
 from sqla_datastore.schema import sqlalchemy_compat
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 

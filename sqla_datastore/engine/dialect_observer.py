@@ -11,15 +11,15 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from sqla_datastore.engine.drivers import TransactionState, transaction_state
-from sqla_datastore.engine.endings import (
+from sqla_datastore.engine.observed_transaction import (
     ObservedTransaction,
     found_on,
     open_transaction,
     opened,
 )
 from sqla_datastore.schema.sqlalchemy_compat import pool_dialect
+from sqla_datastore.unitofwork.commit_checks import watches_of
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
-from sqla_datastore.unitofwork.watches import watches_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection

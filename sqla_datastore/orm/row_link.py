@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import InstanceState, Session, attributes, object_session
 
 from sqla_datastore.exceptions import StaleValueError
-from sqla_datastore.orm.watch import SessionWatch, is_edited, rows_of
+from sqla_datastore.orm.edits_in_place import SessionWatch, is_edited, rows_of
 from sqla_datastore.value.datastore import DataStore
 
 _GONE = (

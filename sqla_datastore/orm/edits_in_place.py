@@ -17,7 +17,7 @@ from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.schema.columns import is_declared
-from sqla_datastore.unitofwork.watches import unwatch_connection, watch_connection
+from sqla_datastore.unitofwork.commit_checks import unwatch_connection, watch_connection
 from sqla_datastore.value.datastore import DataStore
 
 _LATE = (

@@ -1,0 +1,82 @@
+"""What lies in the folders of a local storage: objects, and what interrupted writes left."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+from sqla_datastore.exceptions import RefusedURLError
+from sqla_datastore.storage import posix
+from sqla_datastore.storage.protocol import StoredObject
+from sqla_datastore.storage.urls import check_path
+
+TEMPORARY = re.compile(r"#[0-9a-f]{32}\.part")
+"""The names of files that are not written whole; no URL can hold one."""
+
+
+def leftovers(base: str, folder: str) -> Iterator[StoredObject]:
+    """Yield temporary files and empty folders below a folder; symbolic links are not followed."""
+    path = f"{folder}/" if folder else ""
+    folders: list[str] = []
+    found: list[StoredObject] = []
+    is_empty = bool(folder)
+    # gone, or a writer has just finished: then it is no leftover
+    with suppress(FileNotFoundError), posix.folder_opened(base, folder) as descriptor:
+        modified = os.fstat(descriptor).st_mtime
+        with os.scandir(descriptor) as children:
+            for child in children:
+                is_empty = False
+                if child.is_dir(follow_symlinks=False):
+                    folders += [child.name] * _is_segment(child.name)
+                elif TEMPORARY.fullmatch(child.name):
+                    with suppress(FileNotFoundError):
+                        file = child.stat(follow_symlinks=False)
+                        found.append(StoredObject(path + child.name, file.st_size, file.st_mtime))
+        if is_empty:
+            found.append(StoredObject(path, 0, modified))
+    yield from found
+    for name in sorted(folders):
+        yield from leftovers(base, path + name)
+
+
+def names(base: str, folder: str) -> list[str]:
+    """Return the names in a folder that a path can hold, in the order of full paths.
+
+    A folder's name ends with ``/``, since that is how the paths below it go on. Nothing else is
+    kept: a table of a million rows has as many folders beside each other.
+    """
+    try:
+        with posix.folder_opened(base, folder) as descriptor, os.scandir(descriptor) as children:
+            return sorted(
+                child.name + "/" * child.is_dir(follow_symlinks=False)
+                for child in children
+                if _is_segment(child.name)
+            )
+    except FileNotFoundError:
+        return []
+
+
+def objects(base: str, folder: str, names: list[str]) -> dict[str, StoredObject]:
+    """Return, by name, what is an object; what has just gone is none."""
+    found: dict[str, StoredObject] = {}
+    files = [name for name in names if not name.endswith("/")]
+    with suppress(FileNotFoundError), ExitStack() as stack:
+        parent = stack.enter_context(posix.folder_opened(base, folder)) if files else -1
+        for name in files:
+            with suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    path = f"{folder}/{name}".lstrip("/")
+                    found[name] = StoredObject(path, status.st_size, status.st_mtime)
+    return found
+
+
+def _is_segment(name: str) -> bool:
+    try:
+        check_path(name)
+    except RefusedURLError:
+        return False
+    return True
