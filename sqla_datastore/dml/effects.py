@@ -37,6 +37,8 @@ class Effects:
         lone_values: how many values of it have no row that was found.
         is_certain: whether rows hold what is reserved once the statement has run. Otherwise the
             database is asked before COMMIT.
+        is_by_key: whether the statement can find no other row than was found before. A value that
+            got into another one is refused before COMMIT.
     """
 
     declared: DeclaredTable
@@ -48,6 +50,7 @@ class Effects:
     found_rows: int | None = None
     lone_values: int = 0
     is_certain: bool = True
+    is_by_key: bool = True
 
     @property
     def names(self) -> list[Name]:

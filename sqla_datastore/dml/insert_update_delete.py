@@ -262,7 +262,7 @@ class UpdateStatement(Statement):
         by_key = self.affected.key_parameters is not None
         if reservation is not None and not by_key:
             # the criteria could find another row than a moment before
-            effects.is_certain = False
+            effects.is_certain = effects.is_by_key = False
         # where another row could be found, a new name shows which one was
         if reservation is not None and by_key and _keeps(reservation, row.urls.get(column)):
             return reservation

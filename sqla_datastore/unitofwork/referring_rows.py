@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqla_datastore.dml.row_queries import held_urls, urls_of_rows
+from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.declarations import present, present_columns
 from sqla_datastore.storage.urls import Name, row_url
 
@@ -53,6 +54,7 @@ class Holders:
     ran_ddl: bool = False
     _previous: dict[Name, RowKey] = field(default_factory=dict)
     _given: dict[Name, RowKey] = field(default_factory=dict)
+    _meant: set[Name] = field(default_factory=set)
     _hidden: set[Name] = field(default_factory=set)
 
     def note(self, effects: Effects) -> None:
@@ -61,6 +63,8 @@ class Holders:
         self._previous.update((name, (declared, key)) for name, key in effects.previous.items())
         if not effects.is_certain:
             self._given.update((name, (declared, key)) for name, key in effects.given.items())
+        if not effects.is_by_key:
+            self._meant.update(effects.given)
 
     def referenced(self, connection: Connection | None, names: set[Name]) -> set[Name]:
         """Return those of the names that a row refers to, asked in this transaction.
@@ -69,6 +73,9 @@ class Holders:
             connection: the transaction's; without one nobody can be asked, so everything stays but
                 what rows are known to have lost.
             names: what the ledger is not sure of.
+
+        Raises:
+            RefusedStatementError: an UPDATE has put a value into another row than was found.
         """
         if connection is None:
             return names - self._previous.keys()
@@ -78,7 +85,18 @@ class Holders:
         by_url = {n for n in names - held if n in self._given or n not in self._previous}
         listed = {name for name in by_url if name not in self._given}
         self._hidden = listed if listed and _reads_a_snapshot(connection) else set()
-        return held | self._held_by_url(connection, by_url)
+        found = self._held_by_url(connection, by_url)
+        self._refuse_strays(found)
+        return held | found
+
+    def _refuse_strays(self, names: set[Name]) -> None:
+        """Refuse values that other rows got than those that were found for them."""
+        for name in names & self._meant:
+            table = self._given[name][0].table.name
+            raise RefusedStatementError(
+                f"the criteria of an UPDATE of {table!r} found another row than a moment before; "
+                "the transaction is rolled back: select the row, and update it by its key"
+            )
 
     def referenced_after_commit(self, connection: Connection | None) -> set[Name]:
         """Return the listed names that rows refer to which the transaction could not see.

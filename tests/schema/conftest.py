@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import DeclarativeBase
@@ -18,8 +19,13 @@ def only_own_declarations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def Base() -> Iterator[type[DeclarativeBase]]:
+    # held: mappers of classes that nobody holds may be collected before they are looked at
+    held: list[type] = []
+
     class Base(DeclarativeBase):
-        pass
+        def __init_subclass__(cls, **options: Any) -> None:
+            super().__init_subclass__(**options)
+            held.append(cls)
 
     yield Base
     # classes that cannot be configured would fail those of every later test

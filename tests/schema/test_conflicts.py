@@ -149,8 +149,6 @@ def family(Base, *, owner="{id}", child="{id_parent}", key=None):
         id_parent: Mapped[int] = mapped_column(*([key] if key is not None else []))
         data: Mapped[DataStore | None] = mapped_column(DataStoreType(folder=child))
 
-    # held by the base: mappers of classes that nobody holds may be collected before the check
-    Base.family = Parent, Child
     return Parent, Child
 
 
