@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqla_datastore.dml.parameters import Reservation
 from sqla_datastore.dml.row_queries import Row
@@ -12,6 +12,19 @@ from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredTable
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import Name
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+
+class Upsert(Protocol):
+    """The rows that an INSERT may meet."""
+
+    def settle(self, effects: Effects, connection: Connection) -> None:
+        """Find out, once it ran, which rows got what."""
+
+    def drop_all(self, effects: Effects) -> None:
+        """Note that all rows that it may meet may have lost what they held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +44,27 @@ class Effects:
         reserved: values with a URL that the statement will put into rows.
         dropped: names that rows held and will not hold.
         previous: the primary key of the row that held each dropped name, where the table has one.
-        given: the primary key of the row that each reserved name is for, where it is known.
+        destinations: the primary key of the row that each reserved name is for, where it is known.
         folders: folders to be emptied.
-        found_rows: how many rows were found for an UPDATE, None where that says nothing.
-        lone_values: how many values of it have no row that was found.
-        is_certain: whether rows hold what is reserved once the statement has run. Otherwise the
-            database is asked before COMMIT.
-        is_by_key: whether the statement can find no other row than was found before. A value that
-            got into another one is refused before COMMIT.
+        upsert: the rows that an INSERT may meet, or None.
+        found_rows: how many rows were found for an UPDATE, None for INSERT and DELETE, whose row
+            count is not compared.
+        values_without_row: how many sets of parameters of an UPDATE found no row.
+        is_certain: whether rows hold what is reserved, and lost what is dropped, once the statement
+            has run. Otherwise the database is asked before COMMIT.
+        is_by_key: whether the criteria compare the whole primary key. Otherwise a value that got
+            into another row is refused before COMMIT.
     """
 
     declared: DeclaredTable
     reserved: list[Reservation] = field(default_factory=list)
     dropped: list[Name] = field(default_factory=list)
     previous: dict[Name, tuple[Any, ...]] = field(default_factory=dict)
-    given: dict[Name, tuple[Any, ...]] = field(default_factory=dict)
+    destinations: dict[Name, tuple[Any, ...]] = field(default_factory=dict)
     folders: list[Folder] = field(default_factory=list)
+    upsert: Upsert | None = None
     found_rows: int | None = None
-    lone_values: int = 0
+    values_without_row: int = 0
     is_certain: bool = True
     is_by_key: bool = True
 
@@ -61,7 +77,7 @@ class Effects:
         """Note a value with its URL, and the key of the row that it is for."""
         self.reserved.append(reservation)
         if key is not None:
-            self.given.update(dict.fromkeys(reservation.names, key))
+            self.destinations.update(dict.fromkeys(reservation.names, key))
 
     def drop(self, row: Row, names: Iterable[Name]) -> None:
         """Note what a row held and will not hold."""
@@ -70,23 +86,35 @@ class Effects:
         if self.declared.table.primary_key:
             self.previous.update(dict.fromkeys(names, row.key(self.declared.table)))
 
-    def ran(self, rowcount: int) -> None:
+    def settle(self, connection: Connection, rowcount: int) -> None:
         """Compare what was expected with what the statement did. Called right after it ran.
 
         Args:
+            connection: the connection that ran it; an upsert asks it which rows got what.
             rowcount: the driver's count of matched rows, -1 where it does not know.
 
         Raises:
             RefusedStatementError: it put one value into several rows, which nobody could foresee.
         """
-        if self.found_rows is None:
-            return
-        if rowcount == self.found_rows == 0:
+        if self.upsert is not None:
+            self.upsert.settle(self, connection)
+        elif self.found_rows is not None:
+            self._compare(rowcount, self.found_rows)
+
+    def _compare(self, rowcount: int, found_rows: int) -> None:
+        expected = found_rows + self.values_without_row
+        if rowcount == found_rows == 0:
             self.reserved.clear()
-        elif rowcount != self.found_rows + self.lone_values:
+        elif rowcount != expected:
             self.is_certain = False
-        if self.reserved and rowcount > self.found_rows + self.lone_values:
+        if self.reserved and rowcount > expected:
             raise RefusedStatementError(
                 f"rows of {self.declared.table.name!r} appeared while they were updated, and one "
                 "value can be only one row's; roll the transaction back and try again"
             )
+
+    def fail(self) -> None:
+        """Note that the statement failed: a database may keep what its first rows got."""
+        self.is_certain = False
+        if self.upsert is not None:
+            self.upsert.drop_all(self)

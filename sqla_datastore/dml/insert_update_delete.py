@@ -17,7 +17,7 @@ from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import Reservation, items_of, take
 from sqla_datastore.dml.row_queries import Row
 from sqla_datastore.dml.statement import Statement, Surroundings
-from sqla_datastore.dml.upsert import refuse_expressions, rows_met
+from sqla_datastore.dml.upsert import RowsMet, refuse_expressions
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
 from sqla_datastore.schema.declarations import declared_table
@@ -143,7 +143,11 @@ class InsertStatement(Statement):
             self._refuse_select()
             return effects
         rows = list(self._rows())
-        met = self._meet(effects) if may_meet_rows(self.dml) else {}
+        met: Mapping[Any, Row] = {}
+        if may_meet_rows(self.dml):
+            refuse_expressions(self.dml)
+            upsert = effects.upsert = RowsMet.find(self)
+            met = upsert.before
         for values, reserved in rows:
             token = str(uuid.uuid4())
             for column, reservation in reserved:
@@ -152,16 +156,6 @@ class InsertStatement(Statement):
             if self.key(values) not in met:
                 effects.folders.extend(self.owned_folders(Row(values, {})))
         return effects
-
-    def _meet(self, effects: Effects) -> Mapping[Any, Row]:
-        """Note what the rows that the INSERT may meet could lose; return them by their keys."""
-        refuse_expressions(self.dml)
-        effects.is_certain = False
-        met = rows_met(self.connection, self.declared, self.assignments)
-        for row in met.values():
-            for column, url in row.urls.items():
-                effects.drop(row, self.names(column, url))
-        return met
 
     def _refuse_select(self) -> None:
         names = selected_names(self.dml)
@@ -220,7 +214,7 @@ class UpdateStatement(Statement):
         effects = Effects(self.declared, found_rows=0)
         for index, rows in self.affected.by_parameters(self.declared.columns):
             effects.found_rows += len(rows)  # type: ignore[operator]
-            effects.lone_values += not rows
+            effects.values_without_row += not rows
             bound = self.assignments.reservations(index)
             for column in columns:
                 reservation = self._assign(effects, column, index, bound, rows)

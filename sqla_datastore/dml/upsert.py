@@ -1,19 +1,22 @@
 """The existing rows that an INSERT may meet: ON CONFLICT, ON DUPLICATE KEY, OR REPLACE, IGNORE.
 
-They are selected beforehand by every unique key that the new values tell. Whichever branch of the
-statement runs for them, the question before COMMIT finds out what they hold then.
+They are selected before and after by every unique key that the new values tell. The difference says
+which branch of the statement ran for each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Table, UniqueConstraint, and_, or_
 from sqlalchemy.sql import operators
 
+from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import MISSING, Assignments
-from sqla_datastore.dml.row_queries import CHUNK, Row, batched, select_rows
+from sqla_datastore.dml.row_queries import CHUNK, Row, batched, held_urls, select_rows
+from sqla_datastore.dml.statement import Statement
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredTable
 from sqla_datastore.schema.sqlalchemy_compat import conflict_clause, is_sql
@@ -37,15 +40,59 @@ def refuse_expressions(insert: Any) -> None:
         )
 
 
-def rows_met(
-    connection: Connection, declared: DeclaredTable, assignments: Assignments
-) -> dict[tuple[Any, ...], Row]:
-    """Select the existing rows that an INSERT may meet, locked, by their primary keys."""
-    found: dict[tuple[Any, ...], Row] = {}
-    for batch in batched(list(_key_criteria(declared, assignments)), CHUNK):
-        for row in select_rows(connection, declared, declared.columns, [or_(*batch)]):
-            found[row.key(declared.table)] = row
-    return found
+@dataclass
+class RowsMet:
+    """The existing rows that an INSERT may meet.
+
+    Attributes:
+        statement: the INSERT.
+        criteria: one for each unique key of each new row.
+        before: the rows that were there, locked, by their primary keys.
+    """
+
+    statement: Statement
+    criteria: list[Any]
+    before: dict[tuple[Any, ...], Row]
+
+    @classmethod
+    def find(cls, statement: Statement) -> RowsMet:
+        """Select the rows that an INSERT may meet; called before it runs."""
+        self = cls(statement, list(_key_criteria(statement.declared, statement.assignments)), {})
+        self.before = self._select(statement.connection)
+        return self
+
+    def settle(self, effects: Effects, connection: Connection) -> None:
+        """Compare the rows before and after: what they lost is dropped, what none got is not kept.
+
+        Asked right after the statement, so that what no row got need not be written at all.
+        """
+        held = {
+            url for row in self._select(connection).values() for url in row.urls.values() if url
+        }
+        before = {url for row in self.before.values() for url in row.urls.values() if url}
+        # rows whose keys the values did not tell, or that got other keys, are found by their URLs
+        missing = {*before, *(str(each.url) for each in effects.reserved)} - held
+        held |= held_urls(connection, effects.declared.plain_columns, sorted(missing))
+        self._drop(effects, held)
+        effects.reserved = [each for each in effects.reserved if str(each.url) in held]
+
+    def drop_all(self, effects: Effects) -> None:
+        """Note that all rows that it may meet may have lost what they held."""
+        self._drop(effects, set())
+
+    def _drop(self, effects: Effects, held: set[str]) -> None:
+        for row in self.before.values():
+            for column, url in row.urls.items():
+                if url not in held:
+                    effects.drop(row, self.statement.names(column, url))
+
+    def _select(self, connection: Connection) -> dict[tuple[Any, ...], Row]:
+        declared = self.statement.declared
+        found: dict[tuple[Any, ...], Row] = {}
+        for batch in batched(self.criteria, CHUNK):
+            for row in select_rows(connection, declared, declared.columns, [or_(*batch)]):
+                found[row.key(declared.table)] = row
+        return found
 
 
 def _key_criteria(declared: DeclaredTable, assignments: Assignments) -> Iterator[Any]:

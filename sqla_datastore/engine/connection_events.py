@@ -79,8 +79,9 @@ def _before_cursor_execute(
     _executemany: bool,
 ) -> tuple[str, Any]:
     transaction = found_on(connection)
-    if transaction is not None and transaction.end_if_out_of_sight():
-        transaction = None
+    # the next batch of a statement that is a transaction of its own goes on in it
+    if transaction is not None and not hasattr(context, _RUN):
+        transaction = None if transaction.end_if_out_of_sight() else transaction
     compiled: Any = getattr(context, "compiled", None)
     if compiled is None or context.isddl or context.is_text:  # type: ignore[union-attr]
         if transaction is not None:
@@ -98,7 +99,7 @@ def _note_text(transaction: ObservedTransaction, statement: str) -> None:
     """Note transaction control that SQLAlchemy does not see; nobody can tell its effect."""
     if transaction.ledger.is_empty:
         return
-    transaction.holders.ran_ddl |= transaction_control.drops_things(statement)
+    transaction.rows.ran_ddl |= transaction_control.drops_things(statement)
     if transaction_control.controls_transaction(statement, transaction.dialect.name):
         transaction.doubt = Unknown(f"{statement.strip()[:60]!r} was executed as text")
 
@@ -127,7 +128,7 @@ def _look_ahead(
         transaction.used_by(connection)
     setattr(context, _RUN, _Run(transaction, effects, autocommit))
     schemas = frozenset((context.execution_options.get("schema_translate_map") or {}).items())
-    transaction.holders.metadatas[effects.declared.table.metadata, schemas] = None
+    transaction.rows.metadatas[effects.declared.table.metadata, schemas] = None
     if autocommit:
         _write_ahead(transaction, effects)
 
@@ -194,8 +195,16 @@ def _taken_run(context: Any) -> _Run | None:
     return run
 
 
+def _rowcount(context: Any, result: Any) -> int:
+    """Return how many rows an UPDATE matched, -1 where the driver does not know yet."""
+    if not context.isupdate or (result.returns_rows and context.dialect.name == "sqlite"):
+        # sqlite3 counts the rows of RETURNING while they are fetched
+        return -1
+    return int(result.rowcount)
+
+
 def _after_execute(
-    _connection: Connection, _clause: Any, _multi: Any, _params: Any, _options: Any, result: Any
+    connection: Connection, _clause: Any, _multi: Any, _params: Any, _options: Any, result: Any
 ) -> None:
     context = getattr(result, "context", None)
     run = _taken_run(context)
@@ -203,7 +212,8 @@ def _after_execute(
         return
     transaction, effects = run.transaction, run.effects
     try:
-        effects.ran(result.rowcount if context.isupdate else -1)  # type: ignore[union-attr]
+        with transaction.own_calls():
+            effects.settle(connection, _rowcount(context, result))
     except BaseException:
         transaction.log_failed(effects)
         raise
@@ -222,7 +232,7 @@ def _end_own_transaction(transaction: ObservedTransaction, effects: Effects) -> 
     try:
         with transaction.own_calls():
             writing.carry_out(transaction, [effects])
-            transaction.decide()
+            transaction.decide(refuses_strays=False)
     except BaseException as err:
         transaction.end(Unknown("looking after a statement that was its own transaction failed"))
         if not isinstance(err, Exception):
@@ -256,7 +266,7 @@ def _end_failed_autocommit(transaction: ObservedTransaction, effects: Effects) -
     try:
         with transaction.own_calls():
             transaction.log_failed(effects)
-            transaction.decide()
+            transaction.decide(refuses_strays=False)
     except Exception as err:
         reason = f"a statement failed under AUTOCOMMIT, and so did asking: {err!r}"
         transaction.end(Unknown(reason))

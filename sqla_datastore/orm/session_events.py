@@ -132,7 +132,10 @@ def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
     """Put a copy in a value's place: one value is one row's."""
     copy = value.copy()
     copy._row = RowLink(state, key)
-    setattr(state.obj(), key, copy)
+    # not by set_committed_value: the change has to stay in the history; and no validator is asked
+    value._parents.pop(state, None)
+    copy._parents[state] = key
+    state.dict[key] = copy
 
 
 def _after_flush(session: Session, _context: Any) -> None:

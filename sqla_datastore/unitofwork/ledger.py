@@ -30,6 +30,7 @@ class _Kind(Enum):
     ADOPT = "a row refers to it"
     MAY_ADOPT = "a row may refer to it: what its statement did is not certain"
     DROP = "a row does not refer to it any more"
+    MAY_DROP = "a row may not refer to it any more"
     LIST = "it lies in a folder that is to be emptied"
 
 
@@ -40,7 +41,7 @@ class _Replayed:
     Attributes:
         size: how many entries were replayed.
         live: the names that rows refer to, as far as the log knows.
-        uncertain: those of them that the database is asked about before COMMIT.
+        uncertain: the names that go unless the database says, before COMMIT, that a row has them.
         dropped: the names that rows ceased to refer to, whether they came back or not.
     """
 
@@ -50,16 +51,15 @@ class _Replayed:
     dropped: set[Name] = field(default_factory=set)
 
     def take(self, kind: _Kind, name: Name) -> None:
-        if kind is _Kind.LIST:
-            return
-        self.uncertain.discard(name)
-        if kind is _Kind.DROP:
+        if kind in (_Kind.MAY_ADOPT, _Kind.MAY_DROP):
+            self.uncertain.add(name)
+        elif kind is not _Kind.LIST:
+            self.uncertain.discard(name)
+        if kind in (_Kind.ADOPT, _Kind.MAY_ADOPT):
+            self.live.add(name)
+        elif kind is _Kind.DROP:
             self.live.discard(name)
             self.dropped.add(name)
-        else:
-            self.live.add(name)
-        if kind is _Kind.MAY_ADOPT:
-            self.uncertain.add(name)
 
 
 class Ledger:
@@ -75,6 +75,7 @@ class Ledger:
         self._savepoints: list[tuple[str, int, int]] = []
         self._written: dict[Name, None] = {}
         self._complete: set[Name] = set()
+        self._unwritten: set[Name] = set()
         self._durable: set[Name] = set()
         self._undos: list[tuple[Name, Undo]] = []
         self._doomed: list[Name] = []
@@ -87,15 +88,25 @@ class Ledger:
 
         Args:
             names: the objects.
-            certain: False where the statement may have left the row alone: it failed, counted other
-                rows than expected, or met rows by their keys. `prepare` asks about these.
+            certain: False where the statement may have left the row alone: it failed, or counted
+                other rows than were found. `prepare` asks about these.
         """
         kind = _Kind.ADOPT if certain else _Kind.MAY_ADOPT
         self._log.extend((kind, name) for name in names)
 
-    def drop(self, names: Iterable[Name]) -> None:
-        """Note that a row does not refer to these any more. Called after its statement ran."""
-        self._log.extend((_Kind.DROP, name) for name in names)
+    def drop(self, names: Iterable[Name], *, certain: bool = True) -> None:
+        """Note that a row does not refer to these any more. Called after its statement ran.
+
+        Args:
+            names: the objects.
+            certain: as for `adopt`. Until `prepare` knows, the row counts as referring to them.
+        """
+        kind = _Kind.DROP if certain else _Kind.MAY_DROP
+        self._log.extend((kind, name) for name in names)
+
+    def refuse_if_held(self, names: Iterable[Name]) -> None:
+        """Note objects that are not and will not be written, though a row may refer to them."""
+        self._unwritten.update(names)
 
     def listed(self, names: Iterable[Name]) -> None:
         """Note names found in a folder that is to be emptied. Called under the row's lock."""
@@ -111,7 +122,7 @@ class Ledger:
 
     def incomplete(self) -> set[Name]:
         """Return the objects that rows refer to and whose writing failed."""
-        return (self.live() & self._written.keys()) - self._complete
+        return (self.live() & (self._written.keys() | self._unwritten)) - self._complete
 
     def make_durable(self, names: Iterable[Name]) -> None:
         """Make written objects durable; may fail. Called before COMMIT, by `prepare` as well."""
@@ -217,16 +228,22 @@ class Ledger:
         found, candidates = self._replay(), self.candidates()
         doubtful = candidates | found.uncertain | (found.dropped - found.live)
         held = referenced(doubtful) if doubtful else set()
-        self._unadopted = found.uncertain - held
-        if self.incomplete() - self._unadopted:
+        lost = found.uncertain - held
+        self._unadopted = lost & self._tried()
+        if self.incomplete() - lost:
             raise StorageError(
                 "rows refer to objects of this transaction that could not be written, so it cannot "
                 "be committed; roll it back and try again"
             )
-        live = found.live - self._unadopted
-        self.make_durable(live)
-        gone = (found.dropped | self._written.keys()) - (live | candidates)
-        self._doomed = sorted((gone | candidates) - held, key=lambda name: name.path)
+        live = found.live - lost
+        self.make_durable(live | held)
+        gone = (found.dropped | lost | self._written.keys()) - (live | candidates)
+        doomed = (gone | candidates) - held - (self._unwritten - self._written.keys())
+        self._doomed = sorted(doomed, key=lambda name: name.path)
+
+    def _tried(self) -> set[Name]:
+        """Return the names that a statement was to give to a row without certainty."""
+        return {name for kind, name in self._log if kind is _Kind.MAY_ADOPT}
 
     @property
     def doomed(self) -> list[Name]:
@@ -266,7 +283,8 @@ class Ledger:
 
     def forget(self, reason: str) -> None:
         """Keep both sides. Called when nobody can tell how the transaction ended; never fails."""
-        doubtful = sorted({*self._written, *(name for _, name in self._log)}, key=lambda n: n.path)
+        names = {*self._written, *(name for _, name in self._log)}
+        doubtful = sorted(names - self._unwritten, key=lambda name: name.path)
         self._clear()
         if doubtful:
             logger.warning(
@@ -287,6 +305,7 @@ class Ledger:
         self._savepoints.clear()
         self._written.clear()
         self._complete.clear()
+        self._unwritten.clear()
         self._durable.clear()
         self._undos.clear()
         self._doomed = []

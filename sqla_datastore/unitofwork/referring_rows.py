@@ -41,7 +41,7 @@ RowKey: TypeAlias = "tuple[DeclaredTable, tuple[Any, ...]]"
 
 
 @dataclass
-class Holders:
+class ReferringRows:
     """Knows which rows to ask about the objects of one transaction.
 
     Attributes:
@@ -53,50 +53,66 @@ class Holders:
     metadatas: dict[tuple[MetaData, SchemaItems], None] = field(default_factory=dict)
     ran_ddl: bool = False
     _previous: dict[Name, RowKey] = field(default_factory=dict)
-    _given: dict[Name, RowKey] = field(default_factory=dict)
-    _meant: set[Name] = field(default_factory=set)
-    _hidden: set[Name] = field(default_factory=set)
+    _destinations: dict[Name, RowKey] = field(default_factory=dict)
+    _tables: dict[Name, DeclaredTable] = field(default_factory=dict)
+    _bound_to_key: set[Name] = field(default_factory=set)
+    _listed_in_snapshot: set[Name] = field(default_factory=set)
 
     def note(self, effects: Effects) -> None:
         """Note the previous row of each dropped object, and the row of each uncertain one."""
         declared = effects.declared
         self._previous.update((name, (declared, key)) for name, key in effects.previous.items())
         if not effects.is_certain:
-            self._given.update((name, (declared, key)) for name, key in effects.given.items())
+            self._tables.update((name, declared) for name in effects.names)
+            self._destinations.update(
+                (name, (declared, key)) for name, key in effects.destinations.items()
+            )
         if not effects.is_by_key:
-            self._meant.update(effects.given)
+            self._bound_to_key.update(effects.destinations)
 
-    def referenced(self, connection: Connection | None, names: set[Name]) -> set[Name]:
+    def referenced(
+        self, connection: Connection | None, names: set[Name], *, refuses_strays: bool = True
+    ) -> set[Name]:
         """Return those of the names that a row refers to, asked in this transaction.
 
         Args:
             connection: the transaction's; without one nobody can be asked, so everything stays but
                 what rows are known to have lost.
-            names: what the ledger is not sure of.
+            names: what was dropped, listed, or adopted without certainty.
+            refuses_strays: refuse a value that an UPDATE has put into another row than was found.
 
         Raises:
-            RefusedStatementError: an UPDATE has put a value into another row than was found.
+            RefusedStatementError: there is such a value.
         """
         if connection is None:
             return names - self._previous.keys()
-        rows = {name: self._previous.get(name) or self._given.get(name) for name in names}
+        rows = {name: self._previous.get(name) or self._destinations.get(name) for name in names}
         held = self._held_by_key(connection, {n: row for n, row in rows.items() if row is not None})
-        # a new name may have got into another row than it was meant for
-        by_url = {n for n in names - held if n in self._given or n not in self._previous}
-        listed = {name for name in by_url if name not in self._given}
-        self._hidden = listed if listed and _reads_a_snapshot(connection) else set()
-        found = self._held_by_url(connection, by_url)
-        self._refuse_strays(found)
-        return held | found
+        # what nobody else knows needs neither a lock nor another table
+        own = {name for name in names - held if name in self._tables}
+        found = self._held_in_own_table(connection, own)
+        if refuses_strays:
+            self._refuse_strays(found, held)
+        listed = {name for name in names - held - own if name not in self._previous}
+        in_snapshot = listed and _reads_a_snapshot(connection)
+        self._listed_in_snapshot = listed if in_snapshot else set()
+        return held | found | self._held_by_url(connection, listed)
 
-    def _refuse_strays(self, names: set[Name]) -> None:
-        """Refuse values that other rows got than those that were found for them."""
-        for name in names & self._meant:
-            table = self._given[name][0].table.name
-            raise RefusedStatementError(
-                f"the criteria of an UPDATE of {table!r} found another row than a moment before; "
-                "the transaction is rolled back: select the row, and update it by its key"
-            )
+    def _refuse_strays(self, found: set[Name], held: set[Name]) -> None:
+        """Refuse values that other rows got than those that were found for them.
+
+        The row that was found still holds what it held: so the value has passed it by, and the row
+        has not just got another key meanwhile.
+        """
+        kept = {self._previous[name] for name in held if name in self._previous}
+        for name in found & self._bound_to_key:
+            declared, _ = destination = self._destinations[name]
+            if destination in kept:
+                raise RefusedStatementError(
+                    f"the criteria of an UPDATE of {declared.table.name!r} found another row than "
+                    "a moment before; the transaction is rolled back: select the row, and update "
+                    "it by its key"
+                )
 
     def referenced_after_commit(self, connection: Connection | None) -> set[Name]:
         """Return the listed names that rows refer to which the transaction could not see.
@@ -104,14 +120,14 @@ class Holders:
         On PostgreSQL a snapshot hides what others have committed since it was taken, from a locking
         SELECT too; so these names are asked about once more, in a new snapshot.
         """
-        if not self._hidden or connection is None:
-            return self._hidden
+        if not self._listed_in_snapshot or connection is None:
+            return self._listed_in_snapshot
         try:
             # after COMMIT nothing is waited for; what others change now lies elsewhere
-            return self._held_by_url(connection, self._hidden, locked=False)
+            return self._held_by_url(connection, self._listed_in_snapshot, locked=False)
         except Exception as err:
             logger.warning("what lay in a folder stays, the database failed to tell: %s", err)
-            return self._hidden
+            return self._listed_in_snapshot
         finally:
             with suppress(Exception):
                 connection.dialect.do_rollback(connection.connection)
@@ -132,6 +148,17 @@ class Holders:
 
     def _schemas_of(self, metadata: MetaData) -> Iterable[Schemas]:
         return [dict(items) for each, items in self.metadatas if each is metadata]
+
+    def _held_in_own_table(self, connection: Connection, names: set[Name]) -> set[Name]:
+        """Return those of the names, all this transaction's own, that rows of their table hold."""
+        found: set[Name] = set()
+        for declared in {self._tables[name] for name in names}:
+            urls = {row_url(name): name for name in names if self._tables[name] is declared}
+            for schemas in self._schemas_of(declared.table.metadata):
+                columns = self._columns(connection, declared, schemas)
+                held = held_urls(connection, columns, sorted(urls), schemas=schemas)
+                found |= {name for name in names if row_url(name) in held}
+        return found
 
     def _held_by_url(
         self, connection: Connection, names: set[Name], *, locked: bool = True

@@ -22,7 +22,7 @@ from sqla_datastore.storage.urls import Name
 from sqla_datastore.unitofwork.commit_checks import watches_of
 from sqla_datastore.unitofwork.ledger import Ledger
 from sqla_datastore.unitofwork.outcome import Committed, Outcome, Phase, RolledBack
-from sqla_datastore.unitofwork.referring_rows import Holders
+from sqla_datastore.unitofwork.referring_rows import ReferringRows
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
@@ -43,7 +43,7 @@ class Transaction:
         dialect: the dialect of its engine.
         phase: how far it has come.
         ledger: its objects.
-        holders: the rows to ask about them.
+        rows: the rows to ask about them.
         flushing: the Session whose flush runs in it now, if any.
         process: the id of the process that it belongs to.
     """
@@ -53,7 +53,7 @@ class Transaction:
         self.dialect: Dialect = connection.dialect
         self.phase = Phase.OPEN
         self.ledger = Ledger()
-        self.holders = Holders()
+        self.rows = ReferringRows()
         self.flushing: Any = None
         # weakly: a Session that is forgotten with its Connection must reach the pool's reset
         self._connection = weakref.ref(connection)
@@ -104,10 +104,11 @@ class Transaction:
 
     def log(self, effects: Effects) -> None:
         """Note in the ledger what a statement did to rows."""
-        if effects.dropped or not effects.is_certain:
-            self.holders.note(effects)
-            self.ledger.drop(effects.dropped)
-        self.ledger.adopt(effects.names, certain=effects.is_certain)
+        certain = effects.is_certain
+        if effects.dropped or not certain:
+            self.rows.note(effects)
+            self.ledger.drop(effects.dropped, certain=certain)
+        self.ledger.adopt(effects.names, certain=certain)
 
     def log_failed(self, effects: Effects) -> None:
         """Note what a failed statement may have done: databases may keep its first rows.
@@ -115,10 +116,10 @@ class Transaction:
         Its objects were not written, unless it is a transaction of its own. Where rows turn out to
         refer to them, `prepare` refuses.
         """
-        effects.is_certain = False
+        effects.fail()
         self.log(effects)
         unwritten = [each for each in effects.reserved if each.plan is not None]
-        self.ledger.write(name for each in unwritten for name in each.names)
+        self.ledger.refuse_if_held(name for each in unwritten for name in each.names)
 
     # -- before COMMIT -----------------------------------------------------------------------------
 
@@ -138,11 +139,18 @@ class Transaction:
             )
         self.decide()
 
-    def decide(self) -> None:
-        """Ask which rows hold what, make objects durable, and write down what goes; may fail."""
-        self.ledger.prepare(partial(self.holders.referenced, self.connection))
+    def decide(self, *, refuses_strays: bool = True) -> None:
+        """Ask which rows hold what, make objects durable, and write down what goes; may fail.
+
+        Args:
+            refuses_strays: as for `ReferringRows.referenced`; nothing can be refused any more where
+                a statement was a transaction of its own.
+        """
+        self.ledger.prepare(
+            partial(self.rows.referenced, self.connection, refuses_strays=refuses_strays)
+        )
         self._noted = note_removals(
-            self.connection, self.dialect, self.holders.metadatas, self.ledger.doomed
+            self.connection, self.dialect, self.rows.metadatas, self.ledger.doomed
         )
 
     # -- the end -----------------------------------------------------------------------------------
@@ -162,10 +170,10 @@ class Transaction:
     def _finish(self) -> None:
         """Remove what the committed transaction superseded, now or later; never fails."""
         kept = {name for each in self._noted if each.removals.keep_seconds for name in each.names}
-        kept |= self.holders.referenced_after_commit(self.connection)
+        kept |= self.rows.referenced_after_commit(self.connection)
         removed = set(self.ledger.finish(kept))
         connection = self.connection
-        if connection is None or not any(removals_of(m) for m, _ in self.holders.metadatas):
+        if connection is None or not any(removals_of(m) for m, _ in self.rows.metadatas):
             return
         # unobserved: it is no transaction of the application's
         stock = getattr(self.dialect.do_commit, "__wrapped__", self.dialect.do_commit)
@@ -186,7 +194,7 @@ class Transaction:
     ) -> None:
         """Strike off durable removals that were carried out, and carry out others that are due."""
         strike_off(connection, commit, self._noted, removed)
-        for metadata, items in self.holders.metadatas:
+        for metadata, items in self.rows.metadatas:
             removals = removals_of(metadata)
             if removals is not None:
                 look(connection, commit, removals, dict(items))

@@ -62,6 +62,9 @@ class DataStore(Mutable, EntryMapping):
         True
     """
 
+    # pickles name the class by its public path, which stays when modules move
+    __module__ = "sqla_datastore"
+
     _outer: DataStore | None = None
     _row: RowLink | None = None
 
@@ -221,8 +224,18 @@ class DataStore(Mutable, EntryMapping):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         self._scan()
         if self._source is not None and not any(value._changed for value in self._lineage()):
-            return _referenced, (type(self), self._source.url, self._source.storage_url)
-        return _blank, (type(self),), list(self.items())
+            return type(self)._referenced, (self._source.url, self._source.storage_url)
+        return type(self)._blank, (), list(self.items())
+
+    @classmethod
+    def _referenced(cls, url: str, storage_url: str | None) -> Self:
+        """Unpickle a stored value."""
+        return cls._at(storage_url, url)
+
+    @classmethod
+    def _blank(cls) -> Self:
+        """Unpickle a value whose entries follow as its state, so that it may contain itself."""
+        return cls.__new__(cls)
 
     def __setstate__(self, items: list[tuple[str, Any]]) -> None:
         self.__dict__.update(_entries={}, _changed=True)
@@ -421,16 +434,6 @@ class DataStore(Mutable, EntryMapping):
 _STATE = frozenset(
     {"_entries", "_source", "_changed", "_outer", "_row", "_armed", "_handed_out", "_parents"}
 )
-
-
-def _referenced(cls: type[DataStore], url: str, storage_url: str | None) -> DataStore:
-    """Unpickle a stored value."""
-    return cls._at(storage_url, url)
-
-
-def _blank(cls: type[DataStore]) -> DataStore:
-    """Unpickle a value whose entries follow as its state, so that it may contain itself."""
-    return cls.__new__(cls)
 
 
 @inspects(DataStore)

@@ -207,7 +207,7 @@ def _switched(
         if item and is_current:
             entry = _stored_form(item, source, value, has_nested=name in with_nested)
         after[name] = entry
-    undo = _Undo(value, before, after)
+    undo = _Undo(value, source, before, after)
     changed = any(entry.source is not source for entry in after.values())
     vars(value).update(
         _entries=dict(after),
@@ -226,16 +226,21 @@ class _Undo:
 
     Args:
         value: the value, about to be switched.
+        stored: the object that holds it then.
         before: its entries.
         after: what they will be.
     """
 
-    __slots__ = ("_after", "_before", "_changed", "_source", "_value")
+    __slots__ = ("_after", "_before", "_changed", "_source", "_stored", "_value")
 
     def __init__(
-        self, value: EntryMapping, before: dict[str, Entry], after: dict[str, Entry]
+        self,
+        value: EntryMapping,
+        stored: Source,
+        before: dict[str, Entry],
+        after: dict[str, Entry],
     ) -> None:
-        self._before, self._after = before, after
+        self._stored, self._before, self._after = stored, before, after
         self._source, self._changed = value._source, value._changed
 
         def clear(_: object) -> None:
@@ -247,7 +252,8 @@ class _Undo:
 
     def __call__(self) -> None:
         value, before, after = self._value(), self._before, self._after
-        if value is None:
+        if value is None or value._source is not self._stored:
+            # stored anew since: this storing is over
             return
         now = value._entries or {}
         edited = list(now.items()) != list(after.items())

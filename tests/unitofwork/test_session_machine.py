@@ -27,7 +27,7 @@ from sqla_datastore import StorageError, bind_storage
 from sqla_datastore.engine import observed_transaction
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.ledger import Ledger
-from sqla_datastore.unitofwork.referring_rows import Holders
+from sqla_datastore.unitofwork.referring_rows import ReferringRows
 
 EXAMPLES = int(os.environ.get("SQLA_DATASTORE_MACHINE_EXAMPLES", "0"))
 SEED = 9
@@ -234,7 +234,7 @@ def remember_what_a_rolled_back_savepoint_dropped(patch):
 
 def believe_the_ledger(patch):
     """Leave out the question before COMMIT, which makes up for what the ledger gets wrong."""
-    patch.setattr(Holders, "_held_by_key", lambda *_: set())
+    patch.setattr(ReferringRows, "_held_by_key", lambda *_, **__: set())
 
 
 def remove_what_a_row_got_back(patch):
@@ -250,7 +250,7 @@ def remove_what_a_row_got_back(patch):
 
 
 def remove_listed_names_without_asking(patch):
-    patch.setattr(Holders, "referenced", lambda *_: set())
+    patch.setattr(ReferringRows, "referenced", lambda *_, **__: set())
 
 
 @pytest.mark.usefixtures("copy_on_write")

@@ -1,0 +1,193 @@
+"""P1, P2 and P9 where it is not certain, until COMMIT, what a statement has done to rows."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from sqlalchemy import event, insert, update
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from support.models import Counter, Keyed
+
+from sqla_datastore import DataStore, StorageError
+from sqla_datastore.storage import LocalStorage
+
+pytestmark = pytest.mark.usefixtures("tables")
+
+
+def ignoring(engine, **values):
+    """An INSERT that leaves a row alone that is there already."""
+    if engine.dialect.name in ("mysql", "mariadb"):
+        return mysql.insert(Keyed).prefix_with("IGNORE").values(**values)
+    make = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    return make(Keyed).values(**values).on_conflict_do_nothing()
+
+
+def failing_update(session, key):
+    """An UPDATE that fails, in a savepoint where the database wants one."""
+    with pytest.raises(IntegrityError), session.begin_nested():
+        session.execute(
+            update(Counter).where(Counter.id == key).values(name="taken", data=DataStore(n=9)),
+            execution_options={"synchronize_session": False},
+        )
+
+
+@pytest.fixture
+def two_rows(engine):
+    with Session(engine) as session:
+        session.add_all([Keyed(id=n, data=DataStore(n=n)) for n in (1, 2)])
+        session.commit()
+
+
+def test_what_an_upsert_left_alone_is_copied_to_another_row(engine, exact, two_rows):
+    with Session(engine) as session:
+        session.execute(ignoring(engine, id=1, data=DataStore(n=9)))
+        session.get(Keyed, 2).data = session.get(Keyed, 1).data
+        session.commit()
+        session.get(Keyed, 1).data = DataStore(n=3)
+        session.commit()
+    with Session(engine) as session:
+        assert session.get(Keyed, 2).data.n == 1
+    exact(2)
+
+
+def test_what_a_failed_statement_left_alone_is_copied_to_another_row(engine, exact):
+    with Session(engine) as session:
+        session.add_all(
+            [Counter(id=n, name=name, data=DataStore(n=n)) for n, name in ((1, "a"), (2, "taken"))]
+        )
+        session.commit()
+        failing_update(session, 1)
+        session.get(Counter, 2).data = session.get(Counter, 1).data
+        session.commit()
+        session.get(Counter, 1).data = DataStore(n=3)
+        session.commit()
+    with Session(engine) as session:
+        assert session.get(Counter, 2).data.n == 1
+    exact(2)
+
+
+@pytest.mark.parametrize("kind", ["upsert", "failure"])
+def test_what_an_uncertain_statement_left_alone_is_made_durable(engine, exact, monkeypatch, kind):
+    durable = []
+    make_durable = LocalStorage.make_durable
+
+    def note(storage, paths):
+        durable.extend(paths := list(paths))
+        make_durable(storage, paths)
+
+    monkeypatch.setattr(LocalStorage, "make_durable", note)
+    with Session(engine) as session:
+        if kind == "upsert":
+            row = Keyed(id=1, data=DataStore(n=1))
+            session.add(row)
+            session.flush()
+            session.execute(ignoring(engine, id=1, data=DataStore(n=9)))
+        else:
+            row = Counter(id=1, name="a", data=DataStore(n=1))
+            session.add_all([row, Counter(id=2, name="taken")])
+            session.flush()
+            failing_update(session, 1)
+        path = row.data.url.removeprefix("file:///")
+        session.commit()
+    assert path in durable
+    exact(1)
+
+
+def test_a_value_that_no_row_got_can_be_stored_in_the_same_transaction(engine, exact, two_rows):
+    value = DataStore(items=[1])
+    with Session(engine, expire_on_commit=False) as session:
+        session.execute(ignoring(engine, id=1, data=value))
+        row = Keyed(id=5, data=value)
+        session.add(row)
+        session.commit()
+        assert row.data.url is not None
+        row.data["items"].append(2)
+        session.commit()
+    with Session(engine) as session:
+        assert session.get(Keyed, 5).data["items"] == [1, 2]
+        assert session.get(Keyed, 1).data.n == 1
+    exact(3)
+
+
+def test_a_value_that_no_row_got_is_not_stored(engine, exact, two_rows):
+    value = DataStore(n=9)
+    with engine.begin() as connection:
+        connection.execute(ignoring(engine, id=1, data=value))
+        copy = value.copy()
+    assert (value.url, value.n, copy.n) == (None, 9, 9)
+    exact(2)
+
+
+def test_an_ignored_insert_writes_no_object(engine, stored, two_rows):
+    before = stored.files()
+    with engine.begin() as connection:
+        connection.execute(ignoring(engine, id=1, data=DataStore(n=9)))
+        assert stored.files() == before
+
+
+def test_an_update_with_returning_that_finds_a_row_late(engine, exact):
+    """sqlite3 counts the rows of RETURNING while they are fetched."""
+    if engine.dialect.name in ("mysql", "mariadb"):
+        pytest.skip("its UPDATE has no RETURNING")
+    with Session(engine) as session:
+        session.add(Keyed(id=1, name="free"))
+        session.commit()
+    seen = []
+
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
+    def hide(_connection, _cursor, statement, parameters, _context, _many):
+        if statement.startswith("SELECT") and not seen:
+            seen.append(statement)
+            parameters = (
+                tuple("nothing" if p == "free" else p for p in parameters)
+                if isinstance(parameters, tuple)
+                else {k: "nothing" if v == "free" else v for k, v in parameters.items()}
+            )
+        return statement, parameters
+
+    statement = update(Keyed).where(Keyed.name == "free").values(data=DataStore(n=1))
+    with engine.begin() as connection:
+        assert connection.execute(statement.returning(Keyed.id)).scalars().all() == [1]
+    assert seen
+    exact(1)
+
+
+def test_a_failed_statement_asks_nothing_of_the_storage(engine, two_rows, monkeypatch, caplog):
+    def refuse(*_):
+        raise StorageError("the storage is gone")
+
+    for name in ("create", "remove", "list"):
+        monkeypatch.setattr(LocalStorage, name, refuse)
+    with caplog.at_level(logging.WARNING), Session(engine) as session:
+        with pytest.raises(IntegrityError):
+            session.execute(insert(Keyed).values(id=1, data=DataStore(n=9)))
+        session.rollback()
+    assert not caplog.records
+
+
+def test_a_row_that_gets_another_key_after_its_value(engine, exact, two_rows):
+    with Session(engine) as session:
+        session.get(Keyed, 1).name = "a"
+        session.commit()
+        session.execute(update(Keyed).where(Keyed.name == "a").values(data=DataStore(n=9)))
+        session.execute(update(Keyed).where(Keyed.id == 1).values(id=7))
+        session.commit()
+    with Session(engine) as session:
+        assert session.get(Keyed, 7).data.n == 9
+    exact(2)
+
+
+def test_batches_of_an_insert_under_autocommit(engine, exact, caplog):
+    autocommit = engine.execution_options(
+        isolation_level="AUTOCOMMIT", insertmanyvalues_page_size=2
+    )
+    rows = [{"name": f"n{n}", "data": DataStore(n=n)} for n in range(5)]
+    with caplog.at_level(logging.WARNING), autocommit.connect() as connection:
+        found = connection.execute(insert(Counter).returning(Counter.id), rows).scalars().all()
+        connection.commit()
+    assert len(found) == 5
+    assert not caplog.records
+    exact(5)
