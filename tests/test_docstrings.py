@@ -13,9 +13,12 @@ import sqla_datastore
 
 # those of the package that is imported, which is not the tree's where a wheel is tested
 MODULES = [
-    importlib.import_module(found.name)
-    for found in pkgutil.walk_packages(sqla_datastore.__path__, "sqla_datastore.")
-    if not found.name.endswith("__main__")
+    sqla_datastore,
+    *(
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(sqla_datastore.__path__, "sqla_datastore.")
+        if not found.name.endswith("__main__")
+    ),
 ]
 EXAMPLES = {
     test.name: test
