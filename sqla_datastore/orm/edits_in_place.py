@@ -1,9 +1,12 @@
-"""Edits in place: what one Session looks at again before a flush, a savepoint and COMMIT.
+"""Edits in place: what one Session looks at again before a flush of one's own, and before COMMIT.
 
 A Session sees an assignment to an attribute; it does not see ``row.data.items.append(1)``. So a
-value that hands out something editable, or is edited itself, is noted here with its row, which is
-held until the transaction ends. A row that was garbage collected before its value was edited, as in
-``session.get(Experiment, key).data.items.append(1)``, is fetched again.
+value that hands out something editable is noted here, weakly: reading leaves no trace in the Session.
+It is looked at when its row is flushed anyway, in `Session.flush` of one's own, and before COMMIT.
+
+A value that nobody holds any more looks at itself once. It is kept only if it was edited, or if
+something that it has handed out is still held elsewhere, as in ``tags = session.get(Run, 1).data.tags``.
+An edited value is given to its row again: when the row is loaded anew, at the latest before COMMIT.
 """
 
 from __future__ import annotations
@@ -17,17 +20,14 @@ from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.schema.columns import is_declared
+from sqla_datastore.schema.sqlalchemy_compat import observe_flush
 from sqla_datastore.unitofwork.commit_checks import unwatch_connection, watch_connection
 from sqla_datastore.value.datastore import DataStore
+from sqla_datastore.value.holding import is_held_elsewhere
 
 _LATE = (
     "the value of {url!r} was edited after its row was flushed; commit the Session, or flush it "
     "after the edit, before its connection is committed"
-)
-_BEFORE_SAVEPOINT = (
-    "the value of {url!r} was edited after its row was flushed, and rolling back to the savepoint "
-    "that begins here would lose the edit; get the entry from the row again, which flushes it, "
-    "before begin_nested()"
 )
 
 watches: weakref.WeakKeyDictionary[Session, SessionWatch] = weakref.WeakKeyDictionary()
@@ -50,14 +50,13 @@ class SessionWatch:
         self._session = weakref.ref(session)
         self.restored: list[tuple[InstanceState[Any], DataStore]] = []
         self.to_expire: list[tuple[Any, set[str]]] = []
-        # by the identity of their rows (of None for one that is gone), held until the transaction
-        # ends
-        self._armed: dict[int, dict[int, tuple[Any, DataStore]]] = {}
-        # for one transaction more: what was handed out before a COMMIT may be edited after it
-        self._lingering: list[tuple[Any, DataStore]] = []
-        # then only while somebody else holds them
-        self._watched: list[tuple[Any, weakref.ref[DataStore]]] = []
+        # by the id of the row's state, then by that of the value
+        self._tracked: dict[int, dict[int, weakref.ref[DataStore]]] = {}
+        # values that nobody else holds, and that are edited or have something held elsewhere, by
+        # the row's identity key, then by the value's id
+        self._kept: dict[Any, dict[int, DataStore]] = {}
         self._connections: set[int] = set()
+        observe_flush(session, self.scan)
 
     @classmethod
     def of(cls, session: Session) -> SessionWatch:
@@ -67,50 +66,111 @@ class SessionWatch:
             found = watches[session] = cls(session)
         return found
 
-    @classmethod
-    def arm(cls, session: Session | None, row: Any, value: DataStore) -> None:
-        """Look after a value until the Session's transaction ends.
+    # -- what is looked after ----------------------------------------------------------------------
 
-        Args:
-            session: the Session; nothing is done without one.
-            row: the row to hold on to, or None if its instance is gone.
-            value: the value.
-        """
-        if session is not None:
-            cls.of(session)._armed.setdefault(id(row), {})[id(value)] = (row, value)
+    def track(self, value: DataStore) -> None:
+        """Look after a value while somebody holds it, or something that it has handed out."""
+        if value._row is not None and value._watch is not self:
+            value._watch = self
+            self._tracked.setdefault(value._row.state_id, {})[id(value)] = weakref.ref(value)
+
+    def going(self, value: DataStore) -> None:
+        """Look at a value that nobody holds any more; keep it where an edit could be lost."""
+        # another thread may collect garbage while the Session is in use, hence plain dict calls
+        self._forget(value)
+        try:
+            keeps = self._belongs(value) and (is_edited(value) or is_held_elsewhere(value))
+        except Exception:
+            # the process ends, or the storage is gone: saving it will say so
+            keeps = True
+        if keeps:
+            value._watch = self
+            assert value._row is not None
+            self._kept.setdefault(value._row.identity, {})[id(value)] = value
+
+    def _all(self) -> list[DataStore]:
+        """Return the values that are looked after, of rows of this Session."""
+        found = [ref() for refs in list(self._tracked.values()) for ref in list(refs.values())]
+        kept = [value for values in list(self._kept.values()) for value in list(values.values())]
+        return [value for value in (*found, *kept) if value is not None and self._belongs(value)]
+
+    def _of_row(self, state: InstanceState[Any]) -> list[DataStore]:
+        found = [ref() for ref in list(self._tracked.get(id(state), {}).values())]
+        return [v for v in (*found, *self._kept.get(state.key, {}).values()) if v is not None]
+
+    def _belongs(self, value: DataStore) -> bool:
+        """Whether a value is still a row's: one that was replaced belongs to its user."""
+        session, link = self._session(), value._row
+        if session is None or link is None:
+            return False
+        rows = rows_of(value)
+        if rows:
+            return any(row in session for row in rows)
+        return link.is_dead and link.session is session
+
+    def _forget(self, value: DataStore) -> None:
+        """Look after a value no more, until it hands out something again."""
+        value._watch = None
+        link = value._row
+        if link is not None:
+            _pop(self._tracked, link.state_id, value)
+            _pop(self._kept, link.identity, value)
 
     # -- looking again -----------------------------------------------------------------------------
 
     def scan(self) -> None:
-        """Look again at what was handed out; edits make their rows dirty.
+        """Look at everything that somebody may have edited; edits make their rows dirty.
+
+        What was not edited, and nobody can edit any more, is let go.
 
         Raises:
             StaleValueError: an edit that no row could save.
         """
         session = self._session()
         assert session is not None
-        for row, value in self._looked_after():
-            gone = not rows_of(value) if row is None else not _is_current(row, value)
-            if is_edited(value) and gone and value._row is not None:
-                value._row.bring_back(session, row, value)
+        for value in self._all():
+            if is_edited(value):
+                self._flag(session, value)
+            elif not is_held_elsewhere(value):
+                self._forget(value)
 
-    def refuse_unsaved(self, *, savepoint: bool = False) -> None:
-        """Refuse what would leave edits behind that no flush has saved.
+    def _flag(self, session: Session, value: DataStore) -> None:
+        """Have the row of an edited value flushed; it may have lost the value, or be gone."""
+        rows = rows_of(value)
+        current = [row for row in rows if _is_current(row, value)]
+        if current:
+            value.changed()
+        elif value._row is not None:
+            value._row.bring_back(session, rows[0] if rows else None, value)
 
-        Args:
-            savepoint: whether a savepoint begins; else a COMMIT without a Session's commit.
+    def scan_flushed(self) -> None:
+        """Look at the values of the rows that a flush takes anyway."""
+        session = self._session()
+        if session is None or not (self._tracked or self._kept):
+            return
+        for row in session.dirty:
+            for value in self._of_row(inspect(row)):
+                is_edited(value)
+
+    def refuse_unsaved(self) -> None:
+        """Refuse a COMMIT that would leave edits behind: one that no Session's commit came before.
 
         Raises:
             StaleValueError: a value was edited after the last flush.
         """
-        for _, value in self._looked_after():
+        for value in self._all():
             if value._scan() or value._changed:
-                why = _BEFORE_SAVEPOINT if savepoint else _LATE
-                raise StaleValueError(why.format(url=value.url))
+                raise StaleValueError(_LATE.format(url=value.url))
 
     def watch_connection(self, raw: Any) -> None:
         """Be asked before each COMMIT of a driver's connection that the Session uses."""
         self._connections.add(watch_connection(raw, self))
+
+    def give_back(self, state: InstanceState[Any]) -> None:
+        """Give a row that was loaded anew the values that were edited while it was gone."""
+        for value in list(self._kept.get(state.key, {}).values()):
+            if value._row is not None and is_edited(value):
+                value._row.put(state, value)
 
     # -- forgetting --------------------------------------------------------------------------------
 
@@ -120,10 +180,9 @@ class SessionWatch:
         What was not edited by then is looked after still: an edit that comes later is refused.
         """
         row = state.obj()
-        armed = self._armed.get(id(row), {}) if row is not None else {}
-        for _, value in list(armed.values()):
-            if not _is_current(row, value) and is_edited(value):
-                del armed[id(value)]
+        for value in self._of_row(state):
+            if (row is None or not _is_current(row, value)) and is_edited(value):
+                self._forget(value)
 
     def discard_rolled_back(self) -> None:
         """Forget edits that were not flushed. Called after a rollback of all or to a savepoint.
@@ -135,19 +194,11 @@ class SessionWatch:
         for state, value in restored:
             # SQLAlchemy expires what was changed in the savepoint itself, but not in one within it
             self._expire(state, value)
-        for row, value in self._looked_after():
-            if row is not None and is_edited(value):
-                self._expire(inspect(row), value)
-        for armed in list(self._armed.values()):
-            for row, value in list(armed.values()):
-                if _is_rolled_back(row, value):
-                    del armed[id(value)]
-        self._lingering = [pair for pair in self._lingering if not _is_rolled_back(*pair)]
-        self._watched = [
-            (None if row is None else weakref.ref(row), weakref.ref(value))
-            for row, value in self._still_watched()
-            if not _is_rolled_back(row, value)
-        ]
+        for value in self._all():
+            if is_edited(value):
+                for row in rows_of(value):
+                    self._expire(inspect(row), value)
+                self._forget(value)
 
     def _expire(self, state: InstanceState[Any], value: DataStore) -> None:
         """Have a value read again, where a persistent row of the Session holds it."""
@@ -158,47 +209,21 @@ class SessionWatch:
                 session.expire(row, [key])
 
     def end_transaction(self) -> None:
-        """Let go of rows, one transaction later. Called when the outermost one has ended."""
+        """Let go of what nobody can edit any more. Called when the outermost one has ended."""
         self.restored.clear()
-        watched = [
-            (None if row is None else weakref.ref(row), weakref.ref(value))
-            for row, value in self._looked_after()
-        ]
-        lingering = [(row, value) for row, value in self._all_armed() if self._belongs(row, value)]
-        self._armed.clear()
-        self._watched = watched
-        self._lingering = lingering if watched else []
+        kept = [value for values in list(self._kept.values()) for value in list(values.values())]
+        for value in kept:
+            if not self._belongs(value) or not (is_edited(value) or is_held_elsewhere(value)):
+                self._forget(value)
         for number in self._connections:
             unwatch_connection(number, self)
         self._connections.clear()
 
-    # -- what is looked after ----------------------------------------------------------------------
 
-    def _looked_after(self) -> list[tuple[Any, DataStore]]:
-        """Return the rows and values to look at: those that still belong together."""
-        found = {id(value): (row, value) for row, value in self._still_watched()}
-        found |= {id(value): (row, value) for row, value in self._lingering}
-        found |= {id(value): (row, value) for row, value in self._all_armed()}
-        return [(row, value) for row, value in found.values() if self._belongs(row, value)]
-
-    def _all_armed(self) -> list[tuple[Any, DataStore]]:
-        by_row = list(self._armed.values())
-        return [pair for armed in by_row for pair in list(armed.values())]
-
-    def _still_watched(self) -> Iterator[tuple[Any, DataStore]]:
-        for row_ref, value_ref in self._watched:
-            row, value = row_ref and row_ref(), value_ref()
-            if value is not None:
-                yield row, value
-
-    def _belongs(self, row: Any, value: DataStore) -> bool:
-        """Whether a value is still a row's: one that was replaced belongs to its user."""
-        session = self._session()
-        if session is None:
-            return False
-        if row is None:
-            return value._row is not None and value._row.session is session
-        return row in session and inspect(row) in value._parents
+def _pop(found: dict[Any, dict[int, Any]], key: Any, value: DataStore) -> None:
+    values = found.get(key)
+    if values is not None and values.pop(id(value), None) is not None and not values:
+        found.pop(key, None)
 
 
 def is_edited(value: DataStore) -> bool:
@@ -208,10 +233,6 @@ def is_edited(value: DataStore) -> bool:
     except StaleValueError:
         # edited, and told so to a row that does not have it any more
         return True
-
-
-def _is_rolled_back(row: Any, value: DataStore) -> bool:
-    return is_edited(value) and (row is None or not _is_current(row, value))
 
 
 def _is_current(row: Any, value: DataStore) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from sqlalchemy.orm import InstanceState, Session, attributes, object_session
+from sqlalchemy.orm import InstanceState, Session, object_session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.orm.edits_in_place import SessionWatch, is_edited, rows_of
@@ -25,16 +26,37 @@ class RowLink:
         key: the attribute.
     """
 
-    __slots__ = ("_identities", "_identity", "_key", "_row", "_session")
+    __slots__ = ("_identities", "_identity", "_key", "_row", "_session", "_state_id")
 
     def __init__(self, state: InstanceState[Any], key: str) -> None:
         self._key = key
         self._row = weakref.ref(state)
+        self._state_id = id(state)
         self._identity = state.key
         session = state.session
         self._session = None if session is None else weakref.ref(session)
         # a Session that is closed gets another one, which tells that this row was detached
         self._identities = None if session is None else session.identity_map
+
+    @property
+    def state_id(self) -> int:
+        """The identity of the row's state, while that lives."""
+        return self._state_id
+
+    @property
+    def identity(self) -> Any:
+        """The row's identity key, None while it has none."""
+        return self._identity
+
+    def put(self, state: InstanceState[Any], value: DataStore) -> None:
+        """Make a value the attribute of a row that was loaded anew, unless it has another one."""
+        row = state.obj()
+        held = state.dict.get(self._key)
+        if row is None or not isinstance(held, DataStore) or held.url != value.url:
+            return
+        set_committed_value(row, self._key, value)
+        value._parents[state] = self._key
+        value._row = RowLink(state, self._key)
 
     def is_for(self, state: InstanceState[Any], key: str) -> bool:
         """Whether this is the attribute of that row."""
@@ -78,20 +100,20 @@ class RowLink:
             self._identity = state.mapper.identity_key_from_instance(row)
 
     def arm(self, value: DataStore) -> None:
-        """Have a value looked at again before COMMIT: something editable was handed out."""
-        for row in rows_of(value):
-            if object_session(row) is not None:
-                # dirty, so that the Session has something to flush
-                attributes.flag_dirty(row)
-        self.check_edit(value)
+        """Have a value looked at again before COMMIT: something editable was handed out.
+
+        Leaves no trace in the Session: its row is neither dirty nor held.
+        """
+        session = self.session
+        rows = rows_of(value)
+        if rows:
+            session = object_session(rows[0])
+        if session is not None:
+            SessionWatch.of(session).track(value)
 
     def check_edit(self, value: DataStore) -> None:
         """Have a value looked at before COMMIT: it is about to be edited."""
-        rows = rows_of(value)
-        for row in rows:
-            SessionWatch.arm(object_session(row), row, value)
-        if self.is_dead and not rows:
-            SessionWatch.arm(self.session, None, value)
+        self.arm(value)
 
     def restored(self, value: DataStore) -> None:
         """Note the rows that may hold a value wrongly, since a rollback has put it back."""
@@ -115,6 +137,10 @@ class RowLink:
                 class_, key, token = self._identity[:3]
                 row = session.get(class_, key, identity_token=token)
             held = getattr(row, self._key, None)
+        if held is value:
+            # loading the row has given it back
+            value.changed()
+            return
         if held is None or held.url != value.url or is_edited(held):
             raise StaleValueError(_GONE.format(url=value.url))
         setattr(row, self._key, value)

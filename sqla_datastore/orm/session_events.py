@@ -22,7 +22,6 @@ from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, obje
 
 from sqla_datastore.engine.dialect_observer import transaction_of
 from sqla_datastore.engine.observed_transaction import flushed_by
-from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.orm.edits_in_place import (
     SessionWatch,
     declared_attributes,
@@ -53,7 +52,6 @@ def install() -> None:
     event.listen(Session, "after_flush_postexec", _after_flush_postexec)
     event.listen(Session, "before_commit", _before_commit)
     event.listen(Session, "after_soft_rollback", _after_soft_rollback)
-    event.listen(Session, "after_transaction_create", _after_transaction_create)
     event.listen(Session, "after_transaction_end", _after_transaction_end)
     event.listen(Session, "do_orm_execute", _do_orm_execute)
 
@@ -79,6 +77,9 @@ def _loaded(state: InstanceState[Any], _context: Any, *_: Any) -> None:
     for key, value in values_of(state):
         if value._row is None:
             value._row = RowLink(state, key)
+    watch = watches.get(state.session) if state.session is not None else None
+    if watch is not None:
+        watch.give_back(state)
 
 
 def _defaulted(state: InstanceState[Any], _context: Any, names: Iterable[str] | None) -> None:
@@ -94,14 +95,16 @@ def _attached(session: Session, row: Any) -> None:
     for key, value in values_of(state):
         value._row = RowLink(state, key)
         if value._handed_out or value._changed:
-            SessionWatch.arm(session, row, value)
+            SessionWatch.of(session).track(value)
 
 
 # -- flush -----------------------------------------------------------------------------------------
 
 
 def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
-    _scan(session)
+    watch = watches.get(session)
+    if watch is not None:
+        watch.scan_flushed()
 
 
 def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
@@ -147,8 +150,8 @@ def _after_flush(session: Session, _context: Any) -> None:
             if value._row is not None:
                 value._row.identify()
                 # what its user still holds can be edited before COMMIT
-                for state in list(value._parents) if value._handed_out else ():
-                    SessionWatch.arm(session, state.obj(), value)
+                if value._handed_out:
+                    SessionWatch.of(session).track(value)
 
 
 def _after_flush_postexec(session: Session, _context: Any) -> None:
@@ -171,25 +174,9 @@ def _after_begin(session: Session, _transaction: Any, connection: Connection) ->
 
 
 def _before_commit(session: Session) -> None:
-    _scan(session)
-
-
-def _scan(session: Session) -> None:
     watch = watches.get(session)
     if watch is not None:
         watch.scan()
-
-
-def _after_transaction_create(session: Session, transaction: Any) -> None:
-    watch = watches.get(session)
-    if watch is None or not transaction.nested or flushed_by(session):
-        return
-    try:
-        watch.refuse_unsaved(savepoint=True)
-    except StaleValueError:
-        # it is the Session's current one already, and nobody will get hold of it
-        transaction.close()
-        raise
 
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:

@@ -7,10 +7,13 @@ is the lowest room that needs it.
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.inspection import _inspects
+from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ClauseElement
 
 if TYPE_CHECKING:
@@ -112,6 +115,27 @@ def variants(type_: TypeEngine[Any]) -> Iterable[TypeEngine[Any]]:
 def inspects(cls: type) -> Callable[[F], F]:
     """Register what answers ``sqlalchemy.inspect`` for a class; SQLAlchemy's own way to do so."""
     return _inspects(cls)
+
+
+# -- Sessions ----------------------------------------------------------------------------------------
+
+
+def observe_flush(session: Session, before: Callable[[], None]) -> None:
+    """Call something before each flush of one's own, not before an autoflush.
+
+    A Session without a dirty row does not flush at all, and no event tells that it was asked to. Its
+    own ``flush`` is observed as an instance attribute: ``begin_nested`` and ``commit`` call it, too.
+    """
+    reference, cls = weakref.ref(session), type(session)
+
+    def flush(objects: Sequence[Any] | None = None) -> None:
+        found = reference()
+        assert found is not None
+        if sys._getframe(1).f_code is not Session._autoflush.__code__:
+            before()
+        cls.flush(found, objects)
+
+    vars(session)["flush"] = flush
 
 
 # -- engines ---------------------------------------------------------------------------------------

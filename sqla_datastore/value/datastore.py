@@ -420,6 +420,10 @@ class DataStore(Mutable, EntryMapping):
             if value._row is not None:
                 value._row.arm(value)
 
+    def __del__(self) -> None:
+        if self._watch is not None:
+            self._watch.going(self)
+
     def __repr__(self) -> str:
         from sqla_datastore.value.inspection import text_of
 
@@ -432,7 +436,17 @@ class DataStore(Mutable, EntryMapping):
 
 
 _STATE = frozenset(
-    {"_entries", "_source", "_changed", "_outer", "_row", "_armed", "_handed_out", "_parents"}
+    {
+        "_entries",
+        "_source",
+        "_changed",
+        "_outer",
+        "_row",
+        "_armed",
+        "_handed_out",
+        "_parents",
+        "_watch",
+    }
 )
 
 

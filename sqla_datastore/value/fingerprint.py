@@ -20,6 +20,7 @@ import hashlib
 import io
 import pickle
 import sys
+from functools import partial
 from types import NotImplementedType
 from typing import Any, TypeAlias
 
@@ -71,12 +72,13 @@ def fingerprint(value: object) -> bytes:
 
 def _digest(value: object, opaque: tuple[type, ...]) -> tuple[bytes | None, list[object]]:
     hashed = HashSink()
-    pickler = _Pickler(hashed, opaque)
+    kept: list[object] = []
+    pickler = _Pickler(hashed, kept, opaque)
     try:
         pickler.dump(value)
     except Exception:  # a foreign __reduce__ may raise anything: then "look again"
         return None, []
-    return hashed.digest(), pickler.kept
+    return hashed.digest(), kept
 
 
 class HashSink(io.RawIOBase):
@@ -103,9 +105,10 @@ class HashSink(io.RawIOBase):
 class _Pickler(pickle.Pickler):
     """Writes what can change: content of writable memory, addresses of the rest."""
 
-    def __init__(self, file: HashSink, opaque: tuple[type, ...]) -> None:
-        super().__init__(file, 5, buffer_callback=self._out_of_band)
-        self.kept: list[object] = []
+    def __init__(self, file: HashSink, kept: list[object], opaque: tuple[type, ...]) -> None:
+        # the callback holds no pickler: in a cycle it would hold the value until a collection
+        super().__init__(file, 5, buffer_callback=partial(_out_of_band, file, kept))
+        self.kept = kept
         self._file = file
         self._opaque = opaque
         self._pandas = _imported("pandas", "DataFrame", "Series")
@@ -170,15 +173,16 @@ class _Pickler(pickle.Pickler):
         values = None if dictionary is None else dictionary.to_pylist()
         return len(chunk), chunk.offset, [(each.address, each.size) for each in buffers], values
 
-    def _out_of_band(self, buffer: pickle.PickleBuffer) -> bool:
-        """Hash a buffer that some ``__reduce_ex__`` handed over; false keeps it apart."""
-        self.kept.append(buffer)
-        raw = buffer.raw()
-        where = np.frombuffer(raw, np.uint8).__array_interface__["data"][0] if raw.nbytes else 0
-        self._file.write(repr((raw.nbytes, raw.readonly, where)).encode())
-        if not _frozen(buffer):
-            self._file.write(raw)
-        return False
+
+def _out_of_band(file: HashSink, kept: list[object], buffer: pickle.PickleBuffer) -> bool:
+    """Hash a buffer that some ``__reduce_ex__`` handed over; false keeps it apart."""
+    kept.append(buffer)
+    raw = buffer.raw()
+    where = np.frombuffer(raw, np.uint8).__array_interface__["data"][0] if raw.nbytes else 0
+    file.write(repr((raw.nbytes, raw.readonly, where)).encode())
+    if not _frozen(buffer):
+        file.write(raw)
+    return False
 
 
 def _still(column: Any) -> Any:

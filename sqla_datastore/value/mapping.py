@@ -42,6 +42,17 @@ class RowLink(Protocol):
     def is_of(self, table: Any, key: tuple[Any, ...] | None) -> bool:
         """Return whether the row is, or will be, the one of a table that has this primary key."""
 
+    @property
+    def state_id(self) -> int:
+        """What the row is known by to who looks after its values."""
+
+    @property
+    def identity(self) -> Any:
+        """What the row is known by when it is loaded anew."""
+
+    def put(self, state: Any, value: Any) -> None:
+        """Make a value the attribute of a row that was loaded anew."""
+
     def restored(self, value: Any) -> None:
         """Called after a rollback has put the value back as it was before it was stored."""
 
@@ -64,6 +75,13 @@ class RowLink(Protocol):
         """
 
 
+class Watch(Protocol):
+    """Who looks after the edits in place of values, as these see it; a Session has one."""
+
+    def going(self, value: Any) -> None:
+        """Called when nobody holds the value any more; may hold on to it, never fails."""
+
+
 class EntryMapping(MutableMapping[str, Any], Nestable):
     """A mapping from names to entries, read from a source as far as they are not in memory.
 
@@ -74,6 +92,9 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
 
     _row: RowLink | None = None
     """The link to the row that it belongs to; None for a value that no row looks after."""
+
+    _watch: Watch | None = None
+    """Who looks after its edits in place; None while nothing editable was handed out."""
 
     @property
     @abstractmethod

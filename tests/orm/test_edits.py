@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -535,12 +536,17 @@ def test_a_reference_kept_over_a_commit_is_saved_when_nothing_else_is_touched(en
     assert reload(engine)["numbers"] == [1, 2, 3]
 
 
-def test_an_autoflush_between_edits(engine, exact, saved):
+@pytest.mark.parametrize("dirty", [False, True])
+def test_an_autoflush_between_edits(engine, exact, saved, dirty):
+    """An autoflush takes edits in place of the rows that it flushes anyway."""
     with Session(engine) as session:
         row = session.get(Entity, saved)
         numbers = row.data.numbers
         numbers.append(3)
-        assert session.scalars(select(Entity.id).where(Entity.version == 2)).all() == [1]
+        if dirty:
+            row.name = "another"
+        version = 2 if dirty else 1
+        assert session.scalars(select(Entity.id).where(Entity.version == version)).all() == [1]
         numbers.append(4)
         session.commit()
     assert reload(engine)["numbers"] == [1, 2, 3, 4]
@@ -1211,7 +1217,8 @@ def test_two_sessions_that_edit_one_row_are_told_apart_by_the_version(engine, ex
 # -- rollbacks and savepoints -------------------------------------------------------------------
 
 
-def test_an_edit_that_no_flush_has_saved_is_refused_before_a_savepoint(engine, exact):
+@pytest.mark.parametrize("rolls_back", [False, True])
+def test_an_edit_before_a_savepoint_is_flushed_before_it(engine, exact, rolls_back):
     with Session(engine) as session:
         session.add(Entity(id=1, data=DataStore(items=[0])))
         session.commit()
@@ -1220,18 +1227,111 @@ def test_an_edit_that_no_flush_has_saved_is_refused_before_a_savepoint(engine, e
         items.append(1)
         session.flush()
         items.append(2)
-        with pytest.raises(StaleValueError, match="before begin_nested"):
-            session.begin_nested()
-        assert not session.in_nested_transaction()
-        session.rollback()
-        row.data["items"].append(3)
         with session.begin_nested() as savepoint:
-            row.name = "flushed inside the savepoint"
+            row.data["items"].append(3)
             session.flush()
+            if rolls_back:
+                savepoint.rollback()
+        session.commit()
+        assert row.data["items"] == ([0, 1, 2] if rolls_back else [0, 1, 2, 3])
+    exact(1)
+
+
+def test_an_edit_in_a_savepoint_that_no_flush_saved_is_undone_with_it(engine, exact):
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(items=[0])))
+        session.commit()
+        row = session.get(Entity, 1)
+        row.data["items"].append(1)
+        with session.begin_nested() as savepoint:
+            row.data["items"].append(2)
+            session.connection()
             savepoint.rollback()
         session.commit()
-        assert row.data["items"] == [0, 3]
+        assert row.data["items"] == [0, 1]
     exact(1)
+
+
+# -- reading leaves no trace ---------------------------------------------------------------------
+
+
+def test_reading_makes_no_row_dirty(engine, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        assert row.data.numbers == [1, 2]
+        assert row.data.to_dict()
+        assert row not in session.dirty
+        assert not session.is_modified(row)
+        copied = pickle.loads(pickle.dumps(row))
+    with Session(engine) as session:
+        merged = session.merge(copied, load=False)
+        assert merged.data.numbers == [1, 2]
+        assert not session.dirty
+
+
+@pytest.mark.parametrize("autobegin", [True, False])
+def test_reading_begins_no_transaction(engine, saved, autobegin):
+    with Session(engine, expire_on_commit=False, autobegin=autobegin) as session:
+        with session.begin():
+            row = session.get(Entity, saved)
+        assert row.data.numbers == [1, 2]
+        assert not session.in_transaction()
+        with session.begin():
+            row.data.numbers.append(3)
+    assert reload(engine)["numbers"] == [1, 2, 3]
+
+
+def test_what_nobody_holds_is_let_go(engine):
+    with Session(engine) as session:
+        session.add_all([Entity(id=n, data=DataStore(numbers=[n])) for n in range(5)])
+        session.commit()
+        values = []
+        for row in session.scalars(select(Entity).execution_options(yield_per=1)):
+            assert row.data.numbers == [row.id]
+            values.append(weakref.ref(row.data))
+        del row
+        assert [value() for value in values] == [None] * 5
+        session.commit()
+
+
+def test_what_is_held_elsewhere_is_kept(engine, exact):
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(deep={"inner": [1]})))
+        session.commit()
+        session.expunge_all()
+        inner = session.get(Entity, 1).data.deep["inner"]
+        gc.collect()
+        inner.append(2)
+        session.commit()
+        inner.append(3)
+        session.commit()
+        del inner
+        assert session.get(Entity, 1).data.deep == {"inner": [1, 2, 3]}
+    exact(1)
+
+
+def test_edits_through_rows_that_nobody_holds_add_up(engine, exact, saved):
+    with Session(engine) as session:
+        session.get(Entity, saved).data.numbers.append(3)
+        assert session.get(Entity, saved).data.numbers == [1, 2, 3]
+        session.get(Entity, saved).data.numbers.append(4)
+        session.get(Entity, saved).data.k = 2
+        session.get(Entity, saved).data.j = 3
+        session.commit()
+    found = reload(engine)
+    assert (found["numbers"], found["k"], found["j"]) == ([1, 2, 3, 4], 2, 3)
+    exact(1)
+
+
+def test_a_look_before_commit_is_the_last_where_nobody_holds_anything(engine, saved):
+    with Session(engine, expire_on_commit=False) as session:
+        row = session.get(Entity, saved)
+        assert row.data.numbers == [1, 2]
+        session.commit()
+        assert row.data._watch is None
+        row.data.numbers.append(3)
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("savepoint", [False, True])

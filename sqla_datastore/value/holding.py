@@ -1,0 +1,89 @@
+"""Whether somebody else still holds a thing that a value has handed out.
+
+A thing that nobody else holds cannot be edited any more, so a value need not be kept for it. The
+reference counts tell: what refers to a thing besides the value itself is somebody else's.
+
+Where the counts say more than is true, a value is kept longer than needed, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from sqla_datastore.value.entry import UNLOADED, Entry, Nestable
+
+_ITERABLE = (list, tuple, set, frozenset)
+_EDITABLE = (list, dict, set, bytearray)
+_BY_THIS_MODULE = 2  # the node that counts it, and the argument of getrefcount
+
+
+def is_held_elsewhere(value: Nestable) -> bool:
+    """Return whether somebody holds something editable that a value has handed out."""
+    return any(
+        _is_entry_held(entry) for entry in (value._entries or {}).values() if entry.handed_out
+    )
+
+
+def _is_entry_held(entry: Entry) -> bool:
+    if entry.value is UNLOADED:
+        return False
+    if entry.children:
+        # who holds a nested value holds the one around it, too
+        return True
+    owned = 1 + (entry.fingerprint is not None)
+    return any(
+        sys.getrefcount(node.thing) > node.edges + _BY_THIS_MODULE
+        for node in _nodes(entry.value, owned)
+    )
+
+
+class _Node:
+    """An editable thing, and how often the value's own things refer to it."""
+
+    __slots__ = ("edges", "thing")
+
+    def __init__(self, thing: Any, edges: int) -> None:
+        self.thing = thing
+        self.edges = edges
+
+
+def _nodes(root: Any, edges: int) -> Iterable[_Node]:
+    """Return what is editable in a thing, found through containers of Python's own."""
+    nodes: dict[int, _Node] = {id(root): _Node(root, edges)}
+    seen: set[int] = set()
+    todo = [root]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        for part in _parts(thing):
+            if isinstance(part, _ITERABLE) or isinstance(part, dict):
+                todo.append(part)
+            if _is_editable(part):
+                nodes.setdefault(id(part), _Node(part, 0)).edges += 1
+    todo.clear()
+    thing = part = None
+    return nodes.values()
+
+
+def _parts(thing: Any) -> Iterable[Any]:
+    if isinstance(thing, dict):
+        return thing.values()
+    if isinstance(thing, _ITERABLE):
+        return thing
+    # pandas keeps notes of its user's in a dict of each frame
+    attrs = getattr(thing, "attrs", None) if _is_foreign(thing) else None
+    return (attrs,) if isinstance(attrs, dict) and attrs else ()
+
+
+def _is_editable(thing: Any) -> bool:
+    return isinstance(thing, _EDITABLE) or (_is_foreign(thing) and not callable(thing))
+
+
+def _is_foreign(thing: Any) -> bool:
+    """Whether a thing is a library's, such as a frame, and perhaps editable."""
+    module = type(thing).__module__.partition(".")[0]
+    return module not in ("builtins", "datetime", "decimal", "fractions", "uuid", "numpy", "enum")
