@@ -1,12 +1,14 @@
 """Edits in place: what one Session looks at again before a flush of one's own, and before COMMIT.
 
 A Session sees an assignment to an attribute; it does not see ``row.data.items.append(1)``. So a
-value that hands out something editable is noted here, weakly: reading leaves no trace in the Session.
-It is looked at when its row is flushed anyway, in `Session.flush` of one's own, and before COMMIT.
+value that hands out something editable is noted here, weakly: reading leaves no trace in the
+Session. It is looked at when its row is flushed anyway, in `Session.flush` of one's own, before a
+savepoint, and before COMMIT.
 
 A value that nobody holds any more looks at itself once. It is kept only if it was edited, or if
-something that it has handed out is still held elsewhere, as in ``tags = session.get(Run, 1).data.tags``.
-An edited value is given to its row again: when the row is loaded anew, at the latest before COMMIT.
+something that it has handed out is still held elsewhere, as in
+``tags = session.get(Run, 1).data.tags``. An edited value is given to its row again: when the row is
+loaded anew, at the latest before COMMIT.
 """
 
 from __future__ import annotations

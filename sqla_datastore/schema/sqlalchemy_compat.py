@@ -117,14 +117,15 @@ def inspects(cls: type) -> Callable[[F], F]:
     return _inspects(cls)
 
 
-# -- Sessions ----------------------------------------------------------------------------------------
+# -- Sessions --------------------------------------------------------------------------------------
 
 
 def observe_flush(session: Session, before: Callable[[], None]) -> None:
     """Call something before each flush of one's own, not before an autoflush.
 
-    A Session without a dirty row does not flush at all, and no event tells that it was asked to. Its
-    own ``flush`` is observed as an instance attribute: ``begin_nested`` and ``commit`` call it, too.
+    A Session without a dirty row does not flush at all, and no event tells that it was asked to.
+    Its own ``flush`` is observed as an instance attribute: ``begin_nested`` and ``commit`` call it,
+    too.
     """
     reference, cls = weakref.ref(session), type(session)
 

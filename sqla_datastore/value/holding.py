@@ -60,7 +60,7 @@ def _nodes(root: Any, edges: int) -> Iterable[_Node]:
             continue
         seen.add(id(thing))
         for part in _parts(thing):
-            if isinstance(part, _ITERABLE) or isinstance(part, dict):
+            if isinstance(part, (*_ITERABLE, dict)):
                 todo.append(part)
             if _is_editable(part):
                 nodes.setdefault(id(part), _Node(part, 0)).edges += 1

@@ -1,0 +1,85 @@
+"""P10: whether somebody else still holds what a value has handed out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from support.values import reloaded, store
+
+from sqla_datastore import DataStore
+from sqla_datastore.value.holding import is_held_elsewhere
+
+VALUES = {
+    "list": lambda: [1, [2]],
+    "dict": lambda: {"a": [1], "b": {}},
+    "set": lambda: {1, 2},
+    "bytearray": lambda: bytearray(b"x"),
+    "tuple of lists": lambda: ([1], [2]),
+    "a list that occurs twice": lambda: [(same := [1]), same],
+    "frame": lambda: pd.DataFrame({"a": [1, 2], "t": ["x", "y"]}),
+    "series": lambda: pd.Series([1.0]),
+    "index": lambda: pd.Index([1, 2]),
+    "frames in a dict": lambda: {"f": pd.DataFrame({"a": [1]}), "z": np.zeros(3)},
+    "polars": lambda: pl.DataFrame({"a": [1]}),
+}
+
+
+@pytest.fixture
+def stored(storage):
+    def make(x):
+        value = DataStore(x=x)
+        store(value, storage)
+        return reloaded(value, storage)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_what_was_let_go_is_not_held(stored, kind):
+    value = stored(VALUES[kind]())
+    assert not is_held_elsewhere(value)
+    _ = value["x"]
+    del _
+    assert not is_held_elsewhere(value)
+    value._scan()
+    assert not is_held_elsewhere(value)
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_what_somebody_has_is_held(stored, kind):
+    value = stored(VALUES[kind]())
+    got = value["x"]
+    # a tuple itself cannot be edited
+    assert is_held_elsewhere(value) or kind == "tuple of lists"
+    del got
+    assert not is_held_elsewhere(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("list", lambda x: x[1]),
+        ("dict", lambda x: x["a"]),
+        ("tuple of lists", lambda x: x[0]),
+        ("a list that occurs twice", lambda x: x[1]),
+        ("frames in a dict", lambda x: x["f"]),
+    ],
+)
+def test_a_part_that_somebody_has_is_held(stored, kind, part):
+    value = stored(VALUES[kind]())
+    got = part(value["x"])
+    assert is_held_elsewhere(value)
+    del got
+    assert not is_held_elsewhere(value)
+
+
+def test_the_notes_of_a_frame_are_a_part(stored):
+    frame = pd.DataFrame({"a": [1]})
+    frame.attrs["unit"] = "m"
+    value = stored(frame)
+    notes = value["x"].attrs
+    assert is_held_elsewhere(value)
+    del notes
+    assert not is_held_elsewhere(value)
