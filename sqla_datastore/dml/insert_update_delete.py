@@ -21,7 +21,7 @@ from sqla_datastore.dml.upsert import RowsMet, refuse_expressions
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
 from sqla_datastore.schema.declarations import declared_table
-from sqla_datastore.schema.sqlalchemy_compat import may_meet_rows, selected_names
+from sqla_datastore.schema.sqlalchemy_compat import conflict_keys, may_meet_rows, selected_names
 from sqla_datastore.storage.urls import Name, ObjectURL
 from sqla_datastore.value.datastore import DataStore
 
@@ -133,8 +133,11 @@ def _comparable(value: DataStore) -> ObjectURL:
 # -- the three statements --------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class InsertStatement(Statement):
     """One execution of an INSERT, which may meet existing rows."""
+
+    _left_over: list[Reservation] = field(default_factory=list)
 
     @override
     def effects(self) -> Effects:
@@ -155,7 +158,26 @@ class InsertStatement(Statement):
                 self.place(effects, column, reservation, values, token, own=own)
             if self.key(values) not in met:
                 effects.folders.extend(self.owned_folders(Row(values, {})))
+        if effects.upsert is not None:
+            self._place_conflict_values(effects, met)
         return effects
+
+    def _place_conflict_values(self, effects: Effects, met: Mapping[Any, Row]) -> None:
+        """Give the values that the conflict clause sets their URLs; one value is for one row.
+
+        They are bound after those of VALUES, in the order of the table's columns.
+        """
+        keys = conflict_keys(self.dml)
+        columns = [column for column in self.declared.columns if column.column.key in keys]
+        row = next(iter(met.values()), Row({}, {}))
+        for column, reservation in zip(columns, self._left_over, strict=False):
+            if len(met) > 1 or len(self.context.parameters) > 1:
+                raise RefusedStatementError(
+                    f"the conflict clause of this INSERT would put one value of {column.label} "
+                    "into several rows; set it from the new row (excluded, inserted), or run the "
+                    "statement for each row"
+                )
+            self.place(effects, column, reservation, row.values, str(uuid.uuid4()), own=False)
 
     def _refuse_select(self) -> None:
         names = selected_names(self.dml)
@@ -175,6 +197,7 @@ class InsertStatement(Statement):
             for group in range(len(self.assignments.groups)):
                 values = self.inherited(self.known(group, given))
                 yield values, list(self._reserved(bound, group, given))
+            self._left_over.extend(bound)
 
     def _reserved(
         self, bound: list[Reservation], group: int, given: Mapping[str, Any]

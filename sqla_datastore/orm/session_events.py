@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import Column, event, inspect
@@ -113,6 +113,7 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
         return
     transaction_of(connection).flushing = object_session(target)
     state: InstanceState[Any] = inspect(target)
+    _make_values(state)
     for key, value in list(values_of(state)):
         if value._outer is not None:
             _replace(state, key, value)
@@ -120,6 +121,19 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
             value._row = RowLink(state, key)
         elif not value._row.is_for(state, key) and _is_assigned(state, key):
             _replace(state, key, value)
+
+
+def _make_values(state: InstanceState[Any]) -> None:
+    """Make values of plain mappings that were written into the instance past the set event.
+
+    SQLModel does so, and edits of such a mapping would be lost.
+    """
+    row = state.dict
+    for key in declared_attributes(state.mapper):
+        found = row.get(key)
+        if isinstance(found, Mapping) and not isinstance(found, DataStore):
+            value = row[key] = DataStore(found)
+            value._parents[state] = key
 
 
 def _before_delete(mapper: Mapper[Any], connection: Connection, target: Any) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.inspection import _inspects
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.elements import BindParameter, ClauseElement
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
@@ -83,6 +83,21 @@ def constructed_parameters(context: Any) -> dict[str, Any]:
 def conflict_clause(insert: Any) -> Any:
     """Return the ON CONFLICT or ON DUPLICATE KEY clause of an INSERT, or None."""
     return getattr(insert, "_post_values_clause", None)
+
+
+def conflict_keys(insert: Any) -> set[Any]:
+    """Return the keys of the columns that the conflict clause of an INSERT sets to plain values.
+
+    ``set_`` of PostgreSQL's and SQLite's clause is kept as pairs, MySQL's as a dict; a plain value
+    may have been made a parameter.
+    """
+    clause = insert._post_values_clause
+    pairs = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None) or ()
+    return {
+        getattr(key, "key", key)
+        for key, value in (pairs.items() if isinstance(pairs, dict) else pairs)
+        if isinstance(value, BindParameter) or not is_sql(value)
+    }
 
 
 def may_meet_rows(insert: Any) -> bool:

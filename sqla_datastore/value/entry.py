@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqla_datastore.codecs import Description
     from sqla_datastore.format import Container, StoredEntry
     from sqla_datastore.storage.protocol import Storage
-    from sqla_datastore.value.fingerprint import Fingerprint
+    from sqla_datastore.value.fingerprint import Fingerprint, Layout
 
 UNLOADED: Final = object()
 
@@ -216,7 +216,7 @@ class Entry:
         self.source = source
         self.edited = False
         self.handed_out = False
-        self.fingerprint: Fingerprint | None = None
+        self.fingerprint: Fingerprint | Layout | None = None
         self.children: tuple[Nestable, ...] = ()
 
     def load(self, name: str, outer: Nestable) -> None:
@@ -260,14 +260,20 @@ class Entry:
         return self.edited
 
 
-def fingerprint_of(value: object) -> Fingerprint | None:
+def fingerprint_of(value: Any) -> Fingerprint | Layout | None:
     """Return the fingerprint of an editable value, and None for any other.
 
     Nested `DataStore` values look after their own edits.
     """
     codec = find_codec(value)
-    if codec is None or not codec.mutable or codec.name == "datastore":
+    if codec is None or codec.name == "datastore":
         return None
-    from sqla_datastore.value.fingerprint import Fingerprint
+    if codec.name.startswith("numpy.") and hasattr(value, "strides") and value.shape:
+        from sqla_datastore.value.fingerprint import Layout
+
+        return Layout(value)
+    if not codec.mutable:
+        return None
+    from sqla_datastore.value.fingerprint import Fingerprint, Layout
 
     return Fingerprint(value, opaque=(Nestable,))

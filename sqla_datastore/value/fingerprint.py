@@ -55,6 +55,32 @@ class Fingerprint:
         return digest != self._digest
 
 
+class Layout:
+    """How an array that was handed out lies in its memory, which itself is read-only.
+
+    Shape, dtype, strides and flags of a read-only array can be set all the same.
+
+    Args:
+        array: an array; masked ones, too.
+    """
+
+    __slots__ = ("_layout", "_value")
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._value = array
+        self._layout = _layout(array)
+
+    def changed(self) -> bool:
+        """Return whether the layout is another one now."""
+        return _layout(self._value) != self._layout
+
+
+def _layout(array: np.ndarray[Any, Any]) -> tuple[object, ...]:
+    # the text of a dtype: its names can be set in place
+    hard = getattr(array, "hardmask", None)
+    return repr(array.dtype), array.shape, array.strides, array.flags.writeable, hard
+
+
 def fingerprint(value: object) -> bytes:
     """Return the fingerprint of a value, comparable only while `Fingerprint` holds its memory.
 
@@ -121,6 +147,9 @@ class _Pickler(pickle.Pickler):
             return self._array(obj)
         if isinstance(obj, self._opaque):
             return self._identity(obj)
+        if isinstance(obj, np.ma.MaskedArray):
+            # its own pickle leaves this out
+            self._file.write(repr(_layout(obj)).encode())
         if isinstance(obj, self._pandas):
             self.kept.append(obj.copy(deep=False))
         elif isinstance(obj, self._polars):

@@ -21,7 +21,7 @@ from sqla_datastore.value.mapping import EntryMapping
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.protocol import Storage
-    from sqla_datastore.value.fingerprint import Fingerprint
+    from sqla_datastore.value.fingerprint import Fingerprint, Layout
 
 _CONTAINERS = (list, dict, set, tuple, bytearray)
 _SCALARS = (type(None), bool, int, float, complex)
@@ -35,7 +35,7 @@ class _Taken:
     """An entry as it went into a plan, with what its object looked like then."""
 
     entry: Entry
-    fingerprint: Fingerprint | None
+    fingerprint: Fingerprint | Layout | None
 
 
 class ValuePlan(Plan):
@@ -128,7 +128,7 @@ def _part(name: str, entry: Entry, outer: EntryMapping) -> object:
     return entry.value
 
 
-def _fingerprint_to_keep(entry: Entry) -> Fingerprint | None:
+def _fingerprint_to_keep(entry: Entry) -> Fingerprint | Layout | None:
     """Return the fingerprint of an object that stays in place once it is stored."""
     if entry.source is None:
         return fingerprint_of(entry.value) if _is_plain(entry.value) else None

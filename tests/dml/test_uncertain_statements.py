@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from support.models import Counter, Keyed
 
-from sqla_datastore import DataStore, StorageError
+from sqla_datastore import DataStore, RefusedStatementError, StorageError
 from sqla_datastore.storage import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -191,3 +191,42 @@ def test_batches_of_an_insert_under_autocommit(engine, exact, caplog):
     assert len(found) == 5
     assert not caplog.records
     exact(5)
+
+
+def upsert(engine, key, value, other):
+    if engine.dialect.name in ("mysql", "mariadb"):
+        return mysql.insert(Keyed).values(id=key, data=value).on_duplicate_key_update(data=other)
+    make = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    return (
+        make(Keyed)
+        .values(id=key, data=value)
+        .on_conflict_do_update(index_elements=["id"], set_={"data": other})
+    )
+
+
+@pytest.mark.parametrize("kind", [dict, DataStore])
+def test_an_upsert_with_a_value_for_each_branch(engine, exact, kind):
+    with Session(engine) as session:
+        session.execute(upsert(engine, 1, kind(n=1), kind(n=2)))
+        session.commit()
+        assert session.get(Keyed, 1).data.n == 1
+        exact(1)
+        session.execute(upsert(engine, 1, kind(n=3), kind(n=4)))
+        session.commit()
+        assert session.get(Keyed, 1).data.n == 4
+    exact(1)
+
+
+def test_one_value_of_a_conflict_clause_for_several_rows_is_refused(engine, exact, two_rows):
+    if engine.dialect.name in ("mysql", "mariadb"):
+        statement = mysql.insert(Keyed).values([{"id": 1}, {"id": 2}])
+        statement = statement.on_duplicate_key_update(data=DataStore(n=9))
+    else:
+        make = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+        statement = make(Keyed).values([{"id": 1}, {"id": 2}])
+        statement = statement.on_conflict_do_update(
+            index_elements=["id"], set_={"data": DataStore(n=9)}
+        )
+    with engine.connect() as connection, pytest.raises(RefusedStatementError, match="several rows"):
+        connection.execute(statement)
+    exact(2)

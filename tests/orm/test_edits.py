@@ -1416,3 +1416,61 @@ def test_another_session_on_the_same_connection_may_have_edits_of_its_own(stored
         mine.commit()
     assert reload(engine)["numbers"] == [1, 2]
     engine.dispose()
+
+
+# -- how an array lies in its memory --------------------------------------------------------------
+
+
+def _set(name, value):
+    return lambda array: setattr(array, name, value)
+
+
+LAYOUTS = {
+    "shape": (lambda: np.arange(6), _set("shape", (2, 3)), lambda a: a.shape == (2, 3)),
+    "dtype": (lambda: np.arange(6), _set("dtype", np.uint64), lambda a: a.dtype == np.uint64),
+    "strides": (lambda: np.arange(6), _set("strides", (0,)), lambda a: a.tolist() == [0] * 6),
+    "names": (
+        lambda: np.zeros(2, dtype=[("a", "i4"), ("b", "i4")]),
+        lambda a: setattr(a.dtype, "names", ("x", "y")),
+        lambda a: a.dtype.names == ("x", "y"),
+    ),
+    "hard mask": (
+        lambda: np.ma.masked_array([1, 2], mask=[0, 1]),
+        lambda a: a.harden_mask(),
+        lambda a: a.hardmask,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_that_is_set_is_saved(engine, exact, layout, nested):
+    make, edit, edited = LAYOUTS[layout]
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(x=[make()] if nested else make())))
+        session.commit()
+        found = session.get(Entity, 1).data.x
+        edit(found[0] if nested else found)
+        del found
+        session.commit()
+    found = reload(engine)["x"]
+    assert edited(found[0] if nested else found)
+    exact(1)
+
+
+# -- values that got into the instance past the set event -----------------------------------------
+
+
+def test_a_plain_dict_in_the_instance_becomes_a_value(engine, exact):
+    """SQLModel writes what was assigned into the instance's dict, after SQLAlchemy's event."""
+    with Session(engine) as session:
+        row = Entity(id=1, data={"l": [1]})
+        row.__dict__["data"] = {"l": [1]}
+        session.add(row)
+        session.flush()
+        row.data["l"].append(2)
+        row.data["k"] = 1
+        session.commit()
+    assert reload(engine) == {"l": [1, 2], "k": 1}
+    exact(1)
