@@ -54,8 +54,8 @@ class AffectedRows:
         for index in range(len(given)):
             rows = self._of(columns, index)
             if not rows and keys is not None:
-                # one that waited for a row that was deleted and made anew saw neither; the next
-                # SELECT under READ COMMITTED sees what the statement will see
+                # a SELECT that waited for a row that was deleted and inserted again returns
+                # nothing; the next one under READ COMMITTED sees the new row, as the statement will
                 rows = self._of(columns, index)
             yield index, rows
 
@@ -76,7 +76,7 @@ class AffectedRows:
             for row in select_rows(self.connection, self.declared, columns, [clause]):
                 found[row.key(self.declared.table)] = row
         for index, key in enumerate(wanted):
-            # a key may equal the row's only in the eyes of the database (collation, type)
+            # the database may compare keys by a collation, or by another type
             yield index, [found[key]] if key in found else self._of(columns, index)
 
     @cached_property

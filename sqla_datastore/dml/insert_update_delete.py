@@ -16,7 +16,7 @@ from sqla_datastore.dml.affected_rows import AffectedRows
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import Reservation, items_of, take
 from sqla_datastore.dml.row_queries import Row
-from sqla_datastore.dml.statement import Statement, Surroundings
+from sqla_datastore.dml.statement import Statement, TransactionView
 from sqla_datastore.dml.upsert import RowsMet, refuse_expressions
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 
 def effects_of(
-    connection: Connection, context: Any, declared: DeclaredTable | None, around: Surroundings
+    connection: Connection,
+    context: Any,
+    declared: DeclaredTable | None,
+    transaction: TransactionView,
 ) -> Effects | None:
     """Return what a compiled statement will do to objects, or None if nothing.
 
@@ -41,7 +44,7 @@ def effects_of(
         connection: the connection that is about to run it.
         context: its execution context, parameters bound.
         declared: its table, as `follows` tells.
-        around: what matters of its transaction.
+        transaction: what the statement needs of its transaction.
 
     Raises:
         RefusedStatementError: its effect cannot be followed.
@@ -52,21 +55,23 @@ def effects_of(
     effects = None
     if declared is not None:
         _refuse_own_schemas(connection, context)
-        effects = _statement(connection, context, declared, around).effects()
+        effects = _statement(connection, context, declared, transaction).effects()
     if binds_values(context.compiled):
         _refuse_elsewhere(context, effects.reserved if effects else ())
     return effects
 
 
 def _statement(
-    connection: Connection, context: Any, declared: DeclaredTable, around: Surroundings
+    connection: Connection, context: Any, declared: DeclaredTable, transaction: TransactionView
 ) -> Statement:
     kind: type[Statement] = DeleteStatement
     if context.isinsert:
         kind = InsertStatement
     elif context.isupdate:
         kind = UpdateStatement
-    return kind(connection, context, context.compiled.compile_state.statement, declared, around)
+    return kind(
+        connection, context, context.compiled.compile_state.statement, declared, transaction
+    )
 
 
 def follows(context: Any) -> DeclaredTable | None:
@@ -101,7 +106,7 @@ def _refuse_inner_dml(compiled: Any) -> None:
 
 
 def _refuse_own_schemas(connection: Connection, context: Any) -> None:
-    """Refuse a translation that only the statement has: what is asked about its rows lacks it."""
+    """Refuse a translation of the statement alone: our SELECTs would run without it."""
     name = "schema_translate_map"
     if context.execution_options.get(name) != connection.get_execution_options().get(name):
         raise RefusedStatementError(
@@ -194,7 +199,7 @@ class InsertStatement(Statement):
         """Yield what is known of each new row, and its values."""
         for index, given in enumerate(self.context.compiled_parameters):
             bound = self.assignments.reservations(index)
-            for group in range(len(self.assignments.groups)):
+            for group in range(len(self.assignments.rows)):
                 values = self.inherited(self.known(group, given))
                 yield values, list(self._reserved(bound, group, given))
             self._left_over.extend(bound)
@@ -278,9 +283,9 @@ class UpdateStatement(Statement):
         reservation = take(bound, value) if value is not None else None
         by_key = self.affected.key_parameters is not None
         if reservation is not None and not by_key:
-            # the criteria could find another row than a moment before
+            # the criteria may match another row than was found a moment before
             effects.is_certain = effects.is_by_key = False
-        # where another row could be found, a new name shows which one was
+        # where the criteria may match another row, only a fresh name tells which row got it
         if reservation is not None and by_key and _keeps(reservation, row.urls.get(column)):
             return reservation
         for each in rows:
@@ -297,7 +302,7 @@ class UpdateStatement(Statement):
         row: Row,
         index: int,
     ) -> None:
-        if self._revives(column, reservation, row):
+        if self._may_return(column, reservation, row):
             effects.reserve(reservation, self.key(row.values))
             return
         url = row.urls.get(column)
@@ -307,17 +312,17 @@ class UpdateStatement(Statement):
         token = str(uuid.uuid4())
         self.place(effects, column, reservation, self.inherited(values), token, own=own)
 
-    def _revives(self, column: DeclaredColumn, reservation: Reservation, row: Row) -> bool:
-        """Whether an unchanged value comes back to the row that it left in this transaction."""
+    def _may_return(self, column: DeclaredColumn, reservation: Reservation, row: Row) -> bool:
+        """Whether the row may hold its earlier, unchanged object again."""
         unchanged = reservation.value._unchanged_url()
         if unchanged is None:
             return False
         url, storage = ObjectURL.parse(unchanged), self.storage(column)
         flushed = self.is_flushed(reservation.value, self.key(row.values))
-        near = flushed or url.folder == self.folder(column, row)
-        if url.scheme != storage.scheme or not near:
+        is_its_own = flushed or url.folder == self.folder(column, row)
+        if url.scheme != storage.scheme or not is_its_own:
             return False
-        if not self.around.superseded(Name(storage, url.path)):
+        if not self.transaction.superseded(Name(storage, url.path)):
             return False
         reservation.place(storage, url)
         return True

@@ -87,15 +87,15 @@ class Assignments:
     declared: DeclaredTable
 
     @cached_property
-    def groups(self) -> list[dict[str, Any]]:
-        """What the statement itself says by column key; one for each row of a multi-row VALUES."""
+    def rows(self) -> list[dict[str, Any]]:
+        """The assignments by column key; one dict for each row of a multi-row VALUES."""
         return [
             {getattr(key, "key", key): value for key, value in group.items()}
-            for group in self._said
+            for group in self._assigned
         ]
 
     @cached_property
-    def _said(self) -> list[dict[Any, Any]]:
+    def _assigned(self) -> list[dict[Any, Any]]:
         return assigned(self.compiled)
 
     def lookup(self, column: Column[Any], group: int, given: Mapping[str, Any]) -> Any:
@@ -106,7 +106,7 @@ class Assignments:
             group: which row of a multi-row VALUES, else 0.
             given: the set of parameters, unprocessed, by SQLAlchemy's names.
         """
-        said = self.groups[group].get(column.key, MISSING)
+        said = self.rows[group].get(column.key, MISSING)
         names = self._names(column, group)
         if isinstance(said, BindParameter):
             names = [self.compiled.bind_names.get(said, said.key), *names]
@@ -115,7 +115,7 @@ class Assignments:
         return next((given[name] for name in names if name in given), MISSING)
 
     def _names(self, column: Column[Any], group: int) -> list[str]:
-        return parameter_names(column, group, len(self.groups))
+        return parameter_names(column, group, len(self.rows))
 
     def value(
         self, column: DeclaredColumn, group: int, given: Mapping[str, Any]
@@ -156,12 +156,12 @@ class Assignments:
             RefusedStatementError: it also assigns a declared column of another table.
         """
         self._refuse_other_tables()
-        keys = {*self.groups[0], *(self.compiled.column_keys or ())}
+        keys = {*self.rows[0], *(self.compiled.column_keys or ())}
         keys |= {column.key for column in self.compiled.update_prefetch}
         return [column for column in self.declared.columns if column.column.key in keys]
 
     def _refuse_other_tables(self) -> None:
-        for key in self._said[0]:
+        for key in self._assigned[0]:
             table = getattr(key, "table", None)
             if table is None or table == self.declared.table:
                 continue

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a statement has to know of the transaction that it runs in.
+class TransactionView:
+    """What a statement needs of the transaction that it runs in.
 
     Attributes:
         flushing: whether it runs within an ORM flush.
@@ -60,14 +60,14 @@ class Statement(ABC):
         context: its execution context, parameters bound.
         dml: the statement.
         declared: its table.
-        around: the transaction.
+        transaction: what it needs of its transaction.
     """
 
     connection: Connection
     context: Any
     dml: Any
     declared: DeclaredTable
-    around: Surroundings
+    transaction: TransactionView
     placed: set[int] = field(default_factory=set)
     _storages: dict[DeclaredColumn, Storage] = field(default_factory=dict)
 
@@ -97,7 +97,7 @@ class Statement(ABC):
         *,
         own: bool,
     ) -> None:
-        """Give a value its URL and encode it; a value that has a home elsewhere is copied.
+        """Give a value its URL and encode it; a value that is another row's is copied.
 
         Args:
             effects: take the reservation.
@@ -108,7 +108,7 @@ class Statement(ABC):
             own: whether the value may become the row's own though it is stored already.
         """
         value = reservation.value
-        taken = id(value) in self.around.pending or id(value) in self.placed
+        taken = id(value) in self.transaction.pending or id(value) in self.placed
         if taken or (value.url is not None and not own):
             value = reservation.value = value.copy()
         self.placed.add(id(value))
@@ -128,7 +128,7 @@ class Statement(ABC):
         that owner waits for this row's key or foreign key. Under AUTOCOMMIT nobody waits, so such
         an object goes to a folder that no other row can name.
         """
-        if self.around.autocommit:
+        if self.transaction.autocommit:
             key = set(self.declared.table.primary_key)
             values = {c: value for c, value in values.items() if c not in key}
         return column.folder.fresh(values, token, self.schemas)
@@ -139,7 +139,7 @@ class Statement(ABC):
         Not what a listener of the flush puts elsewhere, such as a history of changes.
         """
         row = value._row
-        return self.around.flushing and row is not None and row.is_of(self.declared.table, key)
+        return self.transaction.flushing and row is not None and row.is_of(self.declared.table, key)
 
     def known(self, group: int, given: Mapping[str, Any]) -> dict[Column[Any], Any]:
         """Return the plain values that the statement gives to the columns that templates need.
@@ -177,7 +177,7 @@ class Statement(ABC):
         return names_behind(self.storage(column), url)
 
     def folder(self, column: DeclaredColumn, row: Row) -> str | None:
-        """Return the folder that a row's URL remembers, else what its attributes say."""
+        """Return the folder in a row's URL, else the one that its attributes render."""
         remembered = self._remembered(column, row)
         if remembered is not None:
             return remembered
@@ -190,10 +190,10 @@ class Statement(ABC):
         return names[0].path.rpartition("/")[0] or None if names else None
 
     def owned_folders(self, row: Row) -> Iterator[Folder]:
-        """Yield the folders that a row owns, and no other row can be putting an object into.
+        """Yield the folders of a row that are safe to empty.
 
-        That is the one that its attributes say: who puts something there has to wait for its key.
-        One that only its URL remembers may be another row's by now, unless no key renders it.
+        The one that its attributes render is guarded by the row's key: whoever puts something there
+        waits for it. The one in its URL may be another row's by now, unless it bears a fresh UUID.
         """
         values = self.inherited(row.values)
         for column in self.declared.columns:
@@ -204,8 +204,8 @@ class Statement(ABC):
                     folders.add(remembered)
                 for path in sorted(filter(None, folders)):
                     yield Folder(self.storage(column), path)
-        owner = self.declared.class_folder
-        folder = owner.render(row.values, self.schemas) if owner else None
+        template = self.declared.class_folder
+        folder = template.render(row.values, self.schemas) if template else None
         if folder is not None:
             yield from (Folder(storage, folder) for storage in self._all_storages())
 

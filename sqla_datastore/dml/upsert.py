@@ -99,7 +99,7 @@ def _key_criteria(declared: DeclaredTable, assignments: Assignments) -> Iterator
     """Yield a criterion for each unique key of each new row."""
     unique = list(_unique_keys(declared.table))
     for given in assignments.context.compiled_parameters:
-        for group in range(len(assignments.groups)):
+        for group in range(len(assignments.rows)):
             for columns in unique:
                 values = [assignments.lookup(c, group, given) for c in columns]
                 if not any(v is MISSING or v is None or is_sql(v) for v in values):

@@ -22,7 +22,7 @@ from sqlalchemy.pool import Pool
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.insert_update_delete import binds_values, effects_of, follows
 from sqla_datastore.dml.parameters import Reservation
-from sqla_datastore.dml.statement import Surroundings
+from sqla_datastore.dml.statement import TransactionView
 from sqla_datastore.engine import dialect_observer, transaction_control
 from sqla_datastore.engine.dialect_observer import transaction_of
 from sqla_datastore.engine.drivers import TransactionState, autocommits, transaction_state
@@ -107,7 +107,7 @@ def _note_text(transaction: ObservedTransaction, statement: str) -> None:
 def _look_ahead(
     connection: Connection, context: Any, transaction: ObservedTransaction | None
 ) -> None:
-    """Find out what a statement will do, once for all its batches."""
+    """Find out what a statement will do, once per execution: each batch calls this."""
     if hasattr(context, _RUN):
         return
     setattr(context, _RUN, None)
@@ -115,10 +115,10 @@ def _look_ahead(
     declared = follows(context)
     if declared is not None and not autocommit:
         _begin_immediately(connection)
-    around = _ALONE[autocommit]
+    view = _NO_TRANSACTION[autocommit]
     if transaction is not None:
-        around = transaction.surroundings(autocommit=autocommit)
-    effects = effects_of(connection, context, declared, around)
+        view = transaction.view(autocommit=autocommit)
+    effects = effects_of(connection, context, declared, view)
     if effects is None:
         return
     if transaction is None or transaction.phase is Phase.ENDED:
@@ -133,17 +133,17 @@ def _look_ahead(
         _write_ahead(transaction, effects)
 
 
-_ALONE = {
-    autocommit: Surroundings(
+_NO_TRANSACTION = {
+    autocommit: TransactionView(
         flushing=False, autocommit=autocommit, pending=set(), superseded=lambda _: False
     )
     for autocommit in (False, True)
 }
-"""The surroundings of a statement without a transaction that has done anything yet."""
+"""What a statement sees where no transaction is open on its connection."""
 
 
 def _write_ahead(transaction: ObservedTransaction, effects: Effects) -> None:
-    """Write what a transaction of its own will refer to: its COMMIT leaves no moment after it."""
+    """Write objects before a statement under AUTOCOMMIT, which commits itself."""
     try:
         writing.write(transaction, effects.reserved)
         transaction.ledger.make_durable(effects.names)
@@ -228,7 +228,7 @@ def _after_execute(
 
 
 def _end_own_transaction(transaction: ObservedTransaction, effects: Effects) -> None:
-    """Remove what a statement superseded that was its own transaction; its failures are logged."""
+    """After a statement under AUTOCOMMIT, remove what it superseded; failures are logged."""
     try:
         with transaction.own_calls():
             writing.carry_out(transaction, [effects])
@@ -262,7 +262,7 @@ def _handle_error(context: Any) -> None:
 
 
 def _end_failed_autocommit(transaction: ObservedTransaction, effects: Effects) -> None:
-    """Find out how far a statement came that is no transaction as a whole."""
+    """Ask which rows a failed executemany under AUTOCOMMIT has committed all the same."""
     try:
         with transaction.own_calls():
             transaction.log_failed(effects)

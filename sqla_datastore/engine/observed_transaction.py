@@ -35,7 +35,7 @@ class ObservedTransaction(Transaction):
     """A transaction whose connection is observed.
 
     Attributes:
-        doubt: why nobody can tell how it will end, once that is so.
+        doubt: set once text or implicit DDL may have ended it: then nobody can tell.
         root_savepoint: the savepoint that began it (stock ``sqlite3``): releasing it commits.
         statement_failed: whether a statement failed since the last savepoint was rolled back to.
     """
@@ -60,7 +60,7 @@ class ObservedTransaction(Transaction):
         return state_after_error(self.dialect.driver, self.raw)
 
     def has_failed(self) -> bool:
-        """Return whether it can only be rolled back, although COMMIT would answer politely."""
+        """Return whether it can only be rolled back, although COMMIT would raise no error."""
         return self.state is TransactionState.FAILED or self._server_says_failed()
 
     def _server_says_failed(self) -> bool:
@@ -199,7 +199,7 @@ class ObservedTransaction(Transaction):
         return over
 
     def end_if_begun_again(self) -> None:
-        """End it if its connection begins another transaction, unless to the database it goes on.
+        """End it if its connection begins another one, unless the driver still reports it as open.
 
         After an error in a listener of ``commit`` SQLAlchemy sends neither COMMIT nor ROLLBACK, so
         the next transaction of the connection is the same one to the database.

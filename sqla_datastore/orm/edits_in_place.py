@@ -28,8 +28,8 @@ from sqla_datastore.value.datastore import DataStore
 from sqla_datastore.value.holding import is_held_elsewhere
 
 _LATE = (
-    "the value of {url!r} was edited after its row was flushed; commit the Session, or flush it "
-    "after the edit, before its connection is committed"
+    "a value ({url}) was edited after its row was flushed; commit the Session, or flush it after "
+    "the edit, before its connection is committed"
 )
 
 watches: weakref.WeakKeyDictionary[Session, SessionWatch] = weakref.WeakKeyDictionary()
@@ -42,8 +42,8 @@ class SessionWatch:
     """What one Session looks after.
 
     Attributes:
-        restored: values that a rollback put back, and rows that held them, until the Session has
-            heard of it.
+        restored: values that a rollback has made unstored, with the states that held them; the next
+            ``after_soft_rollback`` expires them.
         to_expire: rows with values that column defaults made, and the attributes, until the
             flush ends.
     """
@@ -101,7 +101,7 @@ class SessionWatch:
         return [v for v in (*found, *self._kept.get(state.key, {}).values()) if v is not None]
 
     def _belongs(self, value: DataStore) -> bool:
-        """Whether a value is still a row's: one that was replaced belongs to its user."""
+        """Whether a value is still a row's; one that was replaced is not checked any more."""
         session, link = self._session(), value._row
         if session is None or link is None:
             return False
@@ -233,7 +233,7 @@ def is_edited(value: DataStore) -> bool:
     try:
         return value._changed or value._scan()
     except StaleValueError:
-        # edited, and told so to a row that does not have it any more
+        # it is edited: `changed` raised because the attribute was expired
         return True
 
 

@@ -35,7 +35,7 @@ class RowLink:
         self._identity = state.key
         session = state.session
         self._session = None if session is None else weakref.ref(session)
-        # a Session that is closed gets another one, which tells that this row was detached
+        # Session.close() makes a new identity map, so another one means that the row was detached
         self._identities = None if session is None else session.identity_map
 
     @property
@@ -122,7 +122,7 @@ class RowLink:
                 SessionWatch.of(state.session).restored.append((state, value))
 
     def bring_back(self, session: Session, row: Any, value: DataStore) -> None:
-        """Make an edited value the row's again, whose attribute or instance went away meanwhile.
+        """Make an edited value the row's again, after its attribute or instance has gone.
 
         Args:
             session: where the row is.

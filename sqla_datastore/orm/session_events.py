@@ -212,7 +212,7 @@ def _after_transaction_end(session: Session, transaction: Any) -> None:
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
-    """Have values read again that a bulk statement made wrong in the Session's rows.
+    """Expire values in the Session's rows that a bulk UPDATE or an upsert has made stale.
 
     An UPDATE hands its value to the rows that it matched, although it may have stored a copy; after
     an upsert rows may hold a value that was replaced. Rows with changes of their own keep them.

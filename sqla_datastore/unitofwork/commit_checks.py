@@ -1,4 +1,4 @@
-"""Who has to be asked before a connection commits: what may hold edits that no flush has saved."""
+"""Sessions whose edits in place are checked before their connection commits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def watch_connection(raw: Any, watch: Watch) -> int:
     """Have a watch asked before each COMMIT of a driver's connection.
 
     Returns:
-        What `unwatch_connection` takes; the connection is not held.
+        The connection's id, which `unwatch_connection` takes; the connection is not held.
     """
     _watches.setdefault(id(raw), weakref.WeakSet()).add(watch)
     return id(raw)

@@ -257,7 +257,8 @@ class Ledger:
         stays findable as an orphan.
 
         Args:
-            kept: what somebody else will remove.
+            kept: objects that stay: durable removals in their grace period, and names that rows of
+                other transactions hold.
 
         Returns:
             What was removed.

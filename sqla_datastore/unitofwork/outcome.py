@@ -40,4 +40,4 @@ class Phase(Enum):
     OPEN = "statements run"
     PREPARED = "PREPARE was sent, so only the second phase decides"
     REFUSED = "the database has refused COMMIT, so a rollback follows"
-    ENDED = "its outcome is known, or known to be unknown"
+    ENDED = "its end was told"

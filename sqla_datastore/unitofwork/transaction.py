@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqla_datastore.dml.statement import Surroundings
+from sqla_datastore.dml.statement import TransactionView
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.removals.due import look, strike_off
 from sqla_datastore.removals.table import Noted, note_removals, removals_of
@@ -81,9 +81,9 @@ class Transaction:
 
     # -- statements --------------------------------------------------------------------------------
 
-    def surroundings(self, *, autocommit: bool) -> Surroundings:
+    def view(self, *, autocommit: bool) -> TransactionView:
         """Return what a statement has to know of it."""
-        return Surroundings(
+        return TransactionView(
             flushing=self.flushing is not None,
             autocommit=autocommit,
             pending=self._pending_values,
@@ -156,7 +156,7 @@ class Transaction:
     # -- the end -----------------------------------------------------------------------------------
 
     def end(self, outcome: Outcome) -> None:
-        """Close it. Called once, when its outcome is known or known to be unknown; never fails."""
+        """Close it. Called once; never fails."""
         self.phase = Phase.ENDED
         self.flushing = None
         self.take_pending()

@@ -61,15 +61,15 @@ class Source:
         nest: makes a nested value of its storage and URL, not loaded.
     """
 
-    __slots__ = ("_born", "_container", "_kin", "_nest", "_storage", "lock", "url")
+    __slots__ = ("_container", "_family", "_nest", "_nested_made", "_storage", "lock", "url")
 
     def __init__(self, storage: Storage | str | None, url: str, nest: Nest) -> None:
         self._storage = storage
         self._nest = nest
         self.url = url
         self._container: Container | None = None
-        self._born: list[Nestable] = []
-        self._kin = _Kin({}, 0)
+        self._nested_made: list[Nestable] = []
+        self._family = _FamilyTree({}, 0)
         self.lock = threading.RLock()
 
     @property
@@ -134,10 +134,10 @@ class Source:
             The value, and the nested `DataStore` values that were made for it, not loaded.
         """
         with self.lock:
-            self._born.clear()
+            self._nested_made.clear()
             value = self.container().load(name)
-            children = tuple(self._born)
-            self._born.clear()
+            children = tuple(self._nested_made)
+            self._nested_made.clear()
             return value, children
 
     def entry(self, name: str) -> StoredEntry:
@@ -150,7 +150,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kin:
+class _FamilyTree:
     """What is known of a family, so that hostile objects make a tree and nothing larger.
 
     Attributes:
@@ -162,7 +162,7 @@ class _Kin:
     parents: dict[int, int]
     depth: int
 
-    def below(self, parent: int, number: int) -> _Kin:
+    def below(self, parent: int, number: int) -> _FamilyTree:
         """Return the same for a nested object that a parent names.
 
         Raises:
@@ -176,19 +176,19 @@ class _Kin:
             raise ValueError(f"nested value {number} is nested in another object too")
         if self.depth >= MAX_NESTED_DEPTH:
             raise ValueError(f"it nests deeper than {MAX_NESTED_DEPTH} objects")
-        return _Kin(self.parents, self.depth + 1)
+        return _FamilyTree(self.parents, self.depth + 1)
 
 
 def _nested(source: Source, url: ObjectURL) -> Callable[[int], Nestable]:
     """Return what makes a nested value; it holds no source, since a cycle would keep maps alive."""
-    storage, nest, born, kin = source.storage, source._nest, source._born, source._kin
+    storage, nest, made, family = source.storage, source._nest, source._nested_made, source._family
 
     def nested(number: int) -> Nestable:
-        its_kin = kin.below(url.number, number)
+        its_family = family.below(url.number, number)
         child = nest(storage, str(url.nested(number)))
         assert child._source is not None
-        child._source._kin = its_kin
-        born.append(child)
+        child._source._family = its_family
+        made.append(child)
         return child
 
     return nested
