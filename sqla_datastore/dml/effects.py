@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,7 +47,7 @@ class Effects:
         destinations: the primary key of the row that each reserved name is for, where it is known.
         folders: folders to be emptied.
         upsert: the rows that an INSERT may meet, or None.
-        found_rows: how many rows were found for an UPDATE, None for INSERT and DELETE, whose row
+        found_rows: how many rows were found for an UPDATE or DELETE, None for an INSERT, whose row
             count is not compared.
         values_without_row: how many sets of parameters of an UPDATE found no row.
         is_certain: whether rows hold what is reserved, and lost what is dropped, once the statement
@@ -104,7 +104,7 @@ class Effects:
     def _compare(self, rowcount: int, found_rows: int) -> None:
         expected = found_rows + self.values_without_row
         if rowcount == found_rows == 0:
-            self.reserved.clear()
+            self.discard(self.reserved)
         elif rowcount != expected:
             self.is_certain = False
         if self.reserved and rowcount > expected:
@@ -112,6 +112,16 @@ class Effects:
                 f"rows of {self.declared.table.name!r} appeared while they were updated, and one "
                 "value can be only one row's; roll the transaction back and try again"
             )
+
+    def discard(self, unused: Sequence[Reservation]) -> None:
+        """Note values that no row got; they are not written.
+
+        One that is written already, for a statement that was a transaction of its own, has to go
+        again and its value to be put back. `prepare` does so with what is uncertain.
+        """
+        waiting = {id(each) for each in unused if each.plan is not None}
+        self.is_certain = self.is_certain and len(waiting) == len(unused)
+        self.reserved = [each for each in self.reserved if id(each) not in waiting]
 
     def fail(self) -> None:
         """Note that the statement failed: a database may keep what its first rows got."""

@@ -218,10 +218,8 @@ class InsertStatement(Statement):
 
 
 @dataclass(frozen=True)
-class UpdateStatement(Statement):
-    """One execution of an UPDATE, perhaps with many sets of parameters."""
-
-    _latest: dict[tuple[Any, ...], Reservation | None] = field(default_factory=dict)
+class _Matching(Statement):
+    """One execution of a statement that matches rows by its criteria."""
 
     @cached_property
     def affected(self) -> AffectedRows:
@@ -234,35 +232,30 @@ class UpdateStatement(Statement):
             self.declared,
         )
 
+
+@dataclass(frozen=True)
+class UpdateStatement(_Matching):
+    """One execution of an UPDATE, perhaps with many sets of parameters."""
+
     @override
     def effects(self) -> Effects | None:
         columns = self.assignments.columns_set()
         if not columns:
             return None
         effects = Effects(self.declared, found_rows=0)
+        met: set[tuple[Any, ...]] = set()
         for index, rows in self.affected.by_parameters(self.declared.columns):
             effects.found_rows += len(rows)  # type: ignore[operator]
             effects.values_without_row += not rows
             bound = self.assignments.reservations(index)
             for column in columns:
-                reservation = self._assign(effects, column, index, bound, rows)
-                self._forget_earlier(effects, column, reservation, rows)
+                self._assign(effects, column, index, bound, rows)
+            keys = {row.key(self.declared.table) for row in rows}
+            if met & keys:
+                # the later value stays only if its execution still matches the row
+                effects.is_certain = False
+            met |= keys
         return effects
-
-    def _forget_earlier(
-        self,
-        effects: Effects,
-        column: DeclaredColumn,
-        reservation: Reservation | None,
-        rows: list[Row],
-    ) -> None:
-        """Keep only the latest value of a row that an executemany meets several times."""
-        if len(rows) == 1 and self.declared.table.primary_key:
-            key = (column, *rows[0].key(self.declared.table))
-            earlier = self._latest.get(key)
-            if earlier is not None:
-                effects.reserved = [r for r in effects.reserved if r is not earlier]
-            self._latest[key] = reservation
 
     def _assign(
         self,
@@ -271,7 +264,7 @@ class UpdateStatement(Statement):
         index: int,
         bound: list[Reservation],
         rows: list[Row],
-    ) -> Reservation | None:
+    ) -> None:
         """Find out what one set of parameters does to one column of the rows that it finds."""
         value = self.assignments.value(column, 0, self.context.compiled_parameters[index])
         if value is not None and len(rows) > 1:
@@ -287,12 +280,11 @@ class UpdateStatement(Statement):
             effects.is_certain = effects.is_by_key = False
         # where the criteria may match another row, only a fresh name tells which row got it
         if reservation is not None and by_key and _keeps(reservation, row.urls.get(column)):
-            return reservation
+            return
         for each in rows:
             effects.drop(each, self.names(column, each.urls[column]))
         if reservation is not None:
             self._replace(effects, column, reservation, row, index)
-        return reservation
 
     def _replace(
         self,
@@ -336,20 +328,14 @@ def _keeps(reservation: Reservation, url: str | None) -> bool:
     return True
 
 
-class DeleteStatement(Statement):
+class DeleteStatement(_Matching):
     """One execution of a DELETE: the rows' objects go, and the folders that they own."""
 
     @override
     def effects(self) -> Effects:
-        effects = Effects(self.declared)
-        affected = AffectedRows(
-            self.connection,
-            self.context,
-            self.context.compiled,
-            self.dml.whereclause,
-            self.declared,
-        )
-        for _, rows in affected.by_parameters(self.declared.columns):
+        effects = Effects(self.declared, found_rows=0)
+        for _, rows in self.affected.by_parameters(self.declared.columns):
+            effects.found_rows += len(rows)  # type: ignore[operator]
             for row in rows:
                 for column, url in row.urls.items():
                     effects.drop(row, self.names(column, url))

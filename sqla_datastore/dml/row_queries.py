@@ -125,6 +125,10 @@ def urls_of_rows(
     size = batch_size(connection.dialect) if len(key) == 1 else CHUNK
     for batch in batched(list(keys), size):
         query = select(*texts).where(any_key(key, batch))
+        if connection.dialect.name in ("mysql", "mariadb"):
+            # the rows were selected for update, which sees what others have committed since the
+            # snapshot; without a lock a row that was then left alone would be read from before
+            query = query.with_for_update(read=True)
         for urls in connection.execute(query, execution_options=options):
             held.update(url for url in urls if url is not None)
     return held

@@ -47,7 +47,7 @@ class RowsMet:
     Attributes:
         statement: the INSERT.
         criteria: one for each unique key of each new row.
-        before: the rows that were there, locked, by their primary keys.
+        before: the rows that were there, locked, by their primary keys, or numbered without one.
     """
 
     statement: Statement
@@ -74,7 +74,7 @@ class RowsMet:
         missing = {*before, *(str(each.url) for each in effects.reserved)} - held
         held |= held_urls(connection, effects.declared.plain_columns, sorted(missing))
         self._drop(effects, held)
-        effects.reserved = [each for each in effects.reserved if str(each.url) in held]
+        effects.discard([each for each in effects.reserved if str(each.url) not in held])
 
     def drop_all(self, effects: Effects) -> None:
         """Note that all rows that it may meet may have lost what they held."""
@@ -91,7 +91,8 @@ class RowsMet:
         found: dict[tuple[Any, ...], Row] = {}
         for batch in batched(self.criteria, CHUNK):
             for row in select_rows(connection, declared, declared.columns, [or_(*batch)]):
-                found[row.key(declared.table)] = row
+                # without a primary key a row counts for each batch that finds it: no harm
+                found[row.key(declared.table) or (len(found),)] = row
         return found
 
 

@@ -18,6 +18,7 @@ from sqla_datastore.engine.observed_transaction import (
     opened,
 )
 from sqla_datastore.schema.sqlalchemy_compat import pool_dialect
+from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.commit_checks import watches_of
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
 
@@ -155,6 +156,8 @@ def _around_savepoint(
     starts = transaction.ledger.is_empty and _starts_transaction(
         transaction.dialect, transaction.raw
     )
+    # what a running flush has kept for its end is not the savepoint's to roll back
+    writing.carry_out(transaction, transaction.take_pending())
     result = proceed()
     transaction.ledger.begin_savepoint(name)
     if starts:

@@ -75,6 +75,10 @@ def _pymysql(raw: Any) -> TransactionState:
     if result is not None and result.server_status is None:
         # it reads the server's status from an OK packet only, not from the end of a result set
         return TransactionState.UNKNOWN
+    return _pymysql_status(raw)
+
+
+def _pymysql_status(raw: Any) -> TransactionState:
     if raw.server_status & _SERVER_STATUS_IN_TRANS:
         return TransactionState.ACTIVE
     return TransactionState.IDLE
@@ -118,16 +122,23 @@ def state_after_error(driver: str, raw: Any) -> TransactionState:
     MySQL and MariaDB roll back the whole transaction on a deadlock, and the packet that tells of
     the error does not say so.
     """
-    if driver == "pymysql":
-        try:
-            raw.ping(reconnect=False)
-        except Exception:
-            return TransactionState.UNKNOWN
-    return transaction_state(driver, raw)
+    return _asked_pymysql(raw) if driver == "pymysql" else transaction_state(driver, raw)
+
+
+def _asked_pymysql(raw: Any) -> TransactionState:
+    try:
+        # the server's answer is an OK packet, so it tells the status
+        raw.ping(reconnect=False)
+    except Exception:
+        return TransactionState.UNKNOWN
+    return _pymysql_status(raw)
 
 
 def autocommits(driver: str, raw: Any) -> bool:
-    """Return whether each statement would be a transaction of its own, as far as one can see."""
+    """Return whether each statement would be a transaction of its own, as far as one can see.
+
+    A round trip on MySQL where autocommit is on and the last statement was a SELECT.
+    """
     try:
         if driver in ("pysqlite", "aiosqlite"):
             connection = raw._connection if driver == "aiosqlite" else raw
@@ -135,7 +146,12 @@ def autocommits(driver: str, raw: Any) -> bool:
             by_mode = getattr(connection, "autocommit", False) is True
             return (by_hand or by_mode) and not connection.in_transaction
         if driver == "pymysql":
-            return bool(raw.get_autocommit()) and _pymysql(raw) is TransactionState.IDLE
+            if not raw.get_autocommit():
+                return False
+            state = _pymysql(raw)
+            if state is TransactionState.UNKNOWN:
+                state = _asked_pymysql(raw)
+            return state is TransactionState.IDLE
         connection = getattr(raw, "_connection", raw) if driver == "psycopg_async" else raw
         return bool(getattr(connection, "autocommit", False))
     except Exception:

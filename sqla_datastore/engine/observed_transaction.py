@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import DBAPIError
 from typing_extensions import override
 
 from sqla_datastore.engine.drivers import TransactionState, state_after_error, transaction_state
@@ -79,6 +80,9 @@ class ObservedTransaction(Transaction):
     def is_definite(self, err: BaseException) -> bool:
         """Whether the database itself refused a COMMIT or PREPARE."""
         dbapi: Any = self.dialect.loaded_dbapi
+        if isinstance(err, DBAPIError) and err.orig is not None:
+            # RELEASE of a savepoint is a statement, so SQLAlchemy has wrapped its error
+            err = err.orig
         if not isinstance(err, dbapi.Error):
             return False
         original = getattr(err, "orig", err)

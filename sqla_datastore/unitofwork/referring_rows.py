@@ -63,7 +63,7 @@ class ReferringRows:
         declared = effects.declared
         self._previous.update((name, (declared, key)) for name, key in effects.previous.items())
         if not effects.is_certain:
-            self._tables.update((name, declared) for name in effects.names)
+            self._tables.update((name, declared) for name in (*effects.names, *effects.dropped))
             self._destinations.update(
                 (name, (declared, key)) for name, key in effects.destinations.items()
             )
@@ -88,8 +88,11 @@ class ReferringRows:
             return names - self._previous.keys()
         rows = {name: self._previous.get(name) or self._destinations.get(name) for name in names}
         held = self._held_by_key(connection, {n: row for n, row in rows.items() if row is not None})
-        # what nobody else knows needs neither a lock nor another table
+        # what nobody else knows needs neither a lock nor another table; a row may have got another
+        # key since, but not the one that got the value which a name was to make room for
+        done = {self._destinations[name] for name in held if name in self._destinations}
         own = {name for name in names - held if name in self._tables}
+        own = {name for name in own if self._previous.get(name) not in done}
         found = self._held_in_own_table(connection, own)
         if refuses_strays:
             self._refuse_strays(found, held)
