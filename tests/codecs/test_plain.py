@@ -11,7 +11,6 @@ import math
 import struct
 import subprocess
 import sys
-import textwrap
 import time
 import uuid
 import zoneinfo
@@ -444,7 +443,8 @@ assert io.read_deserialize() == value[:1_000_000]
 io, written = peak(lambda: DataStoreIO.serialize_write(value, "p", sys.argv[2]))
 del value
 back, read = peak(io.read_deserialize)
-print(json.dumps({"size": size, "written": written, "read": read, "same": back == eval(sys.argv[1])}))
+same = back == eval(sys.argv[1])
+print(json.dumps({"size": size, "written": written, "read": read, "same": same}))
 """
 
 
@@ -460,7 +460,7 @@ print(json.dumps({"size": size, "written": written, "read": read, "same": back =
     ],
 )
 def test_large_bytes_and_text_take_their_memory_once(value, copies_to_write, tmp_path):
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(PEAKS), value, str(tmp_path)]
+    command = [sys.executable, "-W", "error", "-c", PEAKS, value, str(tmp_path)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert found["same"]
     assert found["size"] >= 100_000_000
