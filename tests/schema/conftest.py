@@ -18,8 +18,12 @@ def only_own_declarations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def Base() -> Iterator[type[DeclarativeBase]]:
+    classes = []  # SQLAlchemy holds them weakly: one that is collected is not configured any more
+
     class Base(DeclarativeBase):
-        pass
+        def __init_subclass__(cls, **options: object) -> None:
+            super().__init_subclass__(**options)
+            classes.append(cls)
 
     yield Base
     # classes that cannot be configured would fail those of every later test
