@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import codecs
+import io
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Final
 
 from typing_extensions import Buffer
@@ -14,6 +16,7 @@ SMALL_BYTES: Final = 4096
 """Longer bytes go into a blob, so that the node stays small."""
 
 _MAX_JSON_INT: Final = 2**53 - 1
+_TEXT_PIECE: Final = 256 * 1024
 
 
 class ExactCodec:
@@ -51,6 +54,24 @@ class BytesPayload:
         write(self._data)
 
 
+class TextPayload:
+    """A blob of text in UTF-8, surrogates included, which is never encoded whole."""
+
+    suffix = ".bin"
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.nbytes = len(text) if text.isascii() else sum(map(len, self._pieces()))
+
+    def _pieces(self) -> Iterator[bytes]:
+        for start in range(0, len(self._text), _TEXT_PIECE):
+            yield self._text[start : start + _TEXT_PIECE].encode("utf-8", "surrogatepass")
+
+    def write_to(self, write: Callable[[Buffer], object]) -> None:
+        for piece in self._pieces():
+            write(piece)
+
+
 def bytes_node(data: bytes, encoder: Encoder) -> str | int:
     """Return hexadecimal text, or the number of a blob for more than `SMALL_BYTES`."""
     if len(data) <= SMALL_BYTES:
@@ -60,12 +81,45 @@ def bytes_node(data: bytes, encoder: Encoder) -> str | int:
 
 def read_bytes(node: Any, decoder: Decoder) -> bytes:
     """Return the bytes of a node that `bytes_node` made."""
+    buffer = io.BytesIO()  # its bytes are handed out without a copy, unlike a bytearray's
+    for piece in byte_pieces(node, decoder):
+        buffer.write(piece)
+    return buffer.getvalue()
+
+
+def byte_pieces(node: Any, decoder: Decoder) -> Iterator[bytes]:
+    """Return the bytes of a node that `bytes_node` made, piece by piece; see `Decoder.pieces`."""
     if not isinstance(node, str):
-        return decoder.blob(node).tobytes()
+        return decoder.pieces(node)
     try:
-        return bytes.fromhex(node)
+        return iter([bytes.fromhex(node)])
     except ValueError:
         raise decoder.damaged("bytes are not hexadecimal text") from None
+
+
+def text_node(text: str, encoder: Encoder) -> str | int:
+    """Return the node that `bytes_node` makes of a text's UTF-8; surrogates pass."""
+    if len(text) > SMALL_BYTES:
+        return encoder.blob(TextPayload(text))
+    return bytes_node(text.encode("utf-8", "surrogatepass"), encoder)
+
+
+def read_text(node: Any, decoder: Decoder) -> str:
+    """Return the text of a node that `text_node` made."""
+    decode = codecs.getincrementaldecoder("utf-8")("surrogatepass").decode
+    pieces = byte_pieces(node, decoder)
+    text = ""
+    try:
+        for piece in pieces:
+            # CPython lets a local str grow in place, where a join would hold the text twice; it is
+            # copied only when the first character comes that needs more bytes
+            text += decode(piece)
+        text += decode(b"", final=True)
+    except UnicodeDecodeError:
+        for _ in pieces:  # a wrong checksum is the better reason
+            pass
+        raise decoder.damaged("text is not UTF-8") from None
+    return text
 
 
 def int_node(value: int) -> int | str:

@@ -15,6 +15,7 @@ Sized names stand for C names of the same width: ``longlong`` comes back as ``in
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -224,6 +225,9 @@ class _Unchecked:
         raise _NotReadableError
 
     def blob(self, number: Any, *, mapped: bool = False) -> memoryview:  # noqa: ARG002
+        raise _NotReadableError
+
+    def pieces(self, number: Any) -> Iterator[bytes]:  # noqa: ARG002
         raise _NotReadableError
 
     def nested(self, number: Any) -> Any:  # noqa: ARG002

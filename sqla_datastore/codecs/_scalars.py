@@ -9,7 +9,18 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
-from ._base import ExactCodec, bytes_node, field, int_node, read_bytes, read_int, text_in
+from ._base import (
+    ExactCodec,
+    byte_pieces,
+    bytes_node,
+    field,
+    int_node,
+    read_bytes,
+    read_int,
+    read_text,
+    text_in,
+    text_node,
+)
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 _UUID = re.compile("[0-9a-f]{32}")
@@ -78,13 +89,10 @@ class StrCodec(_OfBytes):
     python_types = (str,)
 
     def encode(self, value: str, encoder: Encoder) -> JSON:
-        return bytes_node(value.encode("utf-8", "surrogatepass"), encoder)
+        return text_node(value, encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> str:  # noqa: ARG002
-        try:
-            return read_bytes(node, decoder).decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            raise decoder.damaged("text is not UTF-8") from None
+        return read_text(node, decoder)
 
 
 class BytesCodec(_OfBytes):
@@ -111,7 +119,10 @@ class BytearrayCodec(_OfBytes):
         return bytes_node(bytes(value), encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> bytearray:  # noqa: ARG002
-        return bytearray(read_bytes(node, decoder))
+        data = bytearray()
+        for piece in byte_pieces(node, decoder):
+            data += piece
+        return data
 
 
 class DecimalCodec(ExactCodec):

@@ -6,7 +6,7 @@ types; nothing in a blob is ever executed or trusted. A codec never sees files, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -96,6 +96,19 @@ class Decoder(Protocol):
         Raises:
             DamagedObjectError: the number, the size or the checksum is wrong, or the blob was
                 asked for before.
+        """
+
+    def pieces(self, number: Any) -> Iterator[bytes]:
+        """Yield a blob's bytes in pieces, for a value that is built by copying them.
+
+        Keeps less memory than `blob`, whose bytes stay until the value is complete. The checksum is
+        verified after the last piece: take all of them before you return the value or raise.
+
+        Args:
+            number: as for `blob`.
+
+        Raises:
+            DamagedObjectError: as for `blob`.
         """
 
     def nested(self, number: Any) -> Any:

@@ -10,6 +10,8 @@ from typing import Any, Final, NoReturn
 _BARE_INT: Final = 2**53
 """Any JSON reader keeps integers below this one; many turn larger ones into floats."""
 
+_TEXT_PIECE: Final = 256 * 1024
+
 
 class NotJSONError(ValueError):
     """A text is not JSON, or is JSON that two readers may understand differently."""
@@ -51,7 +53,8 @@ def is_text(value: str) -> bool:
     if value.isascii():
         return True
     try:
-        value.encode()
+        for start in range(0, len(value), _TEXT_PIECE):  # so that long text is never encoded whole
+            value[start : start + _TEXT_PIECE].encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -14,6 +14,7 @@ from sqla_datastore.storage.protocol import ObjectReader
 
 _ALWAYS_VERIFIED = 1024 * 1024
 _PIECE = 8 * 1024 * 1024
+_READ_PIECE = 1024 * 1024
 
 
 class ObjectBytes:
@@ -36,11 +37,24 @@ class ObjectBytes:
             DamagedObjectError: the object has become shorter.
         """
         view = self._reader.view(offset, size).toreadonly()
-        if len(view) != size:
-            raise DamagedObjectError(
-                self.url, "it was cut off", entry=entry, expected=f"{size} bytes", found=len(view)
-            )
+        self._refuse_shorter(entry, size, len(view))
         return view
+
+    def read(self, entry: str, offset: int, size: int) -> bytes:
+        """Return a copy of a range, unverified; it maps nothing.
+
+        Raises:
+            DamagedObjectError: the object has become shorter.
+        """
+        data = self._reader.read(offset, size)
+        self._refuse_shorter(entry, size, len(data))
+        return data
+
+    def _refuse_shorter(self, entry: str, size: int, found: int) -> None:
+        if found != size:
+            raise DamagedObjectError(
+                self.url, "it was cut off", entry=entry, expected=f"{size} bytes", found=found
+            )
 
     def load(self, blob: StoredBlob, *, mapped: bool) -> memoryview:
         """Return a blob's bytes, verified; a large mapped one only once, or not at all.
@@ -100,6 +114,20 @@ class StoredBlob:
             size = min(end - offset, _PIECE)
             yield self.source.view(self.entry, offset, size)
             offset += size
+
+    def verified_pieces(self) -> Iterator[bytes]:
+        """Yield its bytes in pieces of 1 MiB, copied: a map's pages would count as memory, too.
+
+        Raises:
+            DamagedObjectError: after the last piece, the bytes are not those that were written.
+        """
+        found, end = 0, self.offset + self.nbytes
+        for offset in range(self.offset, end, _READ_PIECE):
+            piece = self.source.read(self.entry, offset, min(end - offset, _READ_PIECE))
+            found = crc32(piece, found)
+            yield piece
+        if found != self.crc:
+            self.refuse(found)
 
     def write_to(self, write: Callable[[Buffer], object]) -> None:
         """Hand over its bytes, unverified; the writer compares the checksum of what it copied."""

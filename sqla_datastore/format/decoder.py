@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqla_datastore.codecs import codec_named
@@ -88,12 +88,19 @@ class EntryDecoder:
 
     def blob(self, number: Any, *, mapped: bool = False) -> memoryview:
         """Return a blob's bytes, once."""
+        return self._taken_blob(number).load(mapped=mapped)
+
+    def pieces(self, number: Any) -> Iterator[bytes]:
+        """Yield a blob's bytes in pieces, once."""
+        return self._taken_blob(number).verified_pieces()
+
+    def _taken_blob(self, number: Any) -> StoredBlob:
         if type(number) is not int or not 0 <= number < len(self._blobs):
             raise self.damaged(f"it has no blob {number!r}")
         if number in self._taken_blobs:  # each use would take its size in memory once more
             raise self.damaged(f"it uses blob {number} twice")
         self._taken_blobs.add(number)
-        return self._blobs[number].load(mapped=mapped)
+        return self._blobs[number]
 
     def nested(self, number: Any) -> Any:
         """Return a nested value, once."""

@@ -9,6 +9,8 @@ import enum
 import json
 import math
 import struct
+import subprocess
+import sys
 import time
 import uuid
 import zoneinfo
@@ -359,6 +361,111 @@ def test_the_container_gives_back_the_same(value):
     reader = MemoryReader(writer.data)
     back = Container.open(reader, "file:///a.zip", nested=int).load("entry")
     assert told_apart(back) == told_apart(value)
+
+
+LONG = 2**20
+TEXTS = {
+    "ASCII": "abc\r\n\r\0" * LONG,
+    "two bytes": "x" + "\u00e9" * LONG,
+    "three bytes": "\u0100\uffff" * LONG,
+    "four bytes": "xyz" + "\U0001f600" * LONG,
+    "surrogates": "\ud800" * LONG + "\ud83d\ude00" * LONG,
+    "wider and wider": "".join(char * LONG for char in "a\u00e9\u0100\U0001f600a"),
+}
+
+
+def container_of(value):
+    writer = MemoryWriter()
+    plan({"entry": value}, nested_entries=dict).objects[0].write(writer)
+    return Container.open(MemoryReader(writer.data), "file:///a.zip", nested=int)
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_long_text_is_one_blob_of_utf_8_however_it_is_cut(text):
+    container = container_of(text)
+    (blob,) = container.blobs("entry")
+    assert blob.load() == text.encode("utf-8", "surrogatepass")
+    assert container.load("entry") == text
+
+
+@pytest.mark.parametrize("size", [4095, 4096, 4097, 2**20, 2**20 + 1])
+@pytest.mark.parametrize("kind", [bytes, bytearray, str])
+def test_every_size_comes_back(kind, size):
+    value = "a" * size if kind is str else kind(b"a" * size)
+    node, blobs = encode_value(value)
+    assert len(blobs) == (size > 4096)
+    back = decode_value(node, blobs)
+    assert type(back) is kind
+    assert back == value
+
+
+@pytest.mark.parametrize("at", [0, 2**20 - 1, 2**20, 3 * 2**20 - 1])
+def test_changed_bytes_are_told_by_their_checksum(at):
+    for value in ("a" * 3 * 2**20, b"a" * 3 * 2**20, bytearray(3 * 2**20)):
+        writer = MemoryWriter()
+        plan({"entry": value}, nested_entries=dict).objects[0].write(writer)
+        reader = MemoryReader(writer.data)
+        container = Container.open(reader, "file:///a.zip", nested=int)
+        (blob,) = container.blobs("entry")
+        reader.data[blob.offset + at] = 0xFF
+        with pytest.raises(DamagedObjectError, match="checksum differs"):
+            container.load("entry")
+        reader.data = reader.data[: blob.offset + at]
+        with pytest.raises(DamagedObjectError, match="cut off"):
+            container.load("entry")
+
+
+@pytest.mark.parametrize("rest", [b"\xc3", b"\xff" + b"a" * 2**21, b"\xed\xa0"])
+def test_long_bytes_that_are_no_text_are_damage(rest):
+    with pytest.raises(DamagedObjectError, match="not UTF-8"):
+        decode_value(json.dumps(["plain.str", 1, 0]), [b"a" * 2**20 + rest])
+
+
+PEAKS = """
+import json, sys
+from sqla_datastore import DataStoreIO
+
+def memory(key):
+    fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(fields[key].split()[0]) * 1024
+
+def peak(act):
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # VmHWM starts anew
+    before = memory("VmRSS")
+    result = act()
+    return result, memory("VmHWM") - before
+
+value = eval(sys.argv[1])
+size = sys.getsizeof(value)
+io = DataStoreIO.serialize_write(value[:1_000_000], "warm", sys.argv[2])
+assert io.read_deserialize() == value[:1_000_000]
+io, written = peak(lambda: DataStoreIO.serialize_write(value, "p", sys.argv[2]))
+del value
+back, read = peak(io.read_deserialize)
+same = back == eval(sys.argv[1])
+print(json.dumps({"size": size, "written": written, "read": read, "same": same}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("value", "copies_to_write"),
+    [
+        ("bytes(100_000_000)", 0),
+        ("bytearray(100_000_000)", 1),  # one that can be edited is copied when it is planned
+        ("'abcdefghij' * 10_000_000", 0),
+        ("'a\u00e9' * 50_000_000", 0),
+        ("'a\u0100' * 50_000_000", 0),
+    ],
+)
+def test_large_bytes_and_text_take_their_memory_once(value, copies_to_write, tmp_path):
+    command = [sys.executable, "-W", "error", "-c", PEAKS, value, str(tmp_path)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert found["same"]
+    assert found["size"] >= 100_000_000
+    assert found["written"] < 1.3 * copies_to_write * found["size"] + 20_000_000
+    assert 0.9 * found["size"] < found["read"] < 1.3 * found["size"] + 20_000_000
 
 
 json_trees = st.recursive(

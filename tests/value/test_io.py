@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.values import store
+from support.watched import Watched
 
 from sqla_datastore import (
     DamagedObjectError,
@@ -179,10 +183,263 @@ class TestWrite:
             lambda: DataStoreIO.write(b"a", "p", storage),
             lambda: DataStoreIO.serialize_write(1, "p", storage),
             lambda: DataStoreIO.delete("p", storage),
+            lambda: DataStoreIO.batch(storage),
             lambda: DataStore.from_url(url, storage=storage),
         ):
             with pytest.raises(TypeError):
                 act()
+
+
+class Counting(LocalStorage):
+    """Remembers what each call of `make_durable` got."""
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.calls = []
+
+    def make_durable(self, paths):
+        self.calls.append(list(paths))
+        super().make_durable(self.calls[-1])
+
+
+class TestBatch:
+    def test_all_are_durable_at_the_end_by_one_call(self, base):
+        storage = Counting(base)
+        with DataStoreIO.batch(storage=storage) as batch:
+            written = [batch.write(b"%d" % n, relative_path_prefix=f"p/{n % 3}") for n in range(20)]
+            written.append(batch.serialize_write(DataStore(n=DataStore(k=1)), "v"))
+            assert storage.calls == []
+        (durable,) = storage.calls
+        assert sorted(durable) == files(base)
+        assert len(durable) == 22
+        assert [each.read() for each in written[:20]] == [b"%d" % n for n in range(20)]
+        assert written[20].read_deserialize() == DataStore(n=DataStore(k=1))
+
+    def test_objects_can_be_read_inside_the_block(self):
+        with DataStoreIO.batch() as batch:
+            raw, value = batch.write(io.BytesIO(b"abc"), "p"), batch.serialize_write([1, (2,)], "p")
+            assert raw.read() == DataStoreIO(raw.url).read() == b"abc"
+            assert raw.open().read(2) == b"ab"
+            assert value.read_deserialize(list) == [1, (2,)]
+            assert raw.exists()
+
+    def test_the_urls_are_those_of_single_writes(self):
+        with DataStoreIO.batch() as batch:
+            raw = batch.write(b"a", "p q")
+            value = batch.serialize_write(DataStore(n=DataStore()), "p")
+        assert re.fullmatch(r"file:///p%20q/[0-9a-f]{32}\.bin", raw.url)
+        assert re.fullmatch(r"file:///p/[0-9a-f]{32}-1\.io\.zip", value.url)
+        assert type(raw) is DataStoreIO
+
+    def test_a_subclass_writes_objects_of_its_own(self):
+        class Mine(DataStoreIO):
+            pass
+
+        with Mine.batch() as batch:
+            assert type(batch.write(b"a", "p")) is Mine
+        assert type(Mine.serialize_write(1, "p")) is Mine
+
+    def test_an_empty_block_asks_nothing_of_the_storage(self, base):
+        storage = Counting(base)
+        with DataStoreIO.batch(storage):
+            pass
+        assert storage.calls == []
+        assert not base.exists()
+
+    @pytest.mark.parametrize(
+        "error", [ValueError("mine"), StorageError("full"), KeyboardInterrupt(), GeneratorExit()]
+    )
+    def test_an_exception_in_the_block_removes_what_it_wrote(self, base, error):
+        kept = DataStoreIO.write(b"a", "p")
+
+        def block():
+            with DataStoreIO.batch() as batch:
+                batch.write(b"b", "p")
+                batch.serialize_write(DataStore(n=DataStore()), "q/r")
+                raise error
+
+        with pytest.raises(type(error)) as caught:
+            block()
+        assert caught.value is error
+        assert files(base) == [kept.url.removeprefix("file:///")]
+        assert not (base / "q").exists()
+
+    def test_a_call_that_fails_leaves_nothing_and_the_block_goes_on(self, base):
+        with DataStoreIO.batch() as batch:
+            first = batch.write(b"a", "p")
+            for act, error in (
+                (lambda: batch.write(Endless(5_000_000, fail_at=1), "p"), ConnectionError),
+                (lambda: batch.write("text", "p"), TypeError),
+                (lambda: batch.serialize_write(object(), "p"), UnsupportedTypeError),
+                (lambda: batch.write(b"a", "../p"), RefusedURLError),
+                (lambda: batch.write(b"a", "/".join(["p" * 100] * 10)), RefusedURLError),
+            ):
+                with pytest.raises(error):
+                    act()
+            last = batch.write(b"b", "p")
+            assert len(files(base)) == 2
+        assert [first.read(), last.read()] == [b"a", b"b"]
+
+    def test_owned_folders_are_refused(self, base, monkeypatch):
+        def refuse(path):
+            raise RefusedURLError(path, "rows own it")
+
+        monkeypatch.setattr(datastore_io, "refuse_owned_prefix", refuse)
+        with pytest.raises(RefusedURLError, match="own"), DataStoreIO.batch() as batch:
+            batch.write(b"a", "rows/1")
+        assert not base.exists()
+
+    def test_a_batch_is_used_for_one_block(self, base):
+        batch = DataStoreIO.batch()
+        with pytest.raises(RuntimeError, match="not entered yet"):
+            batch.write(b"a", "p")
+        with batch:
+            with pytest.raises(RuntimeError, match=r"open; call DataStoreIO\.batch\(\)"), batch:
+                pytest.fail("it was entered twice")
+            batch.write(b"a", "p")
+        for act in (
+            lambda: batch.write(b"a", "p"),
+            lambda: batch.serialize_write(1, "p"),
+            batch.__enter__,
+        ):
+            with pytest.raises(RuntimeError, match="over"):
+                act()
+        assert len(files(base)) == 1
+
+    def test_nested_batches_decide_about_their_own_objects(self, base):
+        kept = []
+
+        def inner_block(error=None):
+            with DataStoreIO.batch() as inner:
+                kept.append(inner.write(b"inner", "p"))
+                if error is not None:
+                    raise error
+
+        def outer_block():
+            with DataStoreIO.batch() as outer:
+                outer.write(b"outer", "p")
+                inner_block()
+                with pytest.raises(ValueError, match="inner"):
+                    inner_block(ValueError("inner"))
+                assert len(files(base)) == 2
+                raise ValueError("outer")
+
+        with pytest.raises(ValueError, match="outer"):
+            outer_block()
+        assert files(base) == [kept[0].url.removeprefix("file:///")]
+
+    def test_threads_write_to_one_batch(self, base):
+        storage = Counting(base)
+        with DataStoreIO.batch(storage) as batch, ThreadPoolExecutor(8) as pool:
+            written = list(pool.map(lambda n: batch.write(b"%d" % n, "p"), range(200)))
+        assert [each.read() for each in written] == [b"%d" % n for n in range(200)]
+        assert sorted(*storage.calls) == files(base)
+
+    def test_a_call_at_work_when_the_block_ends_leaves_nothing(self, base):
+        begun, ended = threading.Event(), threading.Event()
+
+        class Late:
+            def read(self, size):
+                begun.set()
+                assert ended.wait(10)
+                return b""
+
+        def block(pool):
+            with DataStoreIO.batch() as batch:
+                batch.write(b"a", "p")
+                late.append(pool.submit(batch.write, Late(), "p"))
+                assert begun.wait(10)
+
+        late = []
+        with ThreadPoolExecutor(1) as pool:
+            with pytest.raises(MissingObjectError):
+                block(pool)
+            ended.set()
+            with pytest.raises(RuntimeError, match="over"):
+                late[0].result()
+        assert files(base) == []
+
+
+class TestBatchFaults:
+    """A storage that fails, or a process that is interrupted, at any of a batch's calls."""
+
+    @staticmethod
+    def batch(storage):
+        with DataStoreIO.batch(storage) as batch:
+            batch.write(b"a", "p")
+            batch.serialize_write(DataStore(a=1, n=DataStore(m=DataStore())), "q/r")
+            batch.write(io.BytesIO(b"b" * 3_000_000), "p")
+
+    @staticmethod
+    def single(storage):
+        DataStoreIO.serialize_write(DataStore(a=1, n=DataStore(m=DataStore())), "q/r", storage)
+
+    @pytest.mark.parametrize("scenario", ["batch", "single"])
+    @pytest.mark.parametrize("error", [StorageError("disk on fire"), KeyboardInterrupt()])
+    def test_a_failure_at_the_nth_call_leaves_nothing(self, base, scenario, error):
+        failed_at = []
+        for number in itertools.count():
+            calls = []
+
+            def at(call, moment, number=number, calls=calls):
+                calls.append((call, moment))
+                if len(calls) == number + 1:
+                    raise error
+
+            caught = None
+            try:
+                getattr(self, scenario)(Watched(LocalStorage(base), at))
+            except type(error) as err:
+                caught = err
+            if caught is None:
+                break
+            assert caught is error
+            assert not base.exists() or [*base.iterdir()] == []
+            failed_at.append(calls[number])
+        objects = 5 if scenario == "batch" else 3
+        assert failed_at.count(("create", "before")) == objects
+        assert failed_at.count(("publish", "after")) == objects
+        assert failed_at.count(("make_durable", "amid")) == 1
+        assert len(files(base)) == objects
+
+    def test_what_cannot_be_removed_again_is_a_note_of_the_first_error(self, base):
+        class Stuck(LocalStorage):
+            def remove(self, paths):
+                raise StorageError("read-only now")
+
+        def block():
+            with DataStoreIO.batch(Stuck(base)) as batch:
+                batch.write(b"a", "p")
+                raise ValueError("mine")
+
+        with pytest.raises(ValueError, match="mine") as caught:
+            block()
+        assert caught.value.__notes__ == [
+            "not all that was written could be removed again: read-only now"
+        ]
+
+    def test_a_foreign_storage_may_raise_anything(self, base):
+        class Odd(LocalStorage):
+            def make_durable(self, paths):
+                raise OSError("first")
+
+            def remove(self, paths):
+                super().remove(paths)
+                raise ZeroDivisionError("second")
+
+        with pytest.raises(OSError, match="first"), DataStoreIO.batch(Odd(base)) as batch:
+            batch.write(b"a", "p")
+        assert files(base) == []
+
+    def test_an_object_that_was_removed_meanwhile_fails_the_block(self, base):
+        def block():
+            with DataStoreIO.batch() as batch:
+                batch.write(b"a", "p")
+                batch.write(b"b", "p").remove()
+
+        with pytest.raises(MissingObjectError):
+            block()
+        assert files(base) == []
 
 
 def check_bound(given, bound):
