@@ -45,12 +45,16 @@ def test_criteria_that_find_another_row_the_second_time(engine, stored, verb):
     statements = {
         "delete": delete(Keyed).where(chosen),
         "set to None": update(Keyed).where(chosen).values(data=None),
-        "replace": update(Keyed).where(chosen).values(data=DataStore(n=9)),
+        "replace": update(Keyed).where(chosen),
     }
     for _ in range(3):
+        # a value of its own each time: an earlier one may have lost its row, and so its object
+        statement = statements[verb]
+        if verb == "replace":
+            statement = statement.values(data=DataStore(n=9))
         # the value is refused where it would get into another row than its own
         with suppress(RefusedStatementError), engine.begin() as connection:
-            connection.execute(statements[verb])
+            connection.execute(statement)
         assert_whole(engine, stored)
 
 
