@@ -42,7 +42,7 @@ def open_beneath(parent: int, path: str, flags: int) -> int | None:
     raw = os.fsencode(path)
     if b"\0" in raw:
         raise ValueError("embedded null byte")
-    sys.audit("open", path, None, flags)
+    sys.audit("open", path.rpartition("/")[2], None, flags)  # as the last step of a walk does
     return call(parent, raw, flags)
 
 

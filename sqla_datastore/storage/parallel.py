@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_SLOW_SECONDS = 0.25e-3
+_SLOW_SECONDS = 0.5e-3
 _MEASURED = 4
 
 
