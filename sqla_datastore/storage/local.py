@@ -15,17 +15,15 @@ from functools import partial
 from typing import NoReturn
 from urllib.parse import quote
 
-from typing_extensions import Buffer
-
 from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, StorageError
 from sqla_datastore.options import options
 from sqla_datastore.storage import linux, listing, posix
+from sqla_datastore.storage.draft import Draft
 from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage, StoredObject
 from sqla_datastore.storage.urls import ObjectURL, check_path
 
 _MAPPED_FROM = 128 * 1024
-_THREADS = 16
 _MANY = 16
 _ATTEMPTS = 100
 _LISTED = 1_000
@@ -85,13 +83,13 @@ class LocalStorage:
             raise
         draft.close()
 
-    def _draft(self, path: str, url: str) -> _Draft:
+    def _draft(self, path: str, url: str) -> Draft:
         folder, _, name = path.rpartition("/")
         for attempt in range(_ATTEMPTS):
             try:
                 if attempt:
                     self._make_base()
-                return _Draft(posix.make_folder(self.base, folder), name, url, self.base)
+                return Draft(posix.make_folder(self.base, folder), name, url, self.base)
             except OSError as err:
                 # a remover may take the emptied folder between its creation and our first file
                 if isinstance(err, FileNotFoundError) and attempt < _ATTEMPTS - 1:
@@ -189,7 +187,7 @@ class LocalStorage:
                     unlink(path)
                 emptied.add(path.rpartition("/")[0])
 
-            failures = call_for_each(remove, paths, threads=_THREADS)
+            failures = call_for_each(remove, paths, threads=posix.THREADS)
             prune(emptied)
         if failures:
             if len(failures) > 1:
@@ -226,7 +224,7 @@ class LocalStorage:
         folders = sorted({above for path in files for above in _folders_above(path)}, reverse=True)
         tasks: list[Callable[[], None]] = [partial(self._sync, top, path) for path in files]
         tasks += [partial(self._sync_folder, top, folder) for folder in folders]
-        threads = _THREADS if len(files) > 1 else 1
+        threads = posix.THREADS if len(files) > 1 else 1
         at_once = len(files) < _MANY
         for failure in call_for_each(lambda task: task(), tasks, threads=threads, at_once=at_once):
             raise failure
@@ -295,48 +293,6 @@ class LocalStorage:
 
     def _path(self, path: str) -> str:
         return os.path.join(self.base, path) if path else self.base
-
-
-class _Draft:
-    """A new object under its temporary name, open for writing, and the folder it lies in."""
-
-    def __init__(self, parent: int, name: str, url: str, base: str) -> None:
-        self._parent = parent
-        self._name = name
-        self._url = url
-        self._base = base
-        self._temporary = f"#{os.urandom(16).hex()}.part"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            self._descriptor = os.open(self._temporary, flags, 0o666, dir_fd=parent)
-        except OSError:
-            os.close(parent)
-            raise
-
-    def write(self, data: Buffer, /) -> None:
-        with posix.storage_errors(self._url, self._base):
-            rest = memoryview(data).cast("B")
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-
-    def patch(self, offset: int, data: Buffer, /) -> None:
-        with posix.storage_errors(self._url, self._base):
-            rest = memoryview(data).cast("B")
-            while rest:
-                written = os.pwrite(self._descriptor, rest, offset)
-                rest, offset = rest[written:], offset + written
-
-    def publish(self) -> None:
-        posix.link_exclusively(self._temporary, self._name, self._parent)
-
-    def discard(self) -> None:
-        with suppress(OSError):
-            os.unlink(self._temporary, dir_fd=self._parent)
-
-    def close(self) -> None:
-        with ExitStack() as stack:
-            stack.callback(os.close, self._parent)
-            stack.callback(os.close, self._descriptor)
 
 
 class _Reader:

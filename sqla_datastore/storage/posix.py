@@ -11,11 +11,15 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from sqla_datastore.exceptions import DataStoreError, MissingObjectError, StorageError
 from sqla_datastore.storage import linux
+from sqla_datastore.storage.parallel import call_for_each
+
+THREADS = 16
+"""Calls of one storage that wait for the disk at the same time."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -283,25 +287,28 @@ def prune_below(top: int, folders: Iterable[str]) -> None:
         level.discard("")
 
 
-def _rmdir(top: int, parent: str, names: list[str]) -> bool:
+def _rmdir(top: int, parent: str, names: Sequence[str]) -> bool:
     """Remove the empty ones of some folders; return whether one of them is gone."""
-    is_one_gone = False
+    gone: list[str] = []
+
+    def remove(name: str) -> None:
+        try:
+            os.rmdir(name, dir_fd=descriptor)
+        except FileNotFoundError:
+            pass  # somebody else was faster; the parent may be empty now
+        except OSError:
+            return
+        gone.append(name)
+
     try:
         with folder_below(top, parent) as descriptor:
-            for name in names:
-                try:
-                    os.rmdir(name, dir_fd=descriptor)
-                except FileNotFoundError:
-                    is_one_gone = True  # somebody else was faster; the parent may be empty now
-                except OSError:
-                    pass
-                else:
-                    is_one_gone = True
+            for failure in call_for_each(remove, names, threads=THREADS):
+                raise failure
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    return is_one_gone
+    return bool(gone)
 
 
 def sync(descriptor: int) -> None:
