@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Literal
 
 from sqla_datastore.exceptions import ConfigurationError
@@ -11,11 +12,12 @@ from sqla_datastore.exceptions import ConfigurationError
 class Options:
     """Settings of the process, read whenever they are needed; `options` is the only instance."""
 
-    __slots__ = ("_url", "_verify")
+    __slots__ = ("_sync", "_url", "_verify")
 
     def __init__(self) -> None:
         self._url: str | None = None
         self._verify: Literal["default", "always"] = "default"
+        self._sync: Literal["files", "filesystem"] = "files"
 
     @property
     def url(self) -> str | None:
@@ -54,8 +56,35 @@ class Options:
             raise ValueError(f"options.verify is 'default' or 'always', not {verify!r}")
         self._verify = verify
 
+    @property
+    def sync(self) -> Literal["files", "filesystem"]:
+        """How objects in a local folder are made durable before a transaction commits.
+
+        ``"files"`` syncs each new file and each folder that names one. ``"filesystem"`` syncs
+        the whole file system once for each storage and transaction, which is faster for many small
+        objects. It also waits for everything that other programs have written there, and an
+        error in what they wrote fails this transaction too. It is meant for local file systems:
+        one in user space (FUSE) need not sync at all then.
+
+        Raises:
+            ValueError: when another word is assigned.
+            ConfigurationError: when ``"filesystem"`` is assigned, and this is not Linux 5.8 or
+                later. Other systems do not tell whether such a sync failed.
+        """
+        return self._sync
+
+    @sync.setter
+    def sync(self, sync: Literal["files", "filesystem"]) -> None:
+        if sync not in ("files", "filesystem"):
+            raise ValueError(f"options.sync is 'files' or 'filesystem', not {sync!r}")
+        if sync == "filesystem" and not _can_sync_filesystems():
+            raise ConfigurationError(
+                "options.sync = 'filesystem' needs Linux 5.8 or later; leave it at 'files'"
+            )
+        self._sync = sync
+
     def __repr__(self) -> str:
-        return f"options(url={self.url!r}, verify={self.verify!r})"
+        return f"options(url={self.url!r}, verify={self.verify!r}, sync={self.sync!r})"
 
 
 def storage_text(url: str | os.PathLike[str]) -> str:
@@ -71,6 +100,15 @@ def storage_text(url: str | os.PathLike[str]) -> str:
     if not text:
         raise ConfigurationError("a storage's URL is empty; None stands for the default")
     return text
+
+
+def _can_sync_filesystems() -> bool:
+    """Return whether syncfs(2) is there and tells what could not be written."""
+    if sys.platform != "linux":
+        return False
+    major, _, rest = os.uname().release.partition(".")
+    minor = rest.partition(".")[0].partition("-")[0]
+    return major.isdecimal() and minor.isdecimal() and (int(major), int(minor)) >= (5, 8)
 
 
 options = Options()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ def _defaults(monkeypatch, tmp_path):
     monkeypatch.delenv("SQLA_DATASTORE_URL", raising=False)
     monkeypatch.chdir(tmp_path)
     yield
-    options.url, options.verify = None, "default"
+    options.url, options.verify, options.sync = None, "default", "files"
 
 
 @pytest.fixture
@@ -166,12 +169,41 @@ class TestOptions:
             options.verify = "never"
         assert options.verify == "default"
 
+    def test_sync_is_validated(self):
+        with pytest.raises(ValueError, match="'filesystem'"):
+            options.sync = "none"
+        assert options.sync == "files"
+
+    @pytest.mark.parametrize(
+        ("platform", "release", "can"),
+        [
+            ("linux", "6.1.0-9-amd64", True),
+            ("linux", "5.8", True),
+            ("linux", "5.8-rc1", True),
+            ("linux", "5.7.19", False),
+            ("linux", "4.19.0", False),
+            ("linux", "unknown", False),
+            ("darwin", "23.1.0", False),
+        ],
+    )
+    def test_a_file_system_is_synced_where_errors_are_told(
+        self, monkeypatch, platform, release, can
+    ):
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+        if can:
+            options.sync = "filesystem"
+        else:
+            with pytest.raises(ConfigurationError, match=r"Linux 5\.8"):
+                options.sync = "filesystem"
+        assert options.sync == ("filesystem" if can else "files")
+
     def test_no_other_option_exists(self):
         with pytest.raises(AttributeError):
             options.urls = "x"
 
     def test_repr(self):
-        assert repr(options) == "options(url=None, verify='default')"
+        assert repr(options) == "options(url=None, verify='default', sync='files')"
 
     def test_verify_always_reads_large_arrays(self, tmp_path):
         storage = LocalStorage(tmp_path / "storage")

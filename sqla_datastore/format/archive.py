@@ -25,6 +25,7 @@ ALIGNMENT = 64
 MANIFEST = "manifest.json"
 PACKED = "small-blobs.bin"
 BUFFER = 256 * 1024
+_FIRST_BUFFER = 4 * 1024
 MAX_MANIFEST = 256 * 1024 * 1024
 MAX_DIRECTORY = 256 * 1024 * 1024
 
@@ -80,7 +81,9 @@ class Anchor(NamedTuple):
 
 
 class ZipWriter:
-    """Write members one after the other through one small buffer.
+    """Write members one after the other through one small buffer, which grows up to `BUFFER`.
+
+    So an object that is smaller than that is written by one call.
 
     Bytes are copied into the buffer, and checksums are taken of the copy, which is then written. So
     the two agree, even if another thread changes the caller's memory meanwhile.
@@ -88,7 +91,7 @@ class ZipWriter:
 
     def __init__(self, out: ObjectWriter) -> None:
         self._out = out
-        self._buffer = memoryview(bytearray(BUFFER))
+        self._buffer = memoryview(bytearray(_FIRST_BUFFER))
         self._filled = 0
         self._flushed = 0
         self._members: list[Member] = []
@@ -105,7 +108,8 @@ class ZipWriter:
     def begin(self, name: str, size: int) -> int:
         """Start a member of a known size and return the offset of its data."""
         header = _local_header(name, size, self.position)
-        if len(header) > BUFFER - self._filled:
+        self._make_room(len(header))
+        if len(header) > len(self._buffer) - self._filled:
             self._flush()  # a header that is split could not be patched with one call
         self._name, self._size, self._header_offset = name, size, self.position
         self._append(header)
@@ -165,7 +169,8 @@ class ZipWriter:
     def _append(self, data: Buffer) -> int:
         """Copy what fits into the buffer and return how much that was."""
         start = self._filled
-        piece = memoryview(data)[: BUFFER - start]
+        self._make_room(memoryview(data).nbytes)
+        piece = memoryview(data)[: len(self._buffer) - start]
         self._filled += len(piece)
         copy = self._buffer[start : self._filled]
         copy[:] = piece
@@ -175,6 +180,13 @@ class ZipWriter:
         if self._filled == BUFFER:
             self._flush()
         return len(piece)
+
+    def _make_room(self, size: int) -> None:
+        needed = self._filled + size
+        if needed > len(self._buffer) and len(self._buffer) < BUFFER:
+            larger = memoryview(bytearray(min(BUFFER, max(needed, 2 * len(self._buffer)))))
+            larger[: self._filled] = self._buffer[: self._filled]
+            self._buffer = larger
 
     def _flush(self) -> None:
         if self._filled:

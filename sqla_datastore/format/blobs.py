@@ -20,22 +20,34 @@ _READ_PIECE = 1024 * 1024
 class ObjectBytes:
     """The bytes of an opened object, and which of its mapped blobs were verified already.
 
-    Attributes:
-        url: the object's URL, for messages.
+    Args:
+        reader: the object.
+        url: its URL, for messages.
+        head: its first bytes, where opening it has read them already.
+        verify_always: verify large mapped blobs as well.
     """
 
-    def __init__(self, reader: ObjectReader, url: str, *, verify_always: bool) -> None:
+    def __init__(
+        self, reader: ObjectReader, url: str, head: bytes = b"", *, verify_always: bool
+    ) -> None:
         self.url = url
         self._reader = reader
+        self._head = head
         self._verify_always = verify_always
         self._verified_offsets: set[int] = set()
 
     def view(self, entry: str, offset: int, size: int) -> memoryview:
-        """Return a range, unverified.
+        """Return a range, unverified, without reading again what was read already.
 
         Raises:
             DamagedObjectError: the object has become shorter.
         """
+        if offset + size <= len(self._head):
+            return memoryview(self._head)[offset : offset + size]
+        return self.read(entry, offset, size)
+
+    def read(self, entry: str, offset: int, size: int) -> memoryview:
+        """Do what `view` does, but read it now."""
         view = self._reader.view(offset, size).toreadonly()
         self._refuse_shorter(entry, size, len(view))
         return view
@@ -107,12 +119,12 @@ class StoredBlob:
         """Return its bytes; see `ObjectBytes.load`."""
         return self.source.load(self, mapped=mapped)
 
-    def pieces(self) -> Iterator[memoryview]:
+    def _pieces(self, get: Callable[[str, int, int], memoryview]) -> Iterator[memoryview]:
         """Yield its bytes, unverified; raises DamagedObjectError where there are too few."""
         offset, end = self.offset, self.offset + self.nbytes
         while offset < end:
             size = min(end - offset, _PIECE)
-            yield self.source.view(self.entry, offset, size)
+            yield get(self.entry, offset, size)
             offset += size
 
     def verified_pieces(self) -> Iterator[bytes]:
@@ -131,7 +143,7 @@ class StoredBlob:
 
     def write_to(self, write: Callable[[Buffer], object]) -> None:
         """Hand over its bytes, unverified; the writer compares the checksum of what it copied."""
-        for piece in self.pieces():
+        for piece in self._pieces(self.source.view):
             write(piece)
 
     def verify(self) -> None:
@@ -141,7 +153,7 @@ class StoredBlob:
             DamagedObjectError: the bytes are not those that were written.
         """
         found = 0
-        for piece in self.pieces():
+        for piece in self._pieces(self.source.read):
             found = crc32(piece, found)
         if found != self.crc:
             self.refuse(found)

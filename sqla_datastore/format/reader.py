@@ -85,6 +85,7 @@ class Container:
         reader: ObjectReader,
         url: str,
         manifest: Manifest,
+        head: bytes = b"",
         *,
         nested: Callable[[int], Any],
         verify_always: bool,
@@ -93,7 +94,7 @@ class Container:
         self.names = tuple(manifest.names)
         self.nested_count = manifest.nested
         self._reader = reader
-        self._bytes = ObjectBytes(reader, url, verify_always=verify_always)
+        self._bytes = ObjectBytes(reader, url, head, verify_always=verify_always)
         self._manifest = manifest
         self._nested = nested
         self._index = {name: index for index, name in enumerate(manifest.names)}
@@ -111,6 +112,8 @@ class Container:
     ) -> Container:
         """Read an object's index: one read of its last 64 KiB, and one more where that is short.
 
+        The payloads of an object that is not larger than that are kept, and not read again.
+
         Args:
             reader: the object.
             url: its URL, for messages.
@@ -122,8 +125,8 @@ class Container:
             DamagedObjectError: it is no object, or its index is not what was written.
             UnsupportedFormatError: it was written by a newer version.
         """
-        manifest = _read_manifest(reader, url)
-        return cls(reader, url, manifest, nested=nested, verify_always=verify_always)
+        manifest, head = _read_manifest(reader, url)
+        return cls(reader, url, manifest, head, nested=nested, verify_always=verify_always)
 
     def __contains__(self, name: object) -> bool:
         return name in self._index
@@ -254,14 +257,17 @@ class Container:
         return DamagedObjectError(self.url, reason, entry=name)
 
 
-def _read_manifest(reader: ObjectReader, url: str) -> Manifest:
+def _read_manifest(reader: ObjectReader, url: str) -> tuple[Manifest, bytes]:
+    """Return the manifest, and all bytes before it where they were read with it."""
     try:
         anchor, suffix = read_anchor(reader)
         _refuse_newer(anchor)
         data = _manifest_bytes(reader, anchor, suffix)
         if (found := crc32(data)) != anchor.crc:
             raise crc_error(url, None, anchor.crc, found)
-        return Manifest.parse(data, anchor.offset)
+        is_whole = len(suffix) == reader.size_bytes
+        head = suffix[: anchor.offset] if is_whole else b""
+        return Manifest.parse(data, anchor.offset), head
     except MalformedError as err:
         raise DamagedObjectError(url, str(err)) from err
     except UnknownFeatureError as err:

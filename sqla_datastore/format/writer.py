@@ -52,7 +52,7 @@ class ObjectPlan:
     def write(self, writer: ObjectWriter) -> None:
         """Write the object in one pass; at most once, since payloads hand over their bytes once.
 
-        Uses a buffer of 256 KiB whatever the payload's size.
+        Uses a buffer of at most 256 KiB, and one call to write a smaller object.
 
         Args:
             writer: the new object, empty.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from sqla_datastore.exceptions import RefusedURLError
 from sqla_datastore.storage import posix
@@ -42,32 +42,45 @@ def leftovers(base: str, folder: str) -> Iterator[StoredObject]:
         yield from leftovers(base, path + name)
 
 
-def names(base: str, folder: str) -> list[str]:
+def look(base: str, folder: str, count: int) -> tuple[list[str], dict[str, StoredObject]]:
     """Return the names in a folder that a path can hold, in the order of full paths.
 
     A folder's name ends with ``/``, since that is how the paths below it go on. Nothing else is
-    kept: a table of a million rows has as many folders beside each other.
+    kept of most: a table of a million rows has as many folders beside each other.
+
+    Args:
+        base: an absolute path.
+        folder: below the base; empty for the base itself.
+        count: of so many names, the first ones, also return what `objects` does.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
     """
-    try:
-        with posix.folder_opened(base, folder) as descriptor, os.scandir(descriptor) as children:
-            return sorted(
+    with posix.folder_opened(base, folder) as descriptor:
+        with os.scandir(descriptor) as children:
+            names = sorted(
                 child.name + "/" * child.is_dir(follow_symlinks=False)
                 for child in children
                 if _is_segment(child.name)
             )
-    except FileNotFoundError:
-        return []
+        return names, _objects(descriptor, folder, names[:count])
 
 
-def objects(base: str, folder: str, names: list[str]) -> dict[str, StoredObject]:
+def objects(base: str, folder: str, names: Sequence[str]) -> dict[str, StoredObject]:
     """Return, by name, what is an object; what has just gone is none."""
+    if all(name.endswith("/") for name in names):
+        return {}
+    with suppress(FileNotFoundError), posix.folder_opened(base, folder) as descriptor:
+        return _objects(descriptor, folder, names)
+    return {}
+
+
+def _objects(descriptor: int, folder: str, names: Sequence[str]) -> dict[str, StoredObject]:
     found: dict[str, StoredObject] = {}
-    files = [name for name in names if not name.endswith("/")]
-    with suppress(FileNotFoundError), ExitStack() as stack:
-        parent = stack.enter_context(posix.folder_opened(base, folder)) if files else -1
-        for name in files:
+    for name in names:
+        if not name.endswith("/"):
             with suppress(FileNotFoundError):
-                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode):
                     path = f"{folder}/{name}".lstrip("/")
                     found[name] = StoredObject(path, status.st_size, status.st_mtime)

@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from typing import NoReturn
 from urllib.parse import quote
 
-from typing_extensions import Buffer
-
-from sqla_datastore.exceptions import (
-    DataStoreError,
-    MissingObjectError,
-    RefusedURLError,
-    StorageError,
-)
-from sqla_datastore.storage import listing, posix
+from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, StorageError
+from sqla_datastore.options import options
+from sqla_datastore.storage import linux, listing, posix
+from sqla_datastore.storage.draft import Draft
+from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage, StoredObject
 from sqla_datastore.storage.urls import ObjectURL, check_path
 
 _MAPPED_FROM = 128 * 1024
-_SYNC_THREADS = 16
+_MANY = 16
 _ATTEMPTS = 100
 _LISTED = 1_000
 
@@ -84,34 +79,35 @@ class LocalStorage:
         except BaseException:
             draft.discard()
             draft.close()
-            posix.prune(self.base, path.rpartition("/")[0])
+            posix.prune(self.base, [path.rpartition("/")[0]])
             raise
         draft.close()
 
-    def _draft(self, path: str, url: str) -> _Draft:
+    def _draft(self, path: str, url: str) -> Draft:
         folder, _, name = path.rpartition("/")
-        self._note_new_folders()
         for attempt in range(_ATTEMPTS):
             try:
-                with posix.folder_opened(self.base, folder, create=True) as parent:
-                    return _Draft(os.dup(parent), name, url, self.base)
+                if attempt:
+                    self._make_base()
+                return Draft(posix.make_folder(self.base, folder), name, url, self.base)
             except OSError as err:
                 # a remover may take the emptied folder between its creation and our first file
                 if isinstance(err, FileNotFoundError) and attempt < _ATTEMPTS - 1:
                     continue
-                posix.prune(self.base, folder)
+                posix.prune(self.base, [folder])
                 if isinstance(err, FileNotFoundError):
                     where = self._path(folder)
                     raise StorageError(f"the folder {where!r} cannot be made", url=url) from err
                 raise
         raise AssertionError  # the last attempt returned or raised
 
-    def _note_new_folders(self) -> None:
-        """Remember the folders above the base that will get a new one, for `make_durable`."""
+    def _make_base(self) -> None:
+        """Make the base, and remember for `make_durable` the folders that get a new one."""
         above = self.base
         while not os.path.isdir(above) and above != os.path.dirname(above):
             above = os.path.dirname(above)
             self._above_base.add(above)
+        posix.make_base(self.base)
 
     def open(self, path: str) -> ObjectReader:
         """Open an object for reading; costs one `fstat`, reads nothing."""
@@ -119,36 +115,44 @@ class LocalStorage:
 
     def size_bytes(self, path: str) -> int:
         """Return an object's size."""
-        with self._opened(path) as descriptor:
-            return os.fstat(descriptor).st_size
+        with self._opened(path) as (_, status):
+            return status.st_size
 
     def list(self, folder: str) -> Iterator[StoredObject]:
         """Yield the objects below a folder, at any depth, in the order of their paths."""
         url = _object_url(folder) if folder else self.url
         with posix.storage_errors(url, self.base):
             try:
-                with posix.folder_opened(self.base, folder):
-                    pass
+                names, objects = listing.look(self.base, folder, _LISTED)
             except FileNotFoundError:
                 return
             except NotADirectoryError:
                 if not folder:
                     raise
                 return
-        yield from self._below(folder, url)
+        yield from self._below(folder, url, names, objects)
 
-    def _below(self, folder: str, url: str) -> Iterator[StoredObject]:
-        with posix.storage_errors(url, self.base):
-            names = listing.names(self.base, folder)
+    def _below(
+        self, folder: str, url: str, names: Sequence[str], objects: dict[str, StoredObject]
+    ) -> Iterator[StoredObject]:
         for start in range(0, len(names), _LISTED):
             batch = names[start : start + _LISTED]
-            with posix.storage_errors(url, self.base):
-                objects = listing.objects(self.base, folder, batch)
+            if start:
+                with posix.storage_errors(url, self.base):
+                    objects = listing.objects(self.base, folder, batch)
             for name in batch:
                 if name.endswith("/"):
-                    yield from self._below(f"{folder}/{name[:-1]}".lstrip("/"), url)
+                    yield from self._in_subfolder(f"{folder}/{name[:-1]}".lstrip("/"), url)
                 elif name in objects:
                     yield objects[name]
+
+    def _in_subfolder(self, folder: str, url: str) -> Iterator[StoredObject]:
+        with posix.storage_errors(url, self.base):
+            try:
+                names, objects = listing.look(self.base, folder, _LISTED)
+            except FileNotFoundError:
+                return  # it has just gone
+        yield from self._below(folder, url, names, objects)
 
     def leftovers(self) -> Iterator[StoredObject]:
         """Yield what interrupted writes left: temporary files, and empty folders."""
@@ -157,80 +161,131 @@ class LocalStorage:
 
     def remove_leftovers(self, paths: Iterable[str]) -> None:
         """Remove temporary files and empty folders; a folder that got a file meanwhile stays."""
-        files = []
-        for path in paths:
-            if path.endswith("/"):
-                posix.prune(self.base, check_path(path[:-1]))
-            else:
-                files.append(path)
-        self._remove(files, _leftover_url)
+        paths = [*paths]
+        folders = [check_path(path[:-1]) for path in paths if path.endswith("/")]
+        posix.prune(self.base, folders)
+        self._remove((path for path in paths if not path.endswith("/")), _leftover_url)
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Remove objects, and folders that became empty; what is already gone is no error."""
+        """Remove objects, and folders that became empty; what is already gone is no error.
+
+        Many are removed in parallel, where that takes long.
+        """
         self._remove(paths, _object_url)
 
     def _remove(self, paths: Iterable[str], url_of: Callable[[str], str]) -> None:
-        failures: list[DataStoreError] = []
-        folders: set[str] = set()
-        for path in paths:
-            try:
-                self._unlink(path, url_of(path))
-                folders.add(path.rpartition("/")[0])
-            except DataStoreError as err:
-                failures.append(err)
-        for folder in sorted(folders, reverse=True):
-            posix.prune(self.base, folder)
+        emptied: set[str] = set()
+        with ExitStack() as stack:
+            unlink, prune = self._removers(stack)
+
+            def remove(path: str) -> None:
+                with (
+                    posix.storage_errors(url_of(path), self.base),
+                    # where a folder of its path is a file, it was never written
+                    suppress(FileNotFoundError, NotADirectoryError),
+                ):
+                    unlink(path)
+                emptied.add(path.rpartition("/")[0])
+
+            failures = call_for_each(remove, paths, threads=posix.THREADS)
+            prune(emptied)
         if failures:
             if len(failures) > 1:
                 failures[0].add_note(f"and {len(failures) - 1} more objects could not be removed")
             raise failures[0]
 
-    def _unlink(self, path: str, url: str) -> None:
-        folder, _, name = path.rpartition("/")
-        with posix.storage_errors(url, self.base):
-            try:
-                with posix.folder_opened(self.base, folder) as parent:
-                    os.unlink(name, dir_fd=parent)
-            except (FileNotFoundError, NotADirectoryError):
-                pass  # where a folder of its path is a file, it was never written
+    def _removers(
+        self, stack: ExitStack
+    ) -> tuple[Callable[[str], None], Callable[[Iterable[str]], None]]:
+        """Return what unlinks a path, and what prunes folders, below the base opened once."""
+        try:
+            top = stack.enter_context(posix.base_opened(self.base))
+        except OSError as err:
+            return partial(_fail, err), lambda _: None
+        return partial(posix.unlink_below, top), partial(posix.prune_below, top)
 
     def make_durable(self, paths: Iterable[str]) -> None:
-        """Sync these objects and every folder from them up to the base, each once, in parallel."""
-        files = list(dict.fromkeys(paths))
-        folders = sorted({above for path in files for above in _folders_above(path)}, reverse=True)
-        tasks: list[Callable[[], None]] = [partial(self._sync, path) for path in files]
-        tasks += [partial(self._sync_folder, folder) for folder in folders]
-        if len(files) < 2:
-            for task in tasks:
-                task()
-            return
-        with ThreadPoolExecutor(min(_SYNC_THREADS, len(tasks))) as pool:
-            for _ in pool.map(lambda task: task(), tasks):
-                pass
+        """Sync these objects and every folder from them up to the base, each once, in parallel.
 
-    def _sync(self, path: str) -> None:
-        with self._opened(path) as descriptor:
+        With `options.sync` set to ``"filesystem"``, sync the file system that they lie in instead.
+        """
+        files = list(dict.fromkeys(paths))
+        if not files:
+            return
+        with ExitStack() as stack:
+            with self._errors_of(files[0]):
+                top = stack.enter_context(posix.base_opened(self.base))
+            if options.sync == "filesystem":
+                self._sync_filesystems(top, files)
+            else:
+                self._sync_each(top, files)
+
+    def _sync_each(self, top: int, files: Sequence[str]) -> None:
+        folders = sorted({above for path in files for above in _folders_above(path)}, reverse=True)
+        tasks: list[Callable[[], None]] = [partial(self._sync, top, path) for path in files]
+        tasks += [partial(self._sync_folder, top, folder) for folder in folders]
+        threads = posix.THREADS if len(files) > 1 else 1
+        at_once = len(files) < _MANY
+        for failure in call_for_each(lambda task: task(), tasks, threads=threads, at_once=at_once):
+            raise failure
+
+    def _sync(self, top: int, path: str) -> None:
+        with self._opened_below(top, path) as (descriptor, _):
             posix.sync(descriptor)
 
-    def _sync_folder(self, folder: str) -> None:
+    def _sync_folder(self, top: int, folder: str) -> None:
         url = _object_url(folder) if folder else self.url
         with (
             posix.storage_errors(url, self.base),
-            posix.folder_opened(self.base, folder) as descriptor,
+            posix.folder_below(top, folder) as descriptor,
         ):
             posix.sync(descriptor)
         for above in () if folder else [*self._above_base]:
             # the base may be new as well, by another process too; these need not be readable
-            with suppress(OSError), posix.folder_opened(above, "") as descriptor:
+            with suppress(OSError), posix.base_opened(above) as descriptor:
                 posix.sync(descriptor)
 
+    def _sync_filesystems(self, top: int, files: Sequence[str]) -> None:
+        """Sync the base's file system, and those that are mounted below it and hold objects."""
+        synced = {os.fstat(top).st_dev}
+        with posix.storage_errors(self.url, self.base):
+            linux.sync_filesystem(top)
+        for path in files:  # each has to be there, as `_sync` finds out too
+            with self._opened_below(top, path) as (descriptor, status):
+                if status.st_dev not in synced:
+                    synced.add(status.st_dev)
+                    linux.sync_filesystem(descriptor)
+
     @contextmanager
-    def _opened(self, path: str) -> Iterator[int]:
+    def _opened(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
+        """Give the descriptor and the status of an object's file, and close it afterwards."""
+        with self._errors_of(path):
+            top = posix.open_base(self.base)
+            try:
+                descriptor, status = posix.open_file(top, path)
+            finally:
+                os.close(top)
+            try:
+                yield descriptor, status
+            finally:
+                os.close(descriptor)
+
+    @contextmanager
+    def _opened_below(self, top: int, path: str) -> Iterator[tuple[int, os.stat_result]]:
+        """Do what `_opened` does, below the open base."""
+        with self._errors_of(path):
+            descriptor, status = posix.open_file(top, path)
+            try:
+                yield descriptor, status
+            finally:
+                os.close(descriptor)
+
+    @contextmanager
+    def _errors_of(self, path: str) -> Iterator[None]:
         url = _object_url(path)
         with posix.storage_errors(url, self.base):
             try:
-                with posix.file_opened(self.base, path) as descriptor:
-                    yield descriptor
+                yield
             except NotADirectoryError as err:
                 if os.path.isdir(self.base):  # a file lies where the object's folder would be
                     raise MissingObjectError(url, f"the folder {self.base!r}") from err
@@ -238,48 +293,6 @@ class LocalStorage:
 
     def _path(self, path: str) -> str:
         return os.path.join(self.base, path) if path else self.base
-
-
-class _Draft:
-    """A new object under its temporary name, open for writing, and the folder it lies in."""
-
-    def __init__(self, parent: int, name: str, url: str, base: str) -> None:
-        self._parent = parent
-        self._name = name
-        self._url = url
-        self._base = base
-        self._temporary = f"#{uuid.uuid4().hex}.part"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            self._descriptor = os.open(self._temporary, flags, 0o666, dir_fd=parent)
-        except OSError:
-            os.close(parent)
-            raise
-
-    def write(self, data: Buffer, /) -> None:
-        with posix.storage_errors(self._url, self._base):
-            rest = memoryview(data).cast("B")
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-
-    def patch(self, offset: int, data: Buffer, /) -> None:
-        with posix.storage_errors(self._url, self._base):
-            rest = memoryview(data).cast("B")
-            while rest:
-                written = os.pwrite(self._descriptor, rest, offset)
-                rest, offset = rest[written:], offset + written
-
-    def publish(self) -> None:
-        posix.link_exclusively(self._temporary, self._name, self._parent)
-
-    def discard(self) -> None:
-        with suppress(OSError):
-            os.unlink(self._temporary, dir_fd=self._parent)
-
-    def close(self) -> None:
-        with ExitStack() as stack:
-            stack.callback(os.close, self._parent)
-            stack.callback(os.close, self._descriptor)
 
 
 class _Reader:
@@ -301,7 +314,7 @@ class _Reader:
     def read(self, offset: int, size_bytes: int) -> bytes:
         end = min(offset + size_bytes, self._size_bytes)
         pieces = []
-        with self._storage._opened(self._path) as descriptor:
+        with self._storage._opened(self._path) as (descriptor, _):
             while offset < end:
                 piece = os.pread(descriptor, end - offset, offset)
                 if not piece:
@@ -318,11 +331,15 @@ class _Reader:
     def _mapped(self) -> memoryview:
         with self._lock:
             if self._map is None:
-                with self._storage._opened(self._path) as descriptor:
+                with self._storage._opened(self._path) as (descriptor, status):
                     whole = self._storage._path(self._path)
-                    empty = os.fstat(descriptor).st_size == 0
+                    empty = status.st_size == 0
                     self._map = memoryview(b"") if empty else posix.map_file(descriptor, whole)
             return self._map
+
+
+def _fail(err: OSError, _path: str) -> NoReturn:
+    raise err
 
 
 def _object_url(path: str) -> str:

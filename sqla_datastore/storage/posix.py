@@ -1,8 +1,8 @@
-"""Files and folders below a base, reached one path segment at a time.
+"""Files and folders below a base, reached without following a symbolic link.
 
-Every step is relative to the descriptor of the folder before it and follows no symbolic link, so
-that whoever can write into the storage cannot lead a reader or a remover out of it. Only the base
-itself may be a link: it is the operator's choice.
+Linux does so by one system call. Elsewhere a path is walked one segment at a time, each relative to
+the descriptor of the folder before it. So whoever can write into the storage cannot lead a reader
+or a remover out of it. Only the base itself may be a link: it is the operator's choice.
 """
 
 from __future__ import annotations
@@ -11,14 +11,22 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from sqla_datastore.exceptions import DataStoreError, MissingObjectError, StorageError
+from sqla_datastore.storage import linux
+from sqla_datastore.storage.parallel import call_for_each
+
+THREADS = 16
+"""Calls of one storage that wait for the disk at the same time."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# what openat2 says where a link, a file or a path of more than 4,095 bytes is in the way; EAGAIN
+# where somebody renames folders meanwhile. A walk finds out which, or succeeds.
+_EXPLAINED_BY_A_WALK = {errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EAGAIN}
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -62,45 +70,58 @@ def _refuse_link(name: str, parent: int, err: OSError) -> None:
                 ) from err
 
 
-def _open_child(name: str, parent: int, *, create: bool) -> int:
-    flags = _FOLDER | os.O_NOFOLLOW
+def _descend(top: int, path: str, flags: int) -> int:
+    """Open what lies below a folder, and return its descriptor."""
     try:
-        return os.open(name, flags, dir_fd=parent)
-    except FileNotFoundError:
-        if not create:
+        descriptor = linux.open_beneath(top, path, flags)
+    except OSError as err:
+        if err.errno not in _EXPLAINED_BY_A_WALK:
             raise
+    else:
+        if descriptor is not None:
+            return descriptor
+    return _walk(top, path, flags)
+
+
+def _walk(top: int, path: str, flags: int) -> int:
+    *folders, name = path.split("/")
+    parent = top
+    try:
+        for folder in folders:
+            child = _step(folder, parent, _FOLDER)
+            if parent != top:
+                os.close(parent)
+            parent = child
+        return _step(name, parent, flags)
+    finally:
+        if parent != top:
+            os.close(parent)
+
+
+def _step(name: str, parent: int, flags: int) -> int:
+    if name == "..":
+        raise OSError(errno.EXDEV, "'..' leaves the folder that it is looked for in")
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent)
     except OSError as err:
         _refuse_link(name, parent, err)
         raise
-    with suppress(FileExistsError):
-        os.mkdir(name, dir_fd=parent)
-    return os.open(name, flags, dir_fd=parent)
 
 
-@contextmanager
-def folder_opened(base: str, folder: str, *, create: bool = False) -> Iterator[int]:
-    """Give the descriptor of a folder below the base, and close it afterwards.
-
-    Args:
-        base: an absolute path.
-        folder: segments separated by ``/``; empty for the base itself.
-        create: make what is missing. A concurrent remover may take a new folder away before the
-            caller has put something into it: then the caller sees FileNotFoundError and retries.
-    """
+def open_base(base: str) -> int:
+    """Open the base, which may be a symbolic link, and return its descriptor."""
     try:
-        if create:
-            os.makedirs(base, exist_ok=True)
-        descriptor = os.open(base, _FOLDER)
+        return os.open(base, _FOLDER)
+    except NotADirectoryError as err:
+        raise NotADirectoryError(errno.ENOTDIR, _why_no_folder(base)) from err
+
+
+def make_base(base: str) -> None:
+    """Make the base and the folders above it, where they are missing."""
+    try:
+        os.makedirs(base, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as err:
         raise NotADirectoryError(errno.ENOTDIR, _why_no_folder(base)) from err
-    try:
-        for segment in folder.split("/") if folder else ():
-            child = _open_child(segment, descriptor, create=create)
-            os.close(descriptor)
-            descriptor = child
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _why_no_folder(base: str) -> str:
@@ -109,22 +130,99 @@ def _why_no_folder(base: str) -> str:
     return "the storage's base is no folder, or lies below a file"
 
 
-@contextmanager
-def file_opened(base: str, path: str) -> Iterator[int]:
-    """Give the descriptor of a regular file below the base, and close it afterwards."""
-    folder, _, name = path.rpartition("/")
-    with folder_opened(base, folder) as parent:
-        try:
-            descriptor = os.open(name, _FILE, dir_fd=parent)
-        except OSError as err:
-            _refuse_link(name, parent, err)
-            raise
+def make_folder(base: str, folder: str) -> int:
+    """Make a folder below the base, where it is missing, and return its descriptor.
+
+    Args:
+        base: an absolute path of a folder that is there.
+        folder: segments separated by ``/``; empty for the base itself.
+
+    Raises:
+        FileNotFoundError: the base is missing, or a concurrent remover has taken a new folder away.
+    """
+    top = open_base(base)
+    if not folder:
+        return top
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise NotAFileError(errno.EINVAL, f"{name!r} is not a regular file")
+        return _open_or_make(top, folder)
+    finally:
+        os.close(top)
+
+
+def _open_or_make(top: int, folder: str) -> int:
+    with suppress(FileNotFoundError):
+        return _descend(top, folder, _FOLDER)
+    above, _, name = folder.rpartition("/")
+    parent = _open_or_make(top, above) if above else top
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=parent)
+        return _step(name, parent, _FOLDER)
+    finally:
+        if parent != top:
+            os.close(parent)
+
+
+@contextmanager
+def base_opened(base: str) -> Iterator[int]:
+    """Give the base's descriptor, and close it afterwards."""
+    top = open_base(base)
+    try:
+        yield top
+    finally:
+        os.close(top)
+
+
+@contextmanager
+def folder_opened(base: str, folder: str) -> Iterator[int]:
+    """Give the descriptor of a folder below the base, and close it afterwards.
+
+    Args:
+        base: an absolute path.
+        folder: segments separated by ``/``; empty for the base itself.
+    """
+    descriptor = open_base(base)
+    if folder:
+        try:
+            child = _descend(descriptor, folder, _FOLDER)
+        finally:
+            os.close(descriptor)
+        descriptor = child
+    try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def folder_below(top: int, folder: str) -> Iterator[int]:
+    """Give the descriptor of a folder below an open one, and close it afterwards."""
+    if not folder:
+        yield top
+        return
+    descriptor = _descend(top, folder, _FOLDER)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_file(top: int, path: str) -> tuple[int, os.stat_result]:
+    """Open a regular file below an open folder; return its descriptor and its status."""
+    descriptor = _descend(top, path, _FILE)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        return descriptor, status
+    os.close(descriptor)
+    name = path.rpartition("/")[2]
+    raise NotAFileError(errno.EINVAL, f"{name!r} is not a regular file")
+
+
+def unlink_below(top: int, path: str) -> None:
+    """Remove a file below an open folder, or a symbolic link itself."""
+    folder, _, name = path.rpartition("/")
+    with folder_below(top, folder) as parent:
+        os.unlink(name, dir_fd=parent)
 
 
 def link_exclusively(temporary: str, name: str, parent: int) -> None:
@@ -165,18 +263,52 @@ def _claim_and_rename(temporary: str, name: str, parent: int) -> None:
         raise
 
 
-def prune(base: str, folder: str) -> None:
-    """Remove a folder and those above it, up to but not including the base, while empty."""
-    while folder:
-        parent, _, name = folder.rpartition("/")
+def prune(base: str, folders: Iterable[str]) -> None:
+    """Remove folders and those above them, up to but not including the base, while empty.
+
+    Each is tried once, below its parent that is opened once; `os.rmdir` decides what is empty.
+    """
+    with suppress(OSError), base_opened(base) as top:
+        prune_below(top, folders)
+
+
+def prune_below(top: int, folders: Iterable[str]) -> None:
+    """Do what `prune` does, below the open base."""
+    level = {folder for folder in folders if folder}
+    while level:
+        deepest = max(folder.count("/") for folder in level)
+        now = {folder for folder in level if folder.count("/") == deepest}
+        level -= now
+        siblings: dict[str, list[str]] = {}
+        for folder in sorted(now):
+            parent, _, name = folder.rpartition("/")
+            siblings.setdefault(parent, []).append(name)
+        level |= {parent for parent, names in siblings.items() if _rmdir(top, parent, names)}
+        level.discard("")
+
+
+def _rmdir(top: int, parent: str, names: Sequence[str]) -> bool:
+    """Remove the empty ones of some folders; return whether one of them is gone."""
+    gone: list[str] = []
+
+    def remove(name: str) -> None:
         try:
-            with folder_opened(base, parent) as descriptor:
-                os.rmdir(name, dir_fd=descriptor)
+            os.rmdir(name, dir_fd=descriptor)
         except FileNotFoundError:
-            pass  # somebody else was faster; the folders above may be empty now
+            pass  # somebody else was faster; the parent may be empty now
         except OSError:
             return
-        folder = parent
+        gone.append(name)
+
+    try:
+        with folder_below(top, parent) as descriptor:
+            for failure in call_for_each(remove, names, threads=THREADS):
+                raise failure
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return bool(gone)
 
 
 def sync(descriptor: int) -> None:

@@ -174,7 +174,7 @@ def test_a_slice_stores_its_rows_only(arrow_type):
 
 def test_numbers_are_views_of_the_blob():
     writer = MemoryWriter()
-    table = pa.table({"a": pa.array(range(1000))})
+    table = pa.table({"a": pa.array(range(10_000))})
     plan({"entry": table}, nested_entries=dict).objects[0].write(writer)
     container = Container.open(MemoryReader(writer.data), "file:///a.zip", nested=int)
     (blob,) = container.blobs("entry")

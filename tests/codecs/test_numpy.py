@@ -369,7 +369,7 @@ def test_a_missing_string_of_another_kind_is_refused():
 
 
 def test_arrays_are_handed_out_read_only_on_the_blob():
-    container, memory = opened(np.arange(1000.0))
+    container, memory = opened(np.arange(10_000.0))
     (blob,) = container.blobs("entry")
     back = container.load("entry")
     assert not back.flags.writeable

@@ -33,6 +33,9 @@ from sqla_datastore.storage import LocalStorage
 GOLDEN = Path(__file__).parent / "golden"
 URL = "file:///runs/1/a.zip"
 
+# what is read at once when an object is opened is not read again
+LARGER_THAN_THE_TAIL = {"rest": Blob(bytes(100_000))}
+
 
 def planned(entries, **kwargs):
     return plan(entries, nested_entries=dict, **kwargs)
@@ -254,6 +257,25 @@ class TestWriting:
         assert peak < 1 << 20
         assert writer.largest <= zip_archive.BUFFER
 
+    @pytest.mark.parametrize("size", [0, 10, 5_000, 100_000, zip_archive.BUFFER - 1_500])
+    def test_a_small_object_is_written_by_one_call(self, size):
+        data = bytes(range(256)) * (size // 256 + 1)
+        entries = {**MIXED, "a": Blob(data[:size]), "b": Blob(data[: size // 3], b"!")}
+        writer = MemoryWriter()
+        planned(entries if size < 200_000 else {"a": Blob(data[:size])}).objects[0].write(writer)
+        assert writer.largest == len(writer.data)
+        assert list(opened(writer.data).check(deep=True)) == []
+
+    def test_a_small_object_takes_little_memory(self):
+        objects = planned({"n": 1}).objects
+        writer = MemoryWriter()
+        tracemalloc.start()
+        objects[0].write(writer)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(writer.data) < 1_000
+        assert peak < 32 * 1024
+
     def test_bytes_and_checksum_agree_while_another_thread_edits(self):
         array = np.zeros(2 << 20, dtype="u1")
         stop = threading.Event()
@@ -448,6 +470,29 @@ class TestReading:
         assert container.describe("x").nbytes == len(self.LARGE)
         assert len(reader.reads) == 1
 
+    def test_a_small_object_is_read_once(self):
+        reader = MemoryReader(write(MIXED))
+        container = Container.open(reader, URL, nested=int)
+        assert loaded(container) == MIXED
+        copy = write({name: container.entry(name) for name in container.names})
+        assert loaded(opened(copy)) == MIXED
+        assert reader.reads == [(0, len(reader.data))]
+
+    def test_what_was_read_at_once_is_verified_too(self):
+        data = write({"x": Blob(b"x" * 1000), "y": Blob(b"y")})
+        data[manifest_of(data)["blobs"]["offsets"][0]] ^= 1
+        container = opened(data)
+        with pytest.raises(DamagedObjectError):
+            container.load("x")
+        assert container.load("y") == Blob(b"y")
+
+    def test_a_check_reads_a_small_object_again(self):
+        data = write({"x": Blob(b"x" * 1000)})
+        container = opened(data)
+        assert list(container.check(deep=True)) == []
+        data[manifest_of(data)["blobs"]["offsets"][0]] ^= 1
+        assert len(list(container.check(deep=True))) == 1
+
     def test_a_large_index_costs_one_more_read(self):
         entries = {f"k{number}": number for number in range(10_000)}
         reader = MemoryReader(write(entries))
@@ -498,7 +543,7 @@ class TestReading:
 
     def test_a_large_map_is_verified_once_all_else_always(self):
         large = write({"x": Blob(self.LARGE)})
-        small = write({"x": Blob(b"x" * 1000)})
+        small = write({"x": Blob(b"x" * 1000), **LARGER_THAN_THE_TAIL})
         containers = [opened(large, maps=True), opened(large), opened(small, maps=True)]
         for container in containers:
             container.load("x")
@@ -593,7 +638,7 @@ class TestLocalFiles:
         assert loaded(copied) == MIXED
 
     def test_an_object_that_went_away_is_missing(self, storage):
-        container = self.put(storage, "a.zip", MIXED)
+        container = self.put(storage, "a.zip", {**MIXED, **LARGER_THAN_THE_TAIL})
         storage.remove(["a.zip"])
         with pytest.raises(MissingObjectError):
             container.load("blob")

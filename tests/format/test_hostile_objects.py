@@ -35,6 +35,8 @@ VALUE = {
     "blob": Blob(b"payload" * 10, b"", b"second"),
     "box": Box([1, 2.5, None]),
 }
+# larger than what is read when an object is opened, which is not read again
+LARGE_VALUE = {**VALUE, "rest": Blob(bytes(100_000))}
 
 
 def written(entries=VALUE):
@@ -674,7 +676,7 @@ class TestFiles:
         return LocalStorage(tmp_path)
 
     def test_cut_off_while_open(self, storage, tmp_path):
-        (tmp_path / "a.zip").write_bytes(written())
+        (tmp_path / "a.zip").write_bytes(written(LARGE_VALUE))
         container = Container.open(storage.open("a.zip"), URL, nested=int)
         os.truncate(tmp_path / "a.zip", 100)
         with pytest.raises(DamagedObjectError):
@@ -689,7 +691,7 @@ class TestFiles:
     def test_exchanged_by_a_link_or_fifo_while_open(self, storage, tmp_path):
         for make in (lambda path: path.symlink_to("/etc/passwd"), os.mkfifo):
             path = tmp_path / "a.zip"
-            path.write_bytes(written())
+            path.write_bytes(written(LARGE_VALUE))
             container = Container.open(storage.open("a.zip"), URL, nested=int)
             path.unlink()
             make(path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +21,8 @@ from sqla_datastore.exceptions import (
     RefusedURLError,
     StorageError,
 )
-from sqla_datastore.storage import LocalStorage, posix
+from sqla_datastore.options import options
+from sqla_datastore.storage import LocalStorage, linux, parallel, posix
 from sqla_datastore.storage.binding import open_storage
 from sqla_datastore.testing import StorageSuite
 
@@ -33,6 +38,15 @@ def write(storage, path, data=b"data", patch=None):
             writer.patch(0, patch)
 
 
+@pytest.fixture(params=["one call", "step by step"])
+def walk(request, monkeypatch):
+    """Reach what lies below a base in each of the two ways."""
+    if request.param == "step by step":
+        monkeypatch.setattr(linux, "open_beneath", lambda *args: None)
+    elif linux._openat2_if_there() is None:
+        pytest.skip("this system has no openat2")
+
+
 @pytest.fixture
 def base(tmp_path):
     return tmp_path / "deep" / "base"
@@ -43,6 +57,7 @@ def storage(base):
     return LocalStorage(base)
 
 
+@pytest.mark.usefixtures("walk")
 class TestLocalStorage(StorageSuite):
     @pytest.fixture
     def storage(self, base):
@@ -61,6 +76,7 @@ class TestLocalStorage(StorageSuite):
         return files_below(Path(storage.base))
 
 
+@pytest.mark.usefixtures("walk")
 class TestFolders:
     def test_nothing_is_made_before_the_first_write(self, storage, base):
         assert list(storage.list("")) == []
@@ -111,6 +127,7 @@ class TestFolders:
             write(storage, "a")
 
 
+@pytest.mark.usefixtures("walk")
 class TestLinks:
     @pytest.fixture
     def outside(self, tmp_path, storage):
@@ -164,6 +181,7 @@ class TestLinks:
         assert LocalStorage(tmp_path / "link").size_bytes("a.zip") == 4
 
 
+@pytest.mark.usefixtures("walk")
 class TestForeignFiles:
     def test_a_fifo_does_not_hang(self, storage, base):
         base.mkdir(parents=True)
@@ -188,6 +206,7 @@ class TestForeignFiles:
         assert files_below(base) == {"%2Ea/a%20b.zip"}
 
 
+@pytest.mark.usefixtures("walk")
 class TestFailures:
     @pytest.fixture
     def file_base(self, tmp_path):
@@ -295,6 +314,62 @@ class TestFailures:
         assert files_below(base) == {"a/folder/x.zip"}
         assert "1 more" in caught.value.__notes__[0]
 
+    @pytest.mark.parametrize("slow_seconds", [-1, 3600])
+    def test_failures_keep_their_order(self, storage, base, monkeypatch, slow_seconds):
+        monkeypatch.setattr(parallel, "_SLOW_SECONDS", slow_seconds)
+        for number in range(40):
+            write(storage, f"{number:02}/x.zip")
+        with pytest.raises(StorageError) as caught:
+            storage.remove(
+                [f"{number:02}{'/x.zip' * (number not in (7, 9, 35))}" for number in range(40)]
+            )
+        assert caught.value.url == "file:///07"
+        assert "2 more" in caught.value.__notes__[0]
+        assert files_below(base) == {"07/x.zip", "09/x.zip", "35/x.zip"}
+        assert sorted(os.listdir(base)) == ["07", "09", "35"]
+
+    def test_each_folder_is_tried_once(self, storage, base, monkeypatch):
+        paths = [f"a/{number % 3}/{number}/x.zip" for number in range(12)]
+        for path in [*paths, "a/0/kept.zip"]:
+            write(storage, path)
+        real, tried = os.rmdir, []
+
+        def rmdir(name, *, dir_fd):
+            tried.append(name)
+            real(name, dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "rmdir", rmdir)
+        storage.remove(paths)
+        assert files_below(base) == {"a/0/kept.zip"}
+        assert os.listdir(base / "a") == ["0"]
+        # twelve folders of objects, then the three above, then the one that holds what is kept
+        assert len(tried) == 12 + 3 + 1
+        assert tried[-1] == "a"
+
+    def test_a_base_that_cannot_be_opened_fails_every_path(self, storage, monkeypatch):
+        write(storage, "a.zip")
+
+        def fail(*args, **kwargs):
+            raise OSError(errno.EMFILE, "too many")
+
+        monkeypatch.setattr(os, "open", fail)
+        with pytest.raises(StorageError, match="too many") as caught:
+            storage.remove(["a.zip", "b.zip"])
+        assert caught.value.url == "file:///a.zip"
+        assert "1 more" in caught.value.__notes__[0]
+
+    def test_a_folder_that_got_a_file_before_it_went_stays(self, storage, base, monkeypatch):
+        write(storage, "a/b/x.zip")
+        real = os.unlink
+
+        def unlink(name, *, dir_fd):
+            real(name, dir_fd=dir_fd)
+            (base / "a" / "b" / "new.zip").write_bytes(b"new")
+
+        monkeypatch.setattr(os, "unlink", unlink)
+        storage.remove(["a/b/x.zip"])
+        assert files_below(base) == {"a/b/new.zip"}
+
     def test_a_folder_that_vanishes_is_made_again(self, storage, base, monkeypatch):
         real, vanished = os.open, []
 
@@ -330,6 +405,76 @@ class TestDurability:
         files = {str(base / path) for path in paths}
         above = {str(base / "runs"), str(base), str(base.parent), str(base.parent.parent)}
         assert sorted(synced) == sorted(files | folders | above)
+
+    @pytest.fixture
+    def whole(self, monkeypatch):
+        """Sync file systems; return the folders by which that was done."""
+        monkeypatch.setattr(options, "_sync", "filesystem")
+        folders = []
+        monkeypatch.setattr(
+            linux,
+            "sync_filesystem",
+            lambda fd: folders.append(os.readlink(f"/proc/self/fd/{fd}")),
+        )
+        return folders
+
+    @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+    def test_a_file_system_is_synced_once(self, storage, base, synced, whole):
+        paths = [f"runs/{number}.zip" for number in range(5)]
+        for path in paths:
+            write(storage, path)
+        storage.make_durable(paths)
+        assert (whole, synced) == ([str(base)], [])
+
+    @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+    def test_one_mounted_below_is_synced_too(self, storage, base, whole, monkeypatch):
+        for path in ("a/1.zip", "b/1.zip", "b/2.zip"):
+            write(storage, path)
+        real = os.fstat
+        devices = {str(base / "b" / name): 77 for name in ("1.zip", "2.zip")}
+
+        def fstat(fd):
+            status = [*real(fd)]
+            status[2] = devices.get(os.readlink(f"/proc/self/fd/{fd}"), 1)
+            return os.stat_result(status)
+
+        monkeypatch.setattr(os, "fstat", fstat)
+        storage.make_durable(["a/1.zip", "b/1.zip", "b/2.zip"])
+        assert whole == [str(base), str(base / "b" / "1.zip")]
+
+    def test_with_a_file_system_what_is_missing_is_named_too(self, storage, whole):
+        write(storage, "a.zip")
+        with pytest.raises(MissingObjectError, match=r"b\.zip"):
+            storage.make_durable(["a.zip", "b.zip"])
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+    def test_a_file_system_that_fails_raises(self, storage, monkeypatch):
+        write(storage, "a.zip")
+        monkeypatch.setattr(options, "_sync", "filesystem")
+        storage.make_durable(["a.zip"])
+
+        def fail(descriptor):
+            raise OSError(errno.EIO, "lost")
+
+        monkeypatch.setattr(linux, "sync_filesystem", fail)
+        with pytest.raises(StorageError, match="lost"):
+            storage.make_durable(["a.zip"])
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+    def test_a_descriptor_that_cannot_be_synced(self):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            linux.sync_filesystem(-1)
+
+    @pytest.mark.parametrize("count", [1, 5, 40])
+    @pytest.mark.parametrize("slow_seconds", [-1, 3600])
+    def test_the_first_of_many_failures_raises(self, storage, monkeypatch, count, slow_seconds):
+        monkeypatch.setattr(parallel, "_SLOW_SECONDS", slow_seconds)
+        paths = [f"{number:02}.zip" for number in range(count)]
+        with pytest.raises(MissingObjectError, match=r"00\.zip"):
+            storage.make_durable(paths)  # not even the base is there
+        write(storage, "other.zip")
+        with pytest.raises(MissingObjectError, match=r"00\.zip"):
+            storage.make_durable(paths)
 
     def test_a_failing_barrier_raises(self, storage, monkeypatch):
         for path in ("a.zip", "b.zip"):
@@ -474,3 +619,229 @@ def test_a_large_folder_is_listed_in_order(storage, monkeypatch):
     for path in paths:
         write(storage, path)
     assert [found.path for found in storage.list("")] == paths
+
+
+@pytest.mark.usefixtures("walk")
+class TestDescent:
+    """One system call and the walk find the same, and nothing outside."""
+
+    FOLDER = os.O_RDONLY | os.O_DIRECTORY
+
+    @pytest.fixture
+    def top(self, tmp_path):
+        (tmp_path / "top" / "a" / "b").mkdir(parents=True)
+        (tmp_path / "top" / "file").touch()
+        (tmp_path / "outside").mkdir()
+        descriptor = os.open(tmp_path / "top", self.FOLDER)
+        yield descriptor
+        os.close(descriptor)
+
+    @pytest.mark.parametrize("path", ["..", "../outside", "a/../../outside"])
+    def test_nothing_above_is_reached(self, top, path):
+        with pytest.raises(OSError) as caught:
+            posix._descend(top, path, self.FOLDER)
+        assert caught.value.errno == errno.EXDEV
+
+    @pytest.mark.parametrize("path", ["link", "a/link", "a/link/deeper", "dangling", "a/self"])
+    def test_a_link_is_called_one(self, top, tmp_path, path):
+        for name, target in [
+            ("link", "a"),  # it leads nowhere else, and is refused all the same
+            ("a/link", tmp_path / "outside"),
+            ("dangling", "nowhere"),
+            ("a/self", "self"),
+        ]:
+            (tmp_path / "top" / name).symlink_to(target)
+        with pytest.raises(posix.LinkInTheWayError, match="symbolic link"):
+            posix._descend(top, path, self.FOLDER)
+
+    @pytest.mark.parametrize(
+        ("path", "error"),
+        [
+            ("file/x", NotADirectoryError),
+            ("file", NotADirectoryError),
+            ("a/c/d", FileNotFoundError),
+            ("a/nul\0", ValueError),
+        ],
+    )
+    def test_other_errors(self, top, path, error):
+        with pytest.raises(error):
+            posix._descend(top, path, self.FOLDER)
+
+    def test_a_path_longer_than_a_system_call_takes(self, top):
+        path = "/".join(["d" * 200] * 25)
+        os.close(posix._open_or_make(top, path))
+        os.close(posix._descend(top, path, self.FOLDER))
+
+    @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+    def test_no_descriptor_is_left(self, top, tmp_path):
+        (tmp_path / "top" / "link").symlink_to("a")
+        before = os.listdir("/proc/self/fd")
+        for path in ("a", "a/b", "link/b", "a/c", "a/../..", "file/x"):
+            with contextlib.suppress(OSError):
+                os.close(posix._descend(top, path, self.FOLDER))
+        assert os.listdir("/proc/self/fd") == before
+
+
+class TestOneCall:
+    """The system call is taken where it is there, and only there."""
+
+    @pytest.fixture(autouse=True)
+    def _fresh(self):
+        linux._probed_openat2.cache_clear()
+        yield
+        linux._probed_openat2.cache_clear()
+
+    @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
+    def test_a_system_that_refuses_it_is_asked_once(self, storage, monkeypatch, code):
+        asked = []
+
+        def call(*args):
+            asked.append(args)
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.setattr(linux, "_MACHINES", {os.uname().machine})
+        monkeypatch.setattr(linux, "_openat2", lambda: call)
+        write(storage, "a/b.zip")
+        assert storage.size_bytes("a/b.zip") == 4
+        assert len(asked) == 1
+
+    def test_a_passing_failure_tells_nothing(self, storage, monkeypatch):
+        def call(*args):
+            raise OSError(errno.EMFILE, "too many open files")
+
+        monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.setattr(linux, "_MACHINES", {os.uname().machine})
+        with monkeypatch.context() as patched:
+            patched.setattr(linux, "_openat2", lambda: call)
+            write(storage, "a/b.zip")
+            patched.setattr(linux, "_openat2", lambda: lambda *args: os.open("/", os.O_RDONLY))
+            assert linux._openat2_if_there() is not None
+
+    @pytest.mark.parametrize(("platform", "machine"), [("linux", "alpha"), ("darwin", "x86_64")])
+    def test_other_systems_are_not_asked(self, monkeypatch, platform, machine):
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
+        assert linux._openat2_if_there() is None
+
+    def test_an_interrupted_call_is_made_again(self, storage, monkeypatch):
+        ctypes = pytest.importorskip("ctypes")
+        answers = iter([-1, -1, 7])
+
+        class Syscall:
+            def __call__(self, *args):
+                return next(answers)
+
+        monkeypatch.setattr(
+            ctypes, "CDLL", lambda *args, **kwargs: SimpleNamespace(syscall=Syscall())
+        )
+        monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EINTR)
+        assert linux._openat2()(3, b"a", 0) == 7
+
+    def test_an_auditor_hears_of_it(self, storage):
+        write(storage, "a/b.zip")
+        code = (
+            "import sys; from sqla_datastore.storage import LocalStorage\n"
+            "seen = []\n"
+            "sys.addaudithook(lambda *event: seen.append(event[1][0]) if event[1] else None)\n"
+            f"LocalStorage({storage.base!r}).size_bytes('a/b.zip')\n"
+            "print(any(str(path).endswith('b.zip') for path in seen))"
+        )
+        out = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert out.stdout.strip() == "True"
+
+
+class TestCallsForEach:
+    def test_slow_calls_are_made_at_the_same_time(self, monkeypatch):
+        monkeypatch.setattr(parallel, "_SLOW_SECONDS", -1)
+        barrier = threading.Barrier(3)
+        alone = []
+
+        def call(number):
+            if number < parallel._MEASURED:
+                alone.append(threading.get_ident())
+            else:
+                barrier.wait(timeout=30)
+
+        count = parallel._MEASURED + 3
+        assert parallel.call_for_each(call, range(count), threads=3) == []
+        assert set(alone) == {threading.get_ident()}
+
+    def test_fast_calls_stay_in_this_thread(self, monkeypatch):
+        monkeypatch.setattr(parallel, "_SLOW_SECONDS", 3600)
+        idents = []
+        parallel.call_for_each(lambda _: idents.append(threading.get_ident()), range(50), threads=8)
+        assert idents == [threading.get_ident()] * 50
+
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_all_are_called_and_failures_come_in_order(self, monkeypatch, at_once):
+        monkeypatch.setattr(parallel, "_SLOW_SECONDS", -1)
+        called = []
+
+        def call(number):
+            called.append(number)
+            if number % 10 == 3:
+                raise ValueError(number)
+
+        failures = parallel.call_for_each(call, range(100), threads=8, at_once=at_once)
+        assert sorted(called) == [*range(100)]
+        assert [err.args[0] for err in failures] == [*range(3, 100, 10)]
+
+    def test_an_interrupt_ends_it(self, monkeypatch):
+        calls = parallel._Calls(lambda number: None, range(10))
+
+        def interrupt(*args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(parallel.ThreadPoolExecutor, "submit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            calls.work_in(2)
+        assert calls.count_left == 0
+
+
+CALLS = """
+import os, sys
+from sqla_datastore.storage import LocalStorage
+from sqla_datastore.format import Container, plan
+storage = LocalStorage(sys.argv[1])
+
+def write(path):
+    with storage.create(path) as writer:
+        plan({"n": 1, "b": b"x" * 500}, nested_entries=dict).objects[0].write(writer)
+
+def load(path):
+    Container.open(storage.open(path), "file:///" + path, nested=int).load("b")
+
+def run(first, last):
+    paths = [f"runs/{number}/a.zip" for number in range(first, last)]
+    for step in (
+        lambda: [write(path) for path in paths],
+        lambda: [load(path) for path in paths],
+        lambda: storage.remove(paths[:-1]),
+    ):
+        os.access("/mark", os.F_OK)
+        step()
+
+run(0, 3)
+run(3, 3 + int(sys.argv[2]))
+os.access("/mark", os.F_OK)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.skipif(linux._openat2_if_there() is None, reason="this system has no openat2")
+def test_system_calls_of_a_small_object(tmp_path):
+    log = tmp_path / "log"
+    count = 20
+    command = ["strace", "-o", log, sys.executable, "-c", CALLS, tmp_path / "base", str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "ptrace" in done.stderr:
+        pytest.skip("this system does not let strace trace")
+    assert done.returncode == 0, done.stderr
+    steps = log.read_text().split('"/mark"')[4:-1]
+    created, loaded, removed = (step.count("\n") / count for step in steps)
+    assert created < 15
+    assert loaded < 12
+    assert removed < 6

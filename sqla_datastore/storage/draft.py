@@ -1,0 +1,64 @@
+"""A new object of a local storage, until it has its name."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+
+from typing_extensions import Buffer
+
+from sqla_datastore.storage import posix
+
+
+class Draft:
+    """A new object under its temporary name, open for writing, and the folder it lies in.
+
+    Args:
+        parent: the folder's descriptor, which this object closes.
+        name: what the object will be called there.
+        url: its URL, for messages.
+        base: the storage's base, for messages.
+    """
+
+    def __init__(self, parent: int, name: str, url: str, base: str) -> None:
+        self._parent = parent
+        self._name = name
+        self._url = url
+        self._base = base
+        self._temporary = f"#{os.urandom(16).hex()}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(self._temporary, flags, 0o666, dir_fd=parent)
+        except OSError:
+            os.close(parent)
+            raise
+
+    def write(self, data: Buffer, /) -> None:
+        """See `ObjectWriter.write`."""
+        with posix.storage_errors(self._url, self._base):
+            rest = memoryview(data).cast("B")
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+    def patch(self, offset: int, data: Buffer, /) -> None:
+        """See `ObjectWriter.patch`."""
+        with posix.storage_errors(self._url, self._base):
+            rest = memoryview(data).cast("B")
+            while rest:
+                written = os.pwrite(self._descriptor, rest, offset)
+                rest, offset = rest[written:], offset + written
+
+    def publish(self) -> None:
+        """Give the object its name, where nothing has it yet; raise `NameTakenError` else."""
+        posix.link_exclusively(self._temporary, self._name, self._parent)
+
+    def discard(self) -> None:
+        """Remove the temporary file; what is gone already is no error."""
+        with suppress(OSError):
+            os.unlink(self._temporary, dir_fd=self._parent)
+
+    def close(self) -> None:
+        """Close both descriptors."""
+        with ExitStack() as stack:
+            stack.callback(os.close, self._parent)
+            stack.callback(os.close, self._descriptor)

@@ -1,0 +1,89 @@
+"""Calls that may wait for the disk, made at the same time where they do."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_SLOW_SECONDS = 0.5e-3
+_MEASURED = 4
+
+
+def call_for_each(
+    call: Callable[[T], object], things: Iterable[T], *, threads: int, at_once: bool = False
+) -> list[Exception]:
+    """Call for every thing and return what was raised, in the order of the things.
+
+    Begins in this thread and goes on in others once calls are slow: on a fast disk, handing over
+    from thread to thread takes longer than the calls.
+
+    Args:
+        call: blocks; thread-safe.
+        things: what it is called with.
+        threads: how many there are at most; 1 calls in this thread only.
+        at_once: begin in several threads.
+    """
+    calls = _Calls(call, things)
+    if threads == 1:
+        calls.work()
+        return calls.failures()
+    if not at_once:
+        calls.work_while_fast()
+    if threads := min(threads, calls.count_left):
+        calls.work_in(threads)
+    return calls.failures()
+
+
+class _Calls(Generic[T]):
+    """What is still to be called, and what was raised."""
+
+    def __init__(self, call: Callable[[T], object], things: Iterable[T]) -> None:
+        self._call = call
+        self._queue = deque(enumerate(things))
+        self._raised: list[tuple[int, Exception]] = []
+
+    @property
+    def count_left(self) -> int:
+        return len(self._queue)
+
+    def failures(self) -> list[Exception]:
+        return [err for _, err in sorted(self._raised, key=itemgetter(0))]
+
+    def work(self) -> None:
+        while self._call_next():
+            pass
+
+    def work_while_fast(self) -> None:
+        """Call until the calls of a group take long on average: a single one may hit a pause."""
+        while self._queue:
+            start = time.perf_counter()
+            for _ in range(min(_MEASURED, len(self._queue))):
+                self._call_next()
+            if time.perf_counter() - start > _MEASURED * _SLOW_SECONDS:
+                return
+
+    def work_in(self, threads: int) -> None:
+        with ThreadPoolExecutor(threads, "sqla_datastore") as pool:
+            try:
+                for future in [pool.submit(self.work) for _ in range(threads)]:
+                    future.result()
+            except BaseException:
+                self._queue.clear()  # an interrupt does not wait for what nobody has begun
+                raise
+
+    def _call_next(self) -> bool:
+        try:
+            number, thing = self._queue.popleft()
+        except IndexError:
+            return False
+        try:
+            self._call(thing)
+        except Exception as err:
+            self._raised.append((number, err))
+        return True
