@@ -44,10 +44,10 @@ class ObjectBytes:
         """
         if offset + size <= len(self._head):
             return memoryview(self._head)[offset : offset + size]
-        return self.read(entry, offset, size)
+        return self.fresh_view(entry, offset, size)
 
-    def read(self, entry: str, offset: int, size: int) -> memoryview:
-        """Do what `view` does, but read it now."""
+    def fresh_view(self, entry: str, offset: int, size: int) -> memoryview:
+        """Do what `view` does, but from the storage even if it was read already."""
         view = self._reader.view(offset, size).toreadonly()
         self._refuse_shorter(entry, size, len(view))
         return view
@@ -153,7 +153,7 @@ class StoredBlob:
             DamagedObjectError: the bytes are not those that were written.
         """
         found = 0
-        for piece in self._pieces(self.source.read):
+        for piece in self._pieces(self.source.fresh_view):
             found = crc32(piece, found)
         if found != self.crc:
             self.refuse(found)

@@ -7,17 +7,17 @@ could meet an object whose row another transaction is about to insert or delete.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import Reservation
+from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import Name
 from sqla_datastore.unitofwork.transaction import Transaction
 
 WRITERS = 8
-"""Objects of one flush written at the same time."""
+"""Objects of one flush that are written at the same time, where writing takes long."""
 
 
 def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
@@ -38,7 +38,7 @@ def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
 
 
 def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
-    """Write the objects of values, in parallel, and switch the values to their stored form."""
+    """Write the objects of values, and switch the values to their stored form."""
     todo = [reservation for reservation in reserved if reservation.plan is not None]
     jobs = [
         (name.storage, name.path, content)
@@ -47,12 +47,8 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     ]
     names = [Name(storage, path) for storage, path, _ in jobs]
     transaction.ledger.write(names)
-    if len(jobs) == 1:
-        _write_object(*jobs[0])
-    elif jobs:
-        with ThreadPoolExecutor(min(WRITERS, len(jobs)), "sqla_datastore") as pool:
-            for _ in pool.map(lambda job: _write_object(*job), jobs):
-                pass
+    for err in call_for_each(lambda job: _write_object(*job), jobs, threads=WRITERS):
+        raise err
     transaction.ledger.wrote(names)
     for reservation in todo:
         plan, reservation.plan = reservation.plan, None

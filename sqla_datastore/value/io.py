@@ -66,6 +66,9 @@ class DataStoreIO:
         RefusedURLError: for a URL that this library does not serve.
     """
 
+    # pickles name the class by its public path, which stays when modules move
+    __module__ = "sqla_datastore"
+
     __slots__ = ("_storage", "_url")
 
     __match_args__: ClassVar[tuple[str, ...]] = ("url",)
@@ -276,7 +279,12 @@ class DataStoreIO:
     def __reduce__(self) -> tuple[Any, ...]:
         given = self._storage
         is_text = given is None or isinstance(given, (str, os.PathLike))
-        return _unpickled, (self.url, given if is_text else given.url)  # type: ignore[union-attr]
+        storage = given if is_text else given.url  # type: ignore[union-attr]
+        return type(self)._unpickled, (self.url, storage)
+
+    @classmethod
+    def _unpickled(cls, url: str, storage: str | os.PathLike[str] | None) -> DataStoreIO:
+        return cls(url, storage=storage)
 
 
 class Batch:
@@ -428,7 +436,3 @@ def _plan(obj: object) -> Plan:
         reason = f"a DataStore whose only entry is {_ONLY!r} would come back as that entry"
         raise UnsupportedTypeError(f"{reason}; rename it", entry=_ONLY)
     return obj._plan(None)
-
-
-def _unpickled(url: str, storage: str | os.PathLike[str] | None) -> DataStoreIO:
-    return DataStoreIO(url, storage=storage)

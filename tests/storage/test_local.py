@@ -760,14 +760,13 @@ class TestCallsForEach:
         alone = []
 
         def call(number):
-            if number < parallel._MEASURED:
+            if number == 0:
                 alone.append(threading.get_ident())
             else:
                 barrier.wait(timeout=30)
 
-        count = parallel._MEASURED + 3
-        assert parallel.call_for_each(call, range(count), threads=3) == []
-        assert set(alone) == {threading.get_ident()}
+        assert parallel.call_for_each(call, range(4), threads=3) == []
+        assert alone == [threading.get_ident()]
 
     def test_fast_calls_stay_in_this_thread(self, monkeypatch):
         monkeypatch.setattr(parallel, "_SLOW_SECONDS", 3600)

@@ -30,7 +30,7 @@ from sqla_datastore.unitofwork.ledger import Ledger
 from sqla_datastore.unitofwork.referring_rows import ReferringRows
 
 EXAMPLES = int(os.environ.get("SQLA_DATASTORE_MACHINE_EXAMPLES", "0"))
-SEED = 9
+SEED = 1
 """Of the fixed examples; with it every fault below is found among the first few dozen."""
 
 DATABASES = {

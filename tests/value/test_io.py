@@ -661,6 +661,7 @@ def test_a_value_of_its_own():
     assert same != written.url
     assert repr(same) == f"DataStoreIO({written.url!r})"
     assert pickle.loads(pickle.dumps(written)).read() == b"a"
+    assert b"sqla_datastore.value" not in pickle.dumps(written)
     assert pickle.loads(pickle.dumps(same)).read() == b"a"
     with pytest.raises(AttributeError):
         same.url = "x"
