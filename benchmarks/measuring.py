@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,22 +131,30 @@ def measure(
             where three would take longer.
     """
     found = {name: Figures(name, workload.key) for name in pythons}
+    workers: dict[str, Worker] = {}
     with ExitStack() as stack:
-        workers = {}
-        for name, python in pythons.items():
-            try:
-                worker = stack.enter_context(started(python, name, workload, folder))
+        for name, figures in found.items():
+            with _noted(figures):
+                worker = started(pythons[name], name, workload, folder)
+                workers[name] = stack.enter_context(worker)
                 if workload.measure_memory:  # first: later ones could use memory again
-                    found[name].counts |= worker.ask("memory")
-                workers[name] = worker
-            except WorkerError as err:
-                found[name].reason = str(err)
+                    figures.counts |= workers[name].ask("memory")
         _take_turns(workers, found, rounds, seconds)
-        for name, worker in workers.items():
-            if max(found[name].cpu) < _TOO_LONG_TO_COUNT_SECONDS:
-                found[name].counts |= worker.ask("count")
-                found[name].counts |= system_calls(worker)
+        for name, figures in found.items():
+            if not figures.reason and max(figures.cpu) < _TOO_LONG_TO_COUNT_SECONDS:
+                with _noted(figures):
+                    figures.counts |= workers[name].ask("count")
+                    figures.counts |= system_calls(workers[name])
     return list(found.values())
+
+
+@contextmanager
+def _noted(figures: Figures) -> Iterator[None]:
+    """Note why a subject's process failed, so that the others go on."""
+    try:
+        yield
+    except WorkerError as err:
+        figures.reason = str(err)
 
 
 def _take_turns(
@@ -157,10 +165,12 @@ def _take_turns(
         spent = time.monotonic() - began
         if spent > seconds and (done >= _FEWEST_ROUNDS or spent > _FEWEST_ROUNDS * seconds / 2):
             return
-        for name, worker in workers.items():
-            answer = worker.ask("time")
-            found[name].cpu.append(answer["cpu"])
-            found[name].wall.append(answer["wall"])
+        for name, figures in found.items():
+            if not figures.reason:
+                with _noted(figures):
+                    answer = workers[name].ask("time")
+                    figures.cpu.append(answer["cpu"])
+                    figures.wall.append(answer["wall"])
 
 
 def system_calls(worker: Worker) -> dict[str, float]:
@@ -190,8 +200,10 @@ def count_instructions(
     if shutil.which("valgrind") is None or shutil.which("vgdb") is None:
         return
     for each in figures:
+        # where callgrind fails, the column stays empty: the other figures are good
         if each.subject in (workload.base, "sqla_datastore") and not each.reason:
-            each.counts |= _instructions(workload, pythons[each.subject], each.subject, folder)
+            with suppress(WorkerError, subprocess.CalledProcessError):
+                each.counts |= _instructions(workload, pythons[each.subject], each.subject, folder)
 
 
 def _instructions(workload: Workload, python: Path, name: str, folder: Path) -> dict[str, float]:
