@@ -18,7 +18,7 @@ _COLOURS = (
 _LABELS = 400
 _WIDTH = 1000
 _LINE = 26
-_TOP = 70
+_TOP = 86
 _TICKS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
@@ -59,7 +59,7 @@ def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
 
 def _legend(names: Sequence[str]) -> Iterator[str]:
     for place, name in enumerate(names):
-        x, y = 20 + place % 5 * 195, 18 + place // 5 * 18
+        x, y = 20 + place % 4 * 245, 18 + place // 4 * 16
         yield _dot(x, y - 4, name, 5)
         yield _text(x + 10, y, name)
 

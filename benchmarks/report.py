@@ -109,12 +109,14 @@ def summary(results: Results) -> str:
         ours = next((each for each in group if each.subject == "sqla_datastore"), None)
         if ours and base and not ours.reason:
             cells = [_ratio(ours.cpu, base.cpu), _ratio(ours.wall, base.wall)]
-            cells += [_counts_ratio(ours, base, name) for name in names]
+            cells += [_counts_ratio(workload, ours, base, name) for name in names]
             rows.append([f"{workload.title}, beside {workload.base}", *cells])
     return table(["", "CPU", "wall", *names], rows)
 
 
-def _counts_ratio(ours: Figures, base: Figures, name: str) -> str:
+def _counts_ratio(workload: Workload, ours: Figures, base: Figures, name: str) -> str:
+    if name == "memory" and workload.measure_memory == "peak":
+        return _count(workload, ours, name)  # the base may not grow at all
     mine, theirs = ours.counts.get(name), base.counts.get(name)
     return f"{mine / theirs:.2f}" if mine and theirs else ""
 
@@ -141,7 +143,7 @@ def subjects(results: Results) -> str:
             lines.append(f"- **{name}** was not measured: {results.missing[name]}.")
         else:
             words = [f"- **{name}** {results.versions.get(name, '')}".rstrip(), f": {about.how}."]
-            words += [f" Left out of {need}: {why}." for need, why in about.cannot.items()]
+            words += [f" No {need}: {why}." for need, why in about.cannot.items()]
             lines.append("".join(words))
     return "\n".join(lines)
 

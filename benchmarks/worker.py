@@ -47,6 +47,8 @@ class Trial:
         if self.workload.measure_memory != "peak":  # what a first run leaves could be used again
             self.idle()
             self.workload.run(self.case)
+        gc.collect()
+        gc.freeze()  # whether what libraries hold is looked at in a run would be chance
 
     def idle(self) -> Answer:
         with not_durable():

@@ -87,9 +87,8 @@ class Workload:
 
 
 WORKLOADS: dict[str, Workload] = {}
-NEW = itertools.count(
-    1_000
-)  # numbers that no row holds yet: SQLAlchemy writes no value that is equal
+# no row holds these: SQLAlchemy does not write a value that equals the old one
+NEW = itertools.count(1_000)
 
 
 def nothing(_case: Case) -> None:
