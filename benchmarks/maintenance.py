@@ -15,9 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from sqlalchemy import create_engine, insert, type_coerce
+from sqlalchemy import MetaData, create_engine, insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import String
 
@@ -25,7 +26,7 @@ from sqla_datastore import DataStore, DataStoreType, bind_storage
 from sqla_datastore.exceptions import MissingObjectError
 from sqla_datastore.format import plan
 from sqla_datastore.maintenance import check, gc, usage
-from sqla_datastore.storage import LocalStorage, ObjectReader, StoredObject
+from sqla_datastore.storage import LocalStorage, ObjectReader, ObjectWriter, StoredObject
 from sqla_datastore.storage.urls import ObjectURL
 
 SIZES = (100_000, 1_000_000)
@@ -64,6 +65,9 @@ class MadeUp:
             if number % 10 != 1:
                 yield StoredObject(path_of(number), self.whole.size_bytes, 0.0)
 
+    def create(self, path: str) -> AbstractContextManager[ObjectWriter]:
+        raise NotImplementedError(path)
+
     def open(self, _path: str) -> ObjectReader:
         return self.whole
 
@@ -80,7 +84,7 @@ class MadeUp:
 def whole_object(folder: Path) -> ObjectReader:
     storage = LocalStorage(folder)
     path = ObjectURL.parse("file:///one/object.zip").path
-    (content,) = plan({"a": 1, "b": "text"}, nested_entries=dict).objects
+    (content,) = plan({"a": 1, "b": "text"}, nested_entries=lambda _: {}).objects
     with storage.create(path) as writer:
         content.write(writer)
     return storage.open(path)
@@ -93,9 +97,8 @@ def peak_mb() -> float:
 def prepare(database: Path, count: int) -> None:
     engine = create_engine(f"sqlite:///{database}")
     Base.metadata.create_all(engine)
-    url = type_coerce(Run.__table__.c.data, String())
-    table = Run.__table__.to_metadata(type(Base.metadata)())
-    table.c.data.type = url.type
+    table = Base.metadata.tables["runs"].to_metadata(MetaData())
+    table.c.data.type = String()
     with engine.begin() as connection:
         for start in range(0, count, 10_000):
             numbers = (n for n in range(start, start + 10_000) if n % 10 != 0)
@@ -129,11 +132,11 @@ def measure(what: str, database: Path, count: int, folder: Path) -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        what, database, count, folder = sys.argv[1:]
+        what, rows, size, work = sys.argv[1:]
         if what == "prepare":
-            prepare(Path(database), int(count))
+            prepare(Path(rows), int(size))
         else:
-            measure(what, Path(database), int(count), Path(folder))
+            measure(what, Path(rows), int(size), Path(work))
         return
     for count in SIZES:
         with tempfile.TemporaryDirectory() as folder:

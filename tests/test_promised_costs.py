@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -163,3 +164,187 @@ def test_many_rows_in_one_flush(tmp_path):
     )
     # the URLs that the rows had are asked for together; before COMMIT, whether they lost them
     assert found == {"asked": 2, "files": 300}
+
+
+# Counts that no machine and no load changes. The bounds are what it takes now: lower them with it.
+
+SMALL = """
+from sqlalchemy import delete, event
+from sqla_datastore.storage import LocalStorage
+
+def small(n):
+    return DataStore(n=n, note="converged", weights=np.arange(10.0))
+
+def insert(count):
+    with Session(engine) as session:
+        session.add_all([Result(id=n, data=small(n)) for n in range(count)])
+        session.commit()
+
+def load():
+    with Session(engine) as session:
+        for row in session.scalars(select(Result)).all():
+            row.data.weights
+
+def replace():
+    with Session(engine) as session:
+        for row in session.scalars(select(Result)).all():
+            row.data = small(-row.id)
+        session.commit()
+
+def delete_each():
+    with Session(engine) as session:
+        for row in session.scalars(select(Result)).all():
+            session.delete(row)
+        session.commit()
+
+def delete_all():
+    with Session(engine) as session:
+        session.execute(delete(Result))
+        session.commit()
+"""
+
+
+def run_small(script, tmp_path):
+    return run(SMALL + textwrap.dedent(script), tmp_path)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 300])
+def test_the_statements_of_a_commit_do_not_grow_with_its_rows(tmp_path, rows):
+    found = run_small(
+        f"""
+        statements = []
+        event.listen(engine, "before_cursor_execute",
+            lambda c, cu, statement, *rest: statements.append(statement))
+
+        def counted(do, *args):
+            statements.clear()
+            do(*args)
+            return len(statements)
+
+        first = {{
+            "insert": counted(insert, {rows}),
+            "replace": counted(replace),
+            "delete": counted(delete_each),
+        }}
+        insert({rows})
+        print(json.dumps({{**first, "delete all": counted(delete_all)}}))
+        """,
+        tmp_path,
+    )
+    # BEGIN, the statement, and before COMMIT which rows hold what would go; what was there is
+    # selected first; replace and delete begin with the test's own SELECT
+    bounds = {"insert": 2, "replace": 5, "delete": 5, "delete all": 4}
+    assert {name: found[name] for name in bounds if found[name] > bounds[name]} == {}
+
+
+def test_other_tables_cost_no_further_statement(tmp_path):
+    found = run_small(
+        """
+        class Plain(Base):
+            __tablename__ = "plain"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            name: Mapped[str]
+
+        Base.metadata.create_all(engine)
+        statements = []
+        event.listen(engine, "before_cursor_execute",
+            lambda c, cu, statement, *rest: statements.append(statement.split()[0]))
+        with Session(engine) as session:
+            session.add(Plain(id=1, name="row"))
+            session.commit()
+            session.get(Plain, 1).name
+            session.commit()
+            session.get(Plain, 1).name = "edited"
+            session.commit()
+            session.execute(delete(Plain))
+            session.commit()
+        print(json.dumps(statements))
+        """,
+        tmp_path,
+    )
+    assert found == ["INSERT", "SELECT", "SELECT", "UPDATE", "DELETE"]
+
+
+def test_a_value_is_opened_once_for_all_its_small_entries(tmp_path):
+    found = run_small(
+        """
+        class Counted(LocalStorage):
+            opened = 0
+
+            def open(self, path):
+                Counted.opened += 1
+                return super().open(path)
+
+        files = []
+        bind_storage(engine, Counted(f"{base}/storage"))
+        insert(20)
+        with Session(engine) as session:
+            session.scalars(select(Result)).first().data.weights  # what is imported once
+        sys.addaudithook(lambda name, args: files.append(args[0])
+            if name == "open" and str(args[0]).endswith(".zip") else None)
+        with Session(engine) as session:
+            Counted.opened = 0
+            rows = session.scalars(select(Result)).all()
+            listed = Counted.opened + len(files)
+            rows[7].data.weights
+            one = Counted.opened, len(files)
+            rows[7].data.n, rows[7].data.note, list(rows[7].data)
+            all_entries = Counted.opened
+        print(json.dumps({"listed": listed, "one": one, "all": all_entries}))
+        """,
+        tmp_path,
+    )
+    assert found["listed"] == 0
+    objects, files = found["one"]
+    assert objects == 1
+    assert 1 <= files <= 3, "its size, its index and its bytes"
+    assert found["all"] == 1
+
+
+def test_a_small_value_takes_few_bytes(tmp_path):
+    found = run_small(
+        """
+        insert(100)
+        print(json.dumps([os.path.getsize(os.path.join(folder, file))
+            for folder, _, files in os.walk(f"{base}/storage") for file in files]))
+        """,
+        tmp_path,
+    )
+    assert len(found) == 100
+    assert sum(found) <= 900 * len(found)
+
+
+# of memory and of threads that wait: these depend on the moment
+UNCOUNTED = {"brk", "mmap", "munmap", "mprotect", "madvise", "mremap", "futex", "sched_yield"}
+
+
+def system_calls(script, folder):
+    """Count the system calls of a script, in all its threads."""
+    folder.mkdir()
+    code = SETUP + SMALL + textwrap.dedent(script)
+    summary = folder / "calls"
+    command = ["strace", "-f", "-c", "-U", "calls,name", "-o", summary, sys.executable, "-c", code]
+    done = subprocess.run([*command, folder], capture_output=True, text=True, check=False)
+    if "PTRACE" in done.stderr:
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in summary.read_text().splitlines()]
+    calls = {line[1]: int(line[0]) for line in lines if len(line) == 2 and line[0].isdigit()}
+    return calls.pop("total") - sum(calls.get(name, 0) for name in UNCOUNTED)
+
+
+@linux
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(
+    ("script", "most"),
+    [
+        pytest.param("insert({rows})", 70, id="insert"),
+        pytest.param("insert({rows}); load()", 101, id="insert and load one entry"),
+        pytest.param("insert({rows}); replace()", 123, id="insert and replace"),
+        pytest.param("insert({rows}); delete_each()", 116, id="insert and delete"),
+    ],
+)
+def test_system_calls_a_row(tmp_path, script, most):
+    few, many = 20, 120
+    calls = [system_calls(script.format(rows=n), tmp_path / str(n)) for n in (few, many)]
+    assert (calls[1] - calls[0]) / (many - few) <= most
