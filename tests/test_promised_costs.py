@@ -338,10 +338,10 @@ def system_calls(script, folder):
 @pytest.mark.parametrize(
     ("script", "most"),
     [
-        pytest.param("insert({rows})", 70, id="insert"),
-        pytest.param("insert({rows}); load()", 101, id="insert and load one entry"),
-        pytest.param("insert({rows}); replace()", 123, id="insert and replace"),
-        pytest.param("insert({rows}); delete_each()", 116, id="insert and delete"),
+        pytest.param("insert({rows})", 45, id="insert"),
+        pytest.param("insert({rows}); load()", 58, id="insert and load one entry"),
+        pytest.param("insert({rows}); replace()", 75, id="insert and replace"),
+        pytest.param("insert({rows}); delete_each()", 67, id="insert and delete"),
     ],
 )
 def test_system_calls_a_row(tmp_path, script, most):

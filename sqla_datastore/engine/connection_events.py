@@ -196,8 +196,8 @@ def _taken_run(context: Any) -> _Run | None:
 
 
 def _rowcount(context: Any, result: Any) -> int:
-    """Return how many rows an UPDATE matched, -1 where the driver does not know yet."""
-    if not context.isupdate or (result.returns_rows and context.dialect.name == "sqlite"):
+    """Return how many rows an UPDATE or DELETE matched, -1 where the driver does not know yet."""
+    if context.isinsert or (result.returns_rows and context.dialect.name == "sqlite"):
         # sqlite3 counts the rows of RETURNING while they are fetched
         return -1
     return int(result.rowcount)

@@ -804,6 +804,8 @@ CALLS = """
 import os, sys
 from sqla_datastore.storage import LocalStorage
 from sqla_datastore.format import Container, plan
+from sqla_datastore.storage import parallel
+parallel._SLOW_SECONDS = 3600  # a slow disk would start threads, whose waits are calls, too
 storage = LocalStorage(sys.argv[1])
 
 def write(path):
