@@ -1,4 +1,7 @@
-"""The column type: it adapts between a `DataStore`, its URL and SQL, and does nothing else."""
+"""The column type: it adapts between a `DataStore`, its URL and SQL.
+
+Importing it installs the listeners of the other rooms.
+"""
 
 from __future__ import annotations
 

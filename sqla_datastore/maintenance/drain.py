@@ -1,4 +1,4 @@
-"""Carry out durable removals that are due."""
+"""`drain`: carries out all durable removals that are due, with `removals.due`."""
 
 from __future__ import annotations
 

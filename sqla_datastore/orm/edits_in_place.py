@@ -79,7 +79,7 @@ class SessionWatch:
     def going(self, value: DataStore) -> None:
         """Look at a value that nobody holds any more; keep it where an edit could be lost."""
         # another thread may collect garbage while the Session is in use, hence plain dict calls
-        self._forget(value)
+        self.forget(value)
         try:
             keeps = self._belongs(value) and (is_edited(value) or is_held_elsewhere(value))
         except Exception:
@@ -110,13 +110,19 @@ class SessionWatch:
             return any(row in session for row in rows)
         return link.is_dead and link.session is session
 
-    def _forget(self, value: DataStore) -> None:
+    def forget(self, value: DataStore) -> None:
         """Look after a value no more, until it hands out something again."""
         value._watch = None
         link = value._row
         if link is not None:
             _pop(self._tracked, link.state_id, value)
             _pop(self._kept, link.identity, value)
+
+    def forget_row(self, state: InstanceState[Any]) -> None:
+        """Look after no value of a row any more: it was deleted."""
+        for value in self._of_row(state):
+            self.forget(value)
+            value._row = None
 
     # -- looking again -----------------------------------------------------------------------------
 
@@ -134,7 +140,7 @@ class SessionWatch:
             if is_edited(value):
                 self._flag(session, value)
             elif not is_held_elsewhere(value):
-                self._forget(value)
+                self.forget(value)
 
     def _flag(self, session: Session, value: DataStore) -> None:
         """Have the row of an edited value flushed; it may have lost the value, or be gone."""
@@ -142,6 +148,9 @@ class SessionWatch:
         current = [row for row in rows if _is_current(row, value)]
         if current:
             value.changed()
+        elif value.url is None:
+            # a rollback has taken it from its row and put it back as it was, not stored
+            self.forget(value)
         elif value._row is not None:
             value._row.bring_back(session, rows[0] if rows else None, value)
 
@@ -184,7 +193,7 @@ class SessionWatch:
         row = state.obj()
         for value in self._of_row(state):
             if (row is None or not _is_current(row, value)) and is_edited(value):
-                self._forget(value)
+                self.forget(value)
 
     def discard_rolled_back(self) -> None:
         """Forget edits that were not flushed. Called after a rollback of all or to a savepoint.
@@ -192,15 +201,23 @@ class SessionWatch:
         An edit that was made before the savepoint was flushed before it. SQLAlchemy expires what it
         knows to be modified, which an edit in place may not be.
         """
-        restored, self.restored = self.restored, []
-        for state, value in restored:
-            # SQLAlchemy expires what was changed in the savepoint itself, but not in one within it
-            self._expire(state, value)
+        self._take_restored()
         for value in self._all():
             if is_edited(value):
                 for row in rows_of(value):
                     self._expire(inspect(row), value)
-                self._forget(value)
+                self.forget(value)
+
+    def _take_restored(self) -> None:
+        """Take values from their rows that a rollback has put back as they were."""
+        restored, self.restored = self.restored, []
+        for state, value in restored:
+            # SQLAlchemy expires what was changed in the savepoint itself, but not in one within it
+            self._expire(state, value)
+            if value.url is None and all(held is not value for _, held in values_of(state)):
+                # it belongs to no row any more, as before it was assigned
+                value._parents.pop(state, None)
+                self.forget(value)
 
     def _expire(self, state: InstanceState[Any], value: DataStore) -> None:
         """Have a value read again, where a persistent row of the Session holds it."""
@@ -212,11 +229,11 @@ class SessionWatch:
 
     def end_transaction(self) -> None:
         """Let go of what nobody can edit any more. Called when the outermost one has ended."""
-        self.restored.clear()
+        self._take_restored()
         kept = [value for values in list(self._kept.values()) for value in list(values.values())]
         for value in kept:
             if not self._belongs(value) or not (is_edited(value) or is_held_elsewhere(value)):
-                self._forget(value)
+                self.forget(value)
         for number in self._connections:
             unwatch_connection(number, self)
         self._connections.clear()

@@ -47,6 +47,8 @@ def install() -> None:
     event.listen(Mapper, "before_delete", _before_delete)
     event.listen(Session, "after_begin", _after_begin)
     event.listen(Session, "detached_to_persistent", _attached)
+    event.listen(Session, "persistent_to_deleted", _deleted)
+    event.listen(Session, "deleted_to_persistent", _attached)
     event.listen(Session, "before_flush", _before_flush)
     event.listen(Session, "after_flush", _after_flush)
     event.listen(Session, "after_flush_postexec", _after_flush_postexec)
@@ -93,9 +95,19 @@ def _attached(session: Session, row: Any) -> None:
     """Tie a row's values to it anew, and look after them."""
     state: InstanceState[Any] = inspect(row)
     for key, value in values_of(state):
-        value._row = RowLink(state, key)
+        _tie(value, state, key)
         if value._handed_out or value._changed:
             SessionWatch.of(session).track(value)
+
+
+def _deleted(session: Session, row: Any) -> None:
+    """Look after a row's values no more: what was edited of them goes with the row."""
+    state: InstanceState[Any] = inspect(row)
+    watch = watches.get(session)
+    if watch is not None:
+        watch.forget_row(state)
+    for _, value in values_of(state):
+        value._row = None
 
 
 # -- flush -----------------------------------------------------------------------------------------
@@ -118,9 +130,19 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
         if value._outer is not None:
             _replace(state, key, value)
         elif value._row is None or (value._row.is_dead and not value._row.is_for(state, key)):
-            value._row = RowLink(state, key)
+            _tie(value, state, key)
         elif not value._row.is_for(state, key) and _is_assigned(state, key):
             _replace(state, key, value)
+
+
+def _tie(value: DataStore, state: InstanceState[Any], key: str) -> None:
+    """Make a value the row's; what looks after it finds it by its row."""
+    watch = value._watch
+    if watch is not None:
+        watch.forget(value)
+    value._row = RowLink(state, key)
+    if watch is not None:
+        watch.track(value)
 
 
 def _make_values(state: InstanceState[Any]) -> None:

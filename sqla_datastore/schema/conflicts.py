@@ -97,8 +97,8 @@ def refuse_prefix(prefix: str, templates: Iterable[FolderTemplate]) -> None:
 
 
 def meets(template: FolderTemplate, segments: Sequence[str]) -> bool:
-    """Return whether a row's folder could be, lie in or hold the given one."""
+    """Return whether a row's folder could be, lie in or hold the given one, fresh ones too."""
     return all(
-        segment.meets(Segment.constant(text))
+        segment.meets(Segment.constant(text)) or segment.matches(text)
         for segment, text in zip(template.segments, segments, strict=False)
     )

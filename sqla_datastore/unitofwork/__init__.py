@@ -2,8 +2,9 @@
 
 A `Transaction` belongs to one database transaction of one driver's connection. It keeps a `Ledger`
 (what was written, what rows came to refer to and ceased to), and `ReferringRows` (which rows to
-ask). The phases, in order; the engine's room observes the connection and calls them, unless said
-otherwise:
+ask). `outcome` names how it can end, `writing` writes objects, `commit_checks` knows the Sessions
+whose edits are checked before COMMIT. The phases, in order; the engine's room observes the
+connection and calls them, unless said otherwise:
 
 ==================  ======================================================  =====================
 phase               called                                                  may fail

@@ -1,7 +1,9 @@
 """Writing the objects that statements have put into rows, and listing the folders to be emptied.
 
 Both happen after the statements, under the locks of their rows: whoever writes or lists before
-could meet an object whose row another transaction is about to insert or delete.
+could meet an object whose row another transaction is about to insert or delete. Only a statement
+that is a transaction of its own (AUTOCOMMIT) has its objects written before, in folders of their
+own.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ def inspect(ds: EntryMapping) -> Inspection:
         A snapshot of its state.
 
     Raises:
+        TypeError: for what is no `DataStore`.
         MissingObjectError: its object is gone.
         DamagedObjectError: the index is not what was written.
 
@@ -60,6 +61,11 @@ def inspect(ds: EntryMapping) -> Inspection:
         >>> known.stored, known.loaded, known.entries["data"].nbytes
         (False, ('n', 'data'), 4)
     """
+    if not isinstance(ds, EntryMapping):
+        raise TypeError(
+            f"a DataStore is inspected here, not {type(ds).__name__!r}; rows, mappers and engines "
+            "are for sqlalchemy.inspect"
+        )
     entries = list(ds._index().items())
     return Inspection(
         url=ds.url,

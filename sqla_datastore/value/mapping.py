@@ -81,6 +81,12 @@ class Watch(Protocol):
     def going(self, value: Any) -> None:
         """Called when nobody holds the value any more; may hold on to it, never fails."""
 
+    def track(self, value: Any) -> None:
+        """Look after a value of a row."""
+
+    def forget(self, value: Any) -> None:
+        """Look after a value no more; called before it becomes another row's."""
+
 
 class EntryMapping(MutableMapping[str, Any], Nestable):
     """A mapping from names to entries, read from a source as far as they are not in memory.

@@ -1474,3 +1474,87 @@ def test_a_plain_dict_in_the_instance_becomes_a_value(engine, exact):
         session.commit()
     assert reload(engine) == {"l": [1, 2], "k": 1}
     exact(1)
+
+
+# -- rows that are deleted, and values that a rollback puts back
+
+
+@pytest.mark.parametrize("when", ["edit, then delete", "delete, then edit", "edit after the flush"])
+def test_edits_of_a_deleted_row_go_with_it(engine, exact, saved, when):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        numbers = row.data.numbers
+        if when == "edit, then delete":
+            numbers.append(3)
+        session.delete(row)
+        if when == "edit after the flush":
+            session.flush()
+        if when != "edit, then delete":
+            numbers.append(3)
+            row.data.n = 4
+        session.commit()
+        del row, numbers
+        gc.collect()
+        session.add(Entity(id=2, data=value()))
+        session.commit()
+    exact(1)
+
+
+@pytest.mark.parametrize("savepoint", [False, True])
+def test_edits_after_a_deletion_was_rolled_back_are_saved(engine, exact, saved, savepoint):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        numbers = row.data.numbers
+        nested = session.begin_nested() if savepoint else None
+        session.delete(row)
+        session.flush()
+        (nested or session).rollback()
+        numbers = row.data.numbers
+        numbers.append(3)
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
+    exact(1)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+@pytest.mark.parametrize("is_held", [False, True])
+@pytest.mark.parametrize("savepoint", [False, True])
+def test_a_value_that_a_rollback_has_put_back_can_be_edited(
+    engine, exact, saved, is_new, is_held, savepoint
+):
+    data = DataStore(numbers=[1])
+    with Session(engine) as session:
+        nested = session.begin_nested() if savepoint else None
+        row = Entity(id=2) if is_new else session.get(Entity, saved)
+        session.add(row)
+        row.data = data
+        session.flush()
+        data.numbers.append(2)
+        session.flush()
+        (nested or session).rollback()
+        if not is_held:
+            del row
+            gc.collect()
+        data.numbers.append(3)
+        data.n = 1
+        session.commit()
+        session.add(Entity(id=3, data=data))
+        session.commit()
+    assert reload(engine, 3) == {"numbers": [1, 2, 3], "n": 1}
+    exact(2)
+
+
+def test_a_value_that_was_brought_back_is_let_go_by_a_rollback(engine, exact, saved):
+    with Session(engine) as session:
+        data = session.get(Entity, saved).data
+        gc.collect()  # the row is gone, its value is not
+        data.numbers.append(3)
+        session.flush()
+        data.numbers.append(4)
+        session.rollback()
+        row = session.get(Entity, saved)
+        assert row.data is not data
+        row.data.numbers.append(5)
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 5]
+    exact(1)

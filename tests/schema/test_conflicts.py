@@ -279,6 +279,7 @@ def owned(Base):
         "lab/5",
         "lab/5/deep",
         "lab/-5",
+        f"lab/{uuid.UUID(int=1)}/a row whose key the database made",
         "owned_runs",
         f"owned_runs/{uuid.UUID(int=1)}",
         f"owned_runs/{uuid.UUID(int=1)}/deep/er",

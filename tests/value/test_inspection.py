@@ -183,3 +183,9 @@ def test_repr_never_raises():
 )
 def test_sizes_of_what_is_not_stored(value):
     assert (inspect(DataStore(v=value)).entries["v"].nbytes > 0) == (value is not None)
+
+
+@pytest.mark.parametrize("thing", [{"a": 1}, None, object()])
+def test_what_is_no_value_is_refused(thing):
+    with pytest.raises(TypeError, match="sqlalchemy"):
+        inspect(thing)
