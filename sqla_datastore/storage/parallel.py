@@ -29,15 +29,25 @@ def call_for_each(
         threads: how many there are at most; 1 calls in this thread only.
         at_once: begin in several threads.
     """
+    things = list(things)
+    if threads == 1 or len(things) == 1:
+        return _called(call, things)
     calls = _Calls(call, things)
-    if threads == 1:
-        calls.work()
-        return calls.failures()
     if not at_once:
         calls.work_while_fast()
     if threads := min(threads, calls.count_left):
         calls.work_in(threads)
     return calls.failures()
+
+
+def _called(call: Callable[[T], object], things: Iterable[T]) -> list[Exception]:
+    failures = []
+    for thing in things:
+        try:
+            call(thing)
+        except Exception as err:
+            failures.append(err)
+    return failures
 
 
 class _Calls(Generic[T]):
