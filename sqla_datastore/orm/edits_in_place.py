@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Column, inspect
@@ -57,6 +58,9 @@ class SessionWatch:
         # values that nobody else holds, and that are edited or have something held elsewhere, by
         # the row's identity key, then by the value's id
         self._kept: dict[Any, dict[int, DataStore]] = {}
+        # values that were looked after, of rows that were deleted, with their links to these, until
+        # the transaction ends
+        self._of_deleted: list[tuple[DataStore, Any]] = []
         self._connections: set[int] = set()
         observe_flush(session, self.scan)
 
@@ -92,9 +96,12 @@ class SessionWatch:
 
     def _all(self) -> list[DataStore]:
         """Return the values that are looked after, of rows of this Session."""
+        return [value for value in self._looked_after() if self._belongs(value)]
+
+    def _looked_after(self) -> list[DataStore]:
         found = [ref() for refs in list(self._tracked.values()) for ref in list(refs.values())]
         kept = [value for values in list(self._kept.values()) for value in list(values.values())]
-        return [value for value in (*found, *kept) if value is not None and self._belongs(value)]
+        return [value for value in (*found, *kept) if value is not None]
 
     def _of_row(self, state: InstanceState[Any]) -> list[DataStore]:
         found = [ref() for ref in list(self._tracked.get(id(state), {}).values())]
@@ -108,7 +115,7 @@ class SessionWatch:
         rows = rows_of(value)
         if rows:
             return any(row in session for row in rows)
-        return link.is_dead and link.session is session
+        return (link.is_dead or link.was_displaced) and link.session is session
 
     def forget(self, value: DataStore) -> None:
         """Look after a value no more, until it hands out something again."""
@@ -122,7 +129,21 @@ class SessionWatch:
         """Look after no value of a row any more: it was deleted."""
         for value in self._of_row(state):
             self.forget(value)
+            self._of_deleted.append((value, value._row))
             value._row = None
+
+    def remember_rows(self) -> None:
+        """Look after the values of deleted rows again. Called after a rollback.
+
+        A row that was deleted before the savepoint is still gone: edits of its values are refused.
+        """
+        of_deleted, self._of_deleted = self._of_deleted, []
+        for value, link in of_deleted:
+            if value._row is None:
+                value._row = link
+                # its finalizer runs only once, and may have run before
+                self.going(value)
+                self.track(value)
 
     # -- looking again -----------------------------------------------------------------------------
 
@@ -136,6 +157,7 @@ class SessionWatch:
         """
         session = self._session()
         assert session is not None
+        self._forget_replaced(self._looked_after())
         for value in self._all():
             if is_edited(value):
                 self._flag(session, value)
@@ -148,11 +170,33 @@ class SessionWatch:
         current = [row for row in rows if _is_current(row, value)]
         if current:
             value.changed()
+            self._save_in_former_row(session, value, current)
         elif value.url is None:
             # a rollback has taken it from its row and put it back as it was, not stored
             self.forget(value)
         elif value._row is not None:
             value._row.bring_back(session, rows[0] if rows else None, value)
+
+    def _save_in_former_row(self, session: Session, value: DataStore, current: list[Any]) -> None:
+        """Make an edited value its former row's again; the rows that it was assigned to get copies.
+
+        As long as the former row's instance lives, it holds the value anyway.
+        """
+        link = value._row
+        if link is None or not link.is_dead or link.session is not session:
+            return
+        if not any(
+            link.may_be_of(inspect(row), key) for row in current for key in _keys(row, value)
+        ):
+            # without the row there is nothing to save it in but where it was assigned to
+            with suppress(StaleValueError):
+                link.bring_back(session, None, value)
+
+    def _forget_replaced(self, values: list[DataStore]) -> None:
+        """Let go of values in whose place their rows hold others, while the rows can tell."""
+        for value in values:
+            if value._row is not None and value._row.has_lost(value):
+                unlink(value)
 
     def scan_flushed(self) -> None:
         """Look at the values of the rows that a flush takes anyway."""
@@ -160,7 +204,9 @@ class SessionWatch:
         if session is None or not (self._tracked or self._kept):
             return
         for row in session.dirty:
-            for value in self._of_row(inspect(row)):
+            values = self._of_row(inspect(row))
+            self._forget_replaced(values)
+            for value in values:
                 is_edited(value)
 
     def refuse_unsaved(self) -> None:
@@ -193,7 +239,7 @@ class SessionWatch:
         row = state.obj()
         for value in self._of_row(state):
             if (row is None or not _is_current(row, value)) and is_edited(value):
-                self.forget(value)
+                unlink(value)
 
     def discard_rolled_back(self) -> None:
         """Forget edits that were not flushed. Called after a rollback of all or to a savepoint.
@@ -206,7 +252,7 @@ class SessionWatch:
             if is_edited(value):
                 for row in rows_of(value):
                     self._expire(inspect(row), value)
-                self.forget(value)
+                unlink(value)
 
     def _take_restored(self) -> None:
         """Take values from their rows that a rollback has put back as they were."""
@@ -214,10 +260,9 @@ class SessionWatch:
         for state, value in restored:
             # SQLAlchemy expires what was changed in the savepoint itself, but not in one within it
             self._expire(state, value)
-            if value.url is None and all(held is not value for _, held in values_of(state)):
-                # it belongs to no row any more, as before it was assigned
+            if all(held is not value for _, held in values_of(state)):
                 value._parents.pop(state, None)
-                self.forget(value)
+            unlink(value)
 
     def _expire(self, state: InstanceState[Any], value: DataStore) -> None:
         """Have a value read again, where a persistent row of the Session holds it."""
@@ -229,6 +274,7 @@ class SessionWatch:
 
     def end_transaction(self) -> None:
         """Let go of what nobody can edit any more. Called when the outermost one has ended."""
+        self._of_deleted.clear()
         self._take_restored()
         kept = [value for values in list(self._kept.values()) for value in list(values.values())]
         for value in kept:
@@ -255,7 +301,11 @@ def is_edited(value: DataStore) -> bool:
 
 
 def _is_current(row: Any, value: DataStore) -> bool:
-    return any(held is value for _, held in values_of(inspect(row)))
+    return bool(_keys(row, value))
+
+
+def _keys(row: Any, value: DataStore) -> list[str]:
+    return [key for key, held in values_of(inspect(row)) if held is value]
 
 
 # -- the attributes that hold values ---------------------------------------------------------------
@@ -282,7 +332,16 @@ def values_of(state: InstanceState[Any]) -> Iterator[tuple[str, DataStore]]:
             yield key, value
 
 
+def unlink(value: DataStore) -> None:
+    """Have a value belong to no row any more, and not looked after."""
+    if value._watch is not None:
+        value._watch.forget(value)
+    value._row = None
+
+
 def rows_of(value: DataStore) -> list[Any]:
     """Return the rows that a value is an attribute of."""
+    if value._row is not None:
+        value._row.note_parent(value)
     rows = [state.obj() for state in list(value._parents)]
     return [row for row in rows if row is not None]

@@ -9,7 +9,7 @@ from sqlalchemy.orm import InstanceState, Session, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from sqla_datastore.exceptions import StaleValueError
-from sqla_datastore.orm.edits_in_place import SessionWatch, is_edited, rows_of
+from sqla_datastore.orm.edits_in_place import SessionWatch, is_edited, rows_of, unlink
 from sqla_datastore.value.datastore import DataStore
 
 _GONE = (
@@ -26,9 +26,14 @@ class RowLink:
         key: the attribute.
     """
 
-    __slots__ = ("_identities", "_identity", "_key", "_row", "_session", "_state_id")
+    __slots__ = (
+        *("_identities", "_identity", "_key", "_row", "_session", "_state_id"),
+        "was_displaced",
+    )
 
     def __init__(self, state: InstanceState[Any], key: str) -> None:
+        # by another value of the same row, which was edited while it was gone
+        self.was_displaced = False
         self._key = key
         self._row = weakref.ref(state)
         self._state_id = id(state)
@@ -54,13 +59,39 @@ class RowLink:
         held = state.dict.get(self._key)
         if row is None or not isinstance(held, DataStore) or held.url != value.url:
             return
+        if held._row is not None:
+            held._row.was_displaced = True
         set_committed_value(row, self._key, value)
         value._parents[state] = self._key
         value._row = RowLink(state, self._key)
 
+    def note_parent(self, value: DataStore) -> None:
+        """Have edits of a value flag this row's attribute, while it holds the value.
+
+        SQLAlchemy knows one attribute of a row for a value, and forgets it when the value leaves
+        another attribute of the row, to which it was assigned as well.
+        """
+        state = self._row()
+        if state is not None and state.obj() is not None and state.dict.get(self._key) is value:
+            value._parents[state] = self._key
+
+    def has_lost(self, value: DataStore) -> bool:
+        """Whether the row holds another value in its place now, which its user has assigned."""
+        state = self._row()
+        if state is None or self.was_displaced or self._key not in state.dict:
+            return False
+        # an assignment takes the parent away, a refresh leaves it
+        return state.dict[self._key] is not value and state not in value._parents
+
     def is_for(self, state: InstanceState[Any], key: str) -> bool:
         """Whether this is the attribute of that row."""
         return self._row() is state and self._key == key
+
+    def may_be_of(self, state: InstanceState[Any], key: str) -> bool:
+        """Whether this is the attribute of that row or of one that was never inserted."""
+        if self._identity is None:
+            return True
+        return self._identity == state.key and self._key == key
 
     def is_of(self, table: Any, key: tuple[Any, ...] | None) -> bool:
         """Whether the row is, or will be, the one of a table that has this primary key.
@@ -117,9 +148,11 @@ class RowLink:
 
     def restored(self, value: DataStore) -> None:
         """Note the rows that may hold a value wrongly, since a rollback has put it back."""
-        for state in list(value._parents):
-            if state.session is not None:
-                SessionWatch.of(state.session).restored.append((state, value))
+        states = [state for state in list(value._parents) if state.session is not None]
+        for state in states:
+            SessionWatch.of(state.session).restored.append((state, value))
+        if not states:
+            unlink(value)
 
     def bring_back(self, session: Session, row: Any, value: DataStore) -> None:
         """Make an edited value the row's again, after its attribute or instance has gone.
@@ -143,4 +176,6 @@ class RowLink:
             return
         if held is None or held.url != value.url or is_edited(held):
             raise StaleValueError(_GONE.format(url=value.url))
+        if held._row is not None:
+            held._row.was_displaced = True
         setattr(row, self._key, value)

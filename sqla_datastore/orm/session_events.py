@@ -53,6 +53,7 @@ def install() -> None:
     event.listen(Session, "after_flush", _after_flush)
     event.listen(Session, "after_flush_postexec", _after_flush_postexec)
     event.listen(Session, "before_commit", _before_commit)
+    event.listen(Session, "after_rollback", _after_rollback)
     event.listen(Session, "after_soft_rollback", _after_soft_rollback)
     event.listen(Session, "after_transaction_end", _after_transaction_end)
     event.listen(Session, "do_orm_execute", _do_orm_execute)
@@ -129,7 +130,7 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
     for key, value in list(values_of(state)):
         if value._outer is not None:
             _replace(state, key, value)
-        elif value._row is None or (value._row.is_dead and not value._row.is_for(state, key)):
+        elif value._row is None or (value._row.is_dead and value._row.may_be_of(state, key)):
             _tie(value, state, key)
         elif not value._row.is_for(state, key) and _is_assigned(state, key):
             _replace(state, key, value)
@@ -213,6 +214,12 @@ def _before_commit(session: Session) -> None:
     watch = watches.get(session)
     if watch is not None:
         watch.scan()
+
+
+def _after_rollback(session: Session) -> None:
+    watch = watches.get(session)
+    if watch is not None:
+        watch.remember_rows()
 
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:

@@ -53,6 +53,18 @@ class RowLink(Protocol):
     def put(self, state: Any, value: Any) -> None:
         """Make a value the attribute of a row that was loaded anew."""
 
+    was_displaced: bool
+    """Whether another value of the row, edited while it was gone, has taken its place."""
+
+    def may_be_of(self, state: Any, key: str) -> bool:
+        """Whether this is the attribute of that row or of one that was never inserted."""
+
+    def note_parent(self, value: Any) -> None:
+        """Have edits of a value flag the row's attribute, while it holds the value."""
+
+    def has_lost(self, value: Any) -> bool:
+        """Whether the row holds another value in its place now."""
+
     def restored(self, value: Any) -> None:
         """Called after a rollback has put the value back as it was before it was stored."""
 

@@ -1558,3 +1558,101 @@ def test_a_value_that_was_brought_back_is_let_go_by_a_rollback(engine, exact, sa
         session.commit()
     assert reload(engine)["numbers"] == [1, 2, 5]
     exact(1)
+
+
+# -- values that their rows' other attributes, other rows, or another instance have to do with
+
+
+@pytest.mark.parametrize("meanwhile", ["flush", "commit", "begin_nested"])
+@pytest.mark.parametrize("expires", [False, True])
+def test_an_edit_in_a_nested_value_after_it_was_looked_at(engine, exact, saved, meanwhile, expires):
+    with Session(engine, expire_on_commit=expires) as session:
+        row = session.get(Entity, saved)
+        data = row.data
+        numbers = data.inner.numbers
+        getattr(session, meanwhile)()
+        numbers.append(2)
+        session.commit()
+        assert row.data is not None
+        assert data is not None
+    assert reload(engine)["inner"]["numbers"] == [1, 2]
+    exact(1)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_value_that_another_attribute_of_its_row_got_too(engine, exact, saved, replaced):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.later = row.data
+        if replaced:
+            row.later = DataStore(n=5)
+        session.flush()
+        row.data["n"] = 2
+        row.data.numbers.append(3)
+        session.commit()
+        assert row.data.numbers == [1, 2, 3]
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        assert (row.data.n, row.data.numbers) == (2, [1, 2, 3])
+        assert row.later.n == (5 if replaced else 0)
+    exact(2)
+
+
+def test_a_value_that_was_edited_and_replaced_fails_no_later_commit(engine, exact, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        data = row.data
+        data.n = 2
+        row.data = DataStore(n=3)
+        del row
+        for _ in range(3):
+            session.commit()
+            gc.collect()
+        assert data.n == 2
+        assert session.get(Entity, saved).data.n == 3
+    exact(1)
+
+
+def test_a_value_that_an_edited_one_has_displaced_is_refused(engine, exact, saved):
+    with Session(engine) as session:
+        mapping = session.get(Entity, saved).data.mapping
+        gc.collect()
+        row = session.get(Entity, saved)
+        displaced = row.data
+        assert displaced.mapping is not mapping
+        mapping["k"] = 2
+        session.commit()
+        displaced["n"] = 36
+        with pytest.raises(StaleValueError):
+            session.commit()
+        session.rollback()
+        session.commit()
+    assert (reload(engine)["mapping"]["k"], reload(engine)["n"]) == (2, 0)
+    exact(1)
+
+
+def test_a_list_of_a_row_whose_deletion_was_rolled_back(engine, exact, saved):
+    with Session(engine) as session:
+        numbers = session.get(Entity, saved).data.numbers
+        session.delete(session.get(Entity, saved))
+        session.flush()
+        session.rollback()
+        numbers.append(3)
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
+    exact(1)
+
+
+def test_an_edited_value_of_a_row_that_is_gone_is_copied_to_another(engine, exact, saved):
+    with Session(engine) as session:
+        session.add(Entity(id=2))
+        session.commit()
+        data = session.get(Entity, saved).data
+        gc.collect()
+        data.numbers.append(3)
+        session.get(Entity, 2).data = data
+        session.commit()
+        del data
+        gc.collect()
+    assert reload(engine, 1)["numbers"] == reload(engine, 2)["numbers"] == [1, 2, 3]
+    exact(2)
