@@ -193,9 +193,12 @@ class SessionWatch:
                 link.bring_back(session, None, value)
 
     def _forget_replaced(self, values: list[DataStore]) -> None:
-        """Let go of values in whose place their rows hold others, while the rows can tell."""
+        """Let go of values in whose place their rows hold others, while the rows can tell.
+
+        A value that was assigned to another row is looked at for that one.
+        """
         for value in values:
-            if value._row is not None and value._row.has_lost(value):
+            if value._row is not None and value._row.has_lost(value) and not rows_of(value):
                 unlink(value)
 
     def scan_flushed(self) -> None:

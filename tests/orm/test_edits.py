@@ -1656,3 +1656,20 @@ def test_an_edited_value_of_a_row_that_is_gone_is_copied_to_another(engine, exac
         gc.collect()
     assert reload(engine, 1)["numbers"] == reload(engine, 2)["numbers"] == [1, 2, 3]
     exact(2)
+
+
+def test_edited_values_that_two_rows_swap(engine, exact, saved):
+    with Session(engine) as session:
+        session.add(Entity(id=2, data=value()))
+        session.commit()
+        one, two = session.get(Entity, saved), session.get(Entity, 2)
+        lists = one.data.numbers, two.data.inner.numbers
+        lists[0].append(3)
+        lists[1].append(4)
+        one.data, two.data = two.data, one.data
+        session.commit()
+    assert reload(engine, 1)["inner"]["numbers"] == [1, 4]
+    assert reload(engine, 1)["numbers"] == [1, 2]
+    assert reload(engine, 2)["numbers"] == [1, 2, 3]
+    assert reload(engine, 2)["inner"]["numbers"] == [1]
+    exact(2)
