@@ -21,7 +21,12 @@ from sqla_datastore.dml.upsert import RowsMet, refuse_expressions
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
 from sqla_datastore.schema.declarations import declared_table
-from sqla_datastore.schema.sqlalchemy_compat import conflict_keys, may_meet_rows, selected_names
+from sqla_datastore.schema.sqlalchemy_compat import (
+    conflict_keys,
+    may_meet_rows,
+    selected_names,
+    statement_of,
+)
 from sqla_datastore.storage.urls import Name, ObjectURL
 from sqla_datastore.value.datastore import DataStore
 
@@ -69,16 +74,14 @@ def _statement(
         kind = InsertStatement
     elif context.isupdate:
         kind = UpdateStatement
-    return kind(
-        connection, context, context.compiled.compile_state.statement, declared, transaction
-    )
+    return kind(connection, context, statement_of(context.compiled), declared, transaction)
 
 
 def follows(context: Any) -> DeclaredTable | None:
     """Return what a statement's table has to do with storages, if it changes one that has."""
     if not (context.isinsert or context.isupdate or context.isdelete):
         return None
-    table = context.compiled.compile_state.statement.table
+    table = statement_of(context.compiled).table
     if not isinstance(table, Table):
         # a lightweight `table()`, as migrations use it, declares nothing
         return None

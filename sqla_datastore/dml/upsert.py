@@ -19,7 +19,7 @@ from sqla_datastore.dml.row_queries import CHUNK, Row, batched, held_urls, selec
 from sqla_datastore.dml.statement import Statement
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredTable
-from sqla_datastore.schema.sqlalchemy_compat import conflict_clause, is_sql
+from sqla_datastore.schema.sqlalchemy_compat import conflict_targets, is_sql
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -31,7 +31,7 @@ def refuse_expressions(insert: Any) -> None:
     Raises:
         RefusedStatementError: it meets rows by an expression.
     """
-    targets = getattr(conflict_clause(insert), "inferred_target_elements", None) or ()
+    targets = conflict_targets(insert)
     if any(not isinstance(target, (str, Column)) for target in targets):
         raise RefusedStatementError(
             f"the row that this INSERT into {insert.table.name!r} meets cannot be found by an "

@@ -38,6 +38,15 @@ def assigned(compiled: SQLCompiler) -> list[dict[Any, Any]]:
     return many or [state._dict_parameters or {}]
 
 
+def statement_of(compiled: SQLCompiler) -> Any:
+    """Return the INSERT, UPDATE or DELETE that was compiled.
+
+    The ORM rewrites the statement that an execution context calls its own; this one is what runs.
+    """
+    state: Any = compiled.compile_state
+    return state.statement
+
+
 def parameter_names(column: Column[Any], group: int, groups: int) -> list[str]:
     """Return the names that ``sqlalchemy.sql.crud`` gives to the parameter of a column.
 
@@ -78,6 +87,15 @@ def constructed_parameters(context: Any) -> dict[str, Any]:
         extracted_parameters=context.extracted_parameters, _check=False
     )
     return values
+
+
+def conflict_targets(statement: Any) -> Sequence[Any]:
+    """Return what an ON CONFLICT names to meet rows by: names, columns, or expressions.
+
+    The clause keeps ``index_elements`` under another, internal name.
+    """
+    clause = conflict_clause(statement)
+    return getattr(clause, "inferred_target_elements", None) or ()
 
 
 def conflict_clause(insert: Any) -> Any:

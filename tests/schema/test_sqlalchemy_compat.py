@@ -12,6 +12,7 @@ from sqlalchemy import (
     Table,
     bindparam,
     create_engine,
+    delete,
     event,
     insert,
     select,
@@ -83,6 +84,16 @@ def test_what_a_statement_assigns(engine, contexts, statement, assigned):
     assert [{getattr(key, "key", key) for key in group} for group in found] == assigned
 
 
+@pytest.mark.parametrize(
+    "statement", [insert(table).values(id=1), update(table).values(title="b"), delete(table)]
+)
+def test_the_statement_that_was_compiled(engine, contexts, statement):
+    run(engine, statement)
+    found = compat.statement_of(contexts[-1].compiled)
+    assert type(found) is type(statement)
+    assert found.table is table
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_how_parameters_are_named(engine, contexts, rows):
     values = [{"id": n, "title": f"t{n}"} for n in range(rows)]
@@ -138,7 +149,8 @@ def test_an_insert_that_may_meet_rows():
     assert compat.may_meet_rows(updating)
     assert compat.conflict_clause(plain) is None
     assert compat.conflict_clause(select(table)) is None
-    assert compat.conflict_clause(updating).inferred_target_elements == ["id"]
+    assert compat.conflict_targets(updating) == ["id"]
+    assert compat.conflict_targets(plain) == compat.conflict_targets(ignoring) == ()
 
 
 def test_columns_that_an_insert_from_a_select_fills():
