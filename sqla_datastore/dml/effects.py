@@ -79,6 +79,10 @@ class Effects:
         if key is not None:
             self.destinations.update(dict.fromkeys(reservation.names, key))
 
+    def find(self, rows: Sequence[Row]) -> None:
+        """Note the rows that one set of parameters of an UPDATE or DELETE matches."""
+        self.found_rows = (self.found_rows or 0) + len(rows)
+
     def drop(self, row: Row, names: Iterable[Name]) -> None:
         """Note what a row held and will not hold."""
         names = list(names)

@@ -245,10 +245,10 @@ class UpdateStatement(_Matching):
         columns = self.assignments.columns_set()
         if not columns:
             return None
-        effects = Effects(self.declared, found_rows=0)
+        effects = Effects(self.declared)
         met: set[tuple[Any, ...]] = set()
         for index, rows in self.affected.by_parameters(self.declared.columns):
-            effects.found_rows += len(rows)  # type: ignore[operator]
+            effects.find(rows)
             effects.values_without_row += not rows
             bound = self.assignments.reservations(index)
             for column in columns:
@@ -336,9 +336,9 @@ class DeleteStatement(_Matching):
 
     @override
     def effects(self) -> Effects:
-        effects = Effects(self.declared, found_rows=0)
+        effects = Effects(self.declared)
         for _, rows in self.affected.by_parameters(self.declared.columns):
-            effects.found_rows += len(rows)  # type: ignore[operator]
+            effects.find(rows)
             for row in rows:
                 for column, url in row.urls.items():
                     effects.drop(row, self.names(column, url))

@@ -100,8 +100,11 @@ class SessionWatch:
 
     def _looked_after(self) -> list[DataStore]:
         found = [ref() for refs in list(self._tracked.values()) for ref in list(refs.values())]
-        kept = [value for values in list(self._kept.values()) for value in list(values.values())]
-        return [value for value in (*found, *kept) if value is not None]
+        return [value for value in (*found, *self._held()) if value is not None]
+
+    def _held(self) -> list[DataStore]:
+        """Return the values that nobody else holds."""
+        return [value for values in list(self._kept.values()) for value in list(values.values())]
 
     def _of_row(self, state: InstanceState[Any]) -> list[DataStore]:
         found = [ref() for ref in list(self._tracked.get(id(state), {}).values())]
@@ -157,8 +160,9 @@ class SessionWatch:
         """
         session = self._session()
         assert session is not None
-        self._forget_replaced(self._looked_after())
-        for value in self._all():
+        found = self._looked_after()
+        self._forget_replaced(found)
+        for value in [each for each in found if self._belongs(each)]:
             if is_edited(value):
                 self._flag(session, value)
             elif not is_held_elsewhere(value):
@@ -171,9 +175,6 @@ class SessionWatch:
         if current:
             value.changed()
             self._save_in_former_row(session, value, current)
-        elif value.url is None:
-            # a rollback has taken it from its row and put it back as it was, not stored
-            self.forget(value)
         elif value._row is not None:
             value._row.bring_back(session, rows[0] if rows else None, value)
 
@@ -279,8 +280,7 @@ class SessionWatch:
         """Let go of what nobody can edit any more. Called when the outermost one has ended."""
         self._of_deleted.clear()
         self._take_restored()
-        kept = [value for values in list(self._kept.values()) for value in list(values.values())]
-        for value in kept:
+        for value in self._held():
             if not self._belongs(value) or not (is_edited(value) or is_held_elsewhere(value)):
                 self.forget(value)
         for number in self._connections:

@@ -26,6 +26,7 @@ from sqla_datastore.orm.edits_in_place import (
     SessionWatch,
     declared_attributes,
     is_edited,
+    unlink,
     values_of,
     watches,
 )
@@ -108,7 +109,7 @@ def _deleted(session: Session, row: Any) -> None:
     if watch is not None:
         watch.forget_row(state)
     for _, value in values_of(state):
-        value._row = None
+        unlink(value)
 
 
 # -- flush -----------------------------------------------------------------------------------------
@@ -139,8 +140,7 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
 def _tie(value: DataStore, state: InstanceState[Any], key: str) -> None:
     """Make a value the row's; what looks after it finds it by its row."""
     watch = value._watch
-    if watch is not None:
-        watch.forget(value)
+    unlink(value)
     value._row = RowLink(state, key)
     if watch is not None:
         watch.track(value)
