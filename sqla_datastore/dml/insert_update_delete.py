@@ -8,19 +8,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Table
-from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy import Column
 from typing_extensions import override
 
 from sqla_datastore.dml.affected_rows import AffectedRows
+from sqla_datastore.dml.concern import Concern, concern_of
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import Reservation, items_of, take
 from sqla_datastore.dml.row_queries import Row
 from sqla_datastore.dml.statement import Statement, TransactionView
 from sqla_datastore.dml.upsert import RowsMet, refuse_expressions
 from sqla_datastore.exceptions import RefusedStatementError
-from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
-from sqla_datastore.schema.declarations import declared_table
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.sqlalchemy_compat import (
     conflict_keys,
     may_meet_rows,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 def effects_of(
     connection: Connection,
     context: Any,
-    declared: DeclaredTable | None,
+    concern: Concern,
     transaction: TransactionView,
 ) -> Effects | None:
     """Return what a compiled statement will do to objects, or None if nothing.
@@ -48,7 +47,7 @@ def effects_of(
     Args:
         connection: the connection that is about to run it.
         context: its execution context, parameters bound.
-        declared: its table, as `follows` tells.
+        concern: what it has to do with storages.
         transaction: what the statement needs of its transaction.
 
     Raises:
@@ -56,14 +55,31 @@ def effects_of(
         UnsupportedTypeError: a value cannot be encoded.
         MissingObjectError: a value to be copied has lost its object.
     """
-    _refuse_inner_dml(context.compiled)
+    if concern.inner is not None:
+        raise RefusedStatementError(
+            f"a CTE changes table {concern.inner!r}, which has DataStore columns; run it as a "
+            "statement of its own, so that its objects can be followed"
+        )
     effects = None
-    if declared is not None:
+    if concern.declared is not None:
         _refuse_own_schemas(connection, context)
-        effects = _statement(connection, context, declared, transaction).effects()
-    if binds_values(context.compiled):
+        effects = _statement(connection, context, concern.declared, transaction).effects()
+    if concern.binds_values:
         _refuse_elsewhere(context, effects.reserved if effects else ())
     return effects
+
+
+def stands_for_urls(context: Any) -> bool:
+    """Return whether a SELECT of our own compares with values; each gets the URL it stands for.
+
+    Raises:
+        RefusedStatementError: a value that is not stored stands for none.
+    """
+    concern = concern_of(context.compiled)
+    if concern is None or not concern.binds_values:
+        return False
+    _refuse_elsewhere(context, ())
+    return True
 
 
 def _statement(
@@ -75,37 +91,6 @@ def _statement(
     elif context.isupdate:
         kind = UpdateStatement
     return kind(connection, context, statement_of(context.compiled), declared, transaction)
-
-
-def follows(context: Any) -> DeclaredTable | None:
-    """Return what a statement's table has to do with storages, if it changes one that has."""
-    if not (context.isinsert or context.isupdate or context.isdelete):
-        return None
-    table = statement_of(context.compiled).table
-    if not isinstance(table, Table):
-        # a lightweight `table()`, as migrations use it, declares nothing
-        return None
-    # it may be an annotated copy
-    return declared_table(table.metadata.tables.get(table.key, table))
-
-
-def binds_values(compiled: Any) -> bool:
-    """Return whether a compiled statement has parameters of the column type; kept with it."""
-    known = compiled.__dict__.get("_sqla_datastore_binds")
-    if known is None:
-        known = any(holds_values(bind.type) for bind in compiled.bind_names)
-        compiled.__dict__["_sqla_datastore_binds"] = known
-    return bool(known)
-
-
-def _refuse_inner_dml(compiled: Any) -> None:
-    for cte in compiled.ctes or ():
-        inner = getattr(cte, "element", None)
-        if isinstance(inner, UpdateBase) and declared_table(inner.table) is not None:
-            raise RefusedStatementError(
-                f"a CTE changes table {inner.table.description!r}, which has DataStore columns; "
-                "run it as a statement of its own, so that its objects can be followed"
-            )
 
 
 def _refuse_own_schemas(connection: Connection, context: Any) -> None:

@@ -25,6 +25,11 @@ CHUNK = 500
 
 _BATCHES = {"postgresql": 10_000, "mysql": 10_000, "mariadb": 10_000, "sqlite": 10_000}
 
+OWN = "sqla_datastore_own"
+"""The execution option of these SELECTs: a listener need not look at them."""
+
+_OWN = {OWN: True}
+
 T = TypeVar("T")
 
 
@@ -61,7 +66,7 @@ def select_rows(
             dict(zip(needs, found[: len(needs)], strict=True)),
             dict(zip(columns, found[len(needs) :], strict=True)),
         )
-        for found in connection.execute(query)
+        for found in connection.execute(query, execution_options=_OWN)
     ]
     if not declared.table.primary_key:
         return rows
@@ -88,7 +93,7 @@ def held_urls(
             transaction's snapshot; on PostgreSQL it does not.
         schemas: a ``schema_translate_map``, by default the connection's own.
     """
-    options = in_schemas(schemas)
+    options = {**_OWN, **in_schemas(schemas)}
     held: set[str] = set()
     for column in columns:
         text = type_coerce(column, String())
@@ -117,7 +122,7 @@ def urls_of_rows(
         schemas: as for `held_urls`.
         columns: the columns to look at, by default all that are declared.
     """
-    options = in_schemas(schemas)
+    options = {**_OWN, **in_schemas(schemas)}
     columns = declared.plain_columns if columns is None else columns
     texts = [type_coerce(column, String()).label(None) for column in columns]
     key = list(declared.table.primary_key)
@@ -160,7 +165,9 @@ def inherited_values(
         link = _inherited_key(declared.table, column.table)
         if link and all(values.get(own) is not None for own in link):
             criteria = [other == values[own] for own, other in link.items()]
-            complete[column] = connection.scalar(select(column).where(*criteria))
+            complete[column] = connection.scalar(
+                select(column).where(*criteria), execution_options=_OWN
+            )
     return complete
 
 

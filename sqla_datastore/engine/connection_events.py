@@ -19,9 +19,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExecutionContext
 from sqlalchemy.pool import Pool
 
+from sqla_datastore.dml.concern import Concern, concern_of
 from sqla_datastore.dml.effects import Effects
-from sqla_datastore.dml.insert_update_delete import binds_values, effects_of, follows
+from sqla_datastore.dml.insert_update_delete import effects_of, stands_for_urls
 from sqla_datastore.dml.parameters import Reservation
+from sqla_datastore.dml.row_queries import OWN
 from sqla_datastore.dml.statement import TransactionView
 from sqla_datastore.engine import dialect_observer, transaction_control
 from sqla_datastore.engine.dialect_observer import transaction_of
@@ -78,19 +80,23 @@ def _before_cursor_execute(
     context: ExecutionContext | None,
     _executemany: bool,
 ) -> tuple[str, Any]:
+    compiled: Any = getattr(context, "compiled", None)
+    if compiled is not None and OWN in context.execution_options:  # type: ignore[union-attr]
+        # asked about rows for a statement, or a COMMIT, that was looked at already
+        return statement, _with_urls(parameters) if stands_for_urls(context) else parameters
     transaction = found_on(connection)
     # the next batch of a statement that is a transaction of its own goes on in it
     if transaction is not None and not hasattr(context, _RUN):
         transaction = None if transaction.end_if_out_of_sight() else transaction
-    compiled: Any = getattr(context, "compiled", None)
-    if compiled is None or context.isddl or context.is_text:  # type: ignore[union-attr]
-        if transaction is not None:
-            _note_text(transaction, statement)
-        if compiled is None or context.isddl:  # type: ignore[union-attr]
-            return statement, parameters
-    if context.is_crud or compiled.bind_names:  # type: ignore[union-attr]
-        _look_ahead(connection, context, transaction)
-        if binds_values(compiled):
+    is_text = compiled is None or context.isddl or context.is_text  # type: ignore[union-attr]
+    if is_text and transaction is not None:
+        _note_text(transaction, statement)
+    if compiled is None or context.isddl:  # type: ignore[union-attr]
+        return statement, parameters
+    concern = concern_of(compiled)
+    if concern is not None:
+        _look_ahead(connection, context, concern, transaction)
+        if concern.binds_values:
             parameters = _with_urls(parameters)
     return statement, parameters
 
@@ -105,20 +111,22 @@ def _note_text(transaction: ObservedTransaction, statement: str) -> None:
 
 
 def _look_ahead(
-    connection: Connection, context: Any, transaction: ObservedTransaction | None
+    connection: Connection,
+    context: Any,
+    concern: Concern,
+    transaction: ObservedTransaction | None,
 ) -> None:
     """Find out what a statement will do, once per execution: each batch calls this."""
     if hasattr(context, _RUN):
         return
     setattr(context, _RUN, None)
     autocommit = context.is_crud and is_autocommit(connection)
-    declared = follows(context)
-    if declared is not None and not autocommit:
+    if concern.declared is not None and not autocommit:
         _begin_immediately(connection)
     view = _NO_TRANSACTION[autocommit]
     if transaction is not None:
         view = transaction.view(autocommit=autocommit)
-    effects = effects_of(connection, context, declared, view)
+    effects = effects_of(connection, context, concern, view)
     if effects is None:
         return
     if transaction is None or transaction.phase is Phase.ENDED:

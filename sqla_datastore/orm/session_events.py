@@ -127,8 +127,11 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
         return
     transaction_of(connection).flushing = object_session(target)
     state: InstanceState[Any] = inspect(target)
-    _make_values(state)
-    for key, value in list(values_of(state)):
+    row = state.dict
+    for key in declared_attributes(mapper):
+        value = _made_value(state, key) if isinstance(row.get(key), Mapping) else None
+        if value is None:
+            continue
         if value._outer is not None:
             _replace(state, key, value)
         elif value._row is None or (value._row.is_dead and value._row.may_be_of(state, key)):
@@ -146,17 +149,16 @@ def _tie(value: DataStore, state: InstanceState[Any], key: str) -> None:
         watch.track(value)
 
 
-def _make_values(state: InstanceState[Any]) -> None:
-    """Make values of plain mappings that were written into the instance past the set event.
+def _made_value(state: InstanceState[Any], key: str) -> DataStore:
+    """Return a row's value, made of a plain mapping that was written past the set event.
 
     SQLModel does so, and edits of such a mapping would be lost.
     """
-    row = state.dict
-    for key in declared_attributes(state.mapper):
-        found = row.get(key)
-        if isinstance(found, Mapping) and not isinstance(found, DataStore):
-            value = row[key] = DataStore(found)
-            value._parents[state] = key
+    found = state.dict[key]
+    if not isinstance(found, DataStore):
+        found = state.dict[key] = DataStore(found)
+        found._parents[state] = key
+    return found
 
 
 def _before_delete(mapper: Mapper[Any], connection: Connection, target: Any) -> None:

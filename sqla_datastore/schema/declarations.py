@@ -28,10 +28,14 @@ class Declarations:
     """The registries, MetaData and tables that were seen, and what is known of them.
 
     Any thread may add to them: modules with mapped classes can be imported at any time.
+
+    Attributes:
+        version: grows with everything that is added.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.version = 0
         self._registries: weakref.WeakSet[registry] = weakref.WeakSet()
         self._metadatas: weakref.WeakSet[MetaData] = weakref.WeakSet()
         # None for a table that declares nothing: what it holds would keep the table alive
@@ -57,11 +61,13 @@ class Declarations:
         with self._lock:
             self._registries.add(found)
             self._tables.clear()
+            self.version += 1
 
     def add_metadata(self, found: MetaData) -> None:
         """Note a MetaData that has a declared column."""
         with self._lock:
             self._metadatas.add(found)
+            self.version += 1
 
     def resolve(self, table: Table) -> DeclaredTable | None:
         """Return what a table declares, None for nothing; remembered until there are more mappers.
@@ -129,6 +135,11 @@ def check_registries() -> None:
 
 
 # -- look up -------------------------------------------------------------------------------------
+
+
+def declarations_version() -> int:
+    """Return a number that grows whenever a mapper or a declared column is added."""
+    return _declarations.version
 
 
 def declared_table(table: Any) -> DeclaredTable | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import unquote
@@ -32,9 +31,7 @@ ENVIRONMENT_VARIABLE = "SQLA_DATASTORE_URL"
 DEFAULT_FOLDER = "sqla.datastore"
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 
-_lock = threading.Lock()
 _by_text: dict[str, Storage] = {}
-_by_base: dict[tuple[str, str], Storage] = {}
 # Result processors know only the dialect, and the option engines of an engine share it.
 _by_dialect: weakref.WeakKeyDictionary[Dialect, Storage] = weakref.WeakKeyDictionary()
 
@@ -155,10 +152,7 @@ def _opened(url: str) -> Storage:
     text = url if _URL.match(url) else os.path.abspath(os.path.expanduser(url))
     storage = _by_text.get(text)
     if storage is None:
-        opened = open_storage(text)
-        with _lock:
-            storage = _by_base.setdefault((opened.scheme, opened.url), opened)
-            _by_text[text] = storage
+        storage = _by_text[text] = open_storage(text)
     return storage
 
 

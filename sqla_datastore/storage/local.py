@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn, Self, cast
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, StorageError
 from sqla_datastore.options import options
@@ -27,6 +28,7 @@ _MAPPED_FROM = 128 * 1024
 _MANY = 16
 _ATTEMPTS = 100
 _LISTED = 1_000
+_lock = threading.Lock()
 
 
 class LocalStorage:
@@ -44,19 +46,31 @@ class LocalStorage:
     """
 
     scheme = "file"
+    _known: ClassVar[WeakValueDictionary[str, LocalStorage]] = WeakValueDictionary()
+
+    def __new__(cls, base: str | os.PathLike[str], *_: Any, **__: Any) -> Self:
+        """Return the one storage of a folder; a subclass makes its instances as it likes."""
+        made = super().__new__(cls)
+        if cls is not LocalStorage:
+            return made
+        # storages are keys of every ledger, so they are compared and hashed by identity
+        with _lock:  # `setdefault` of a weak dictionary is none for two threads
+            return cast("Self", cls._known.setdefault(_resolved(base), made))
 
     def __init__(self, base: str | os.PathLike[str]) -> None:
-        self.base = os.path.realpath(os.fspath(base))
+        self.base = _resolved(base)
         self._above_base = {os.path.dirname(self.base)}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if type(self) is LocalStorage:
+            return LocalStorage, (self.base,)
+        return super().__reduce_ex__(protocol)
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (self.base,)
 
     def __repr__(self) -> str:
         return f"LocalStorage({self.base!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LocalStorage) and self.base == other.base
-
-    def __hash__(self) -> int:
-        return hash((LocalStorage, self.base))
 
     @property
     def url(self) -> str:
@@ -336,6 +350,10 @@ class _Reader:
                     empty = status.st_size == 0
                     self._map = memoryview(b"") if empty else posix.map_file(descriptor, whole)
             return self._map
+
+
+def _resolved(base: str | os.PathLike[str]) -> str:
+    return os.path.realpath(os.fspath(base))
 
 
 def _fail(err: OSError, _path: str) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
 import pickle
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +31,12 @@ from sqla_datastore.testing import StorageSuite
 
 def files_below(base: Path) -> set[str]:
     return {str(path.relative_to(base)) for path in base.rglob("*") if not path.is_dir()}
+
+
+class Audited(LocalStorage):
+    def __init__(self, base, *, note):
+        super().__init__(base)
+        self.note = note
 
 
 def write(storage, path, data=b"data", patch=None):
@@ -108,8 +116,27 @@ class TestFolders:
     def test_a_storage_pickles_and_compares_by_its_base(self, storage):
         assert pickle.loads(pickle.dumps(storage)) == storage
         assert storage != LocalStorage("/elsewhere")
-        assert len({storage, LocalStorage(storage.base)}) == 1
+        assert LocalStorage(storage.base) is storage
+        assert copy.deepcopy(storage) is storage
         assert repr(storage) == f"LocalStorage({storage.base!r})"
+
+    def test_two_threads_that_name_a_new_folder_get_one_storage(self, tmp_path):
+        barrier = threading.Barrier(8)
+
+        def make():
+            barrier.wait()
+            return LocalStorage(tmp_path / "new")
+
+        with ThreadPoolExecutor(8) as pool:
+            futures = [pool.submit(make) for _ in range(8)]
+            assert len({id(future.result()) for future in futures}) == 1
+
+    def test_a_subclass_has_storages_of_its_own(self, storage):
+        own = Audited(storage.base, note="nightly")
+        assert own is not storage
+        assert own is not Audited(storage.base, note="nightly")
+        again = pickle.loads(pickle.dumps(own))
+        assert (type(again), again.base, again.note) == (Audited, storage.base, "nightly")
 
     def test_a_file_in_a_folders_place(self, storage, base):
         write(storage, "a")

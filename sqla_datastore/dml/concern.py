@@ -1,0 +1,74 @@
+"""What a compiled statement has to do with storages: most have nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Table
+from sqlalchemy.sql.dml import UpdateBase
+
+from sqla_datastore.schema.columns import DeclaredTable, holds_values
+from sqla_datastore.schema.declarations import declarations_version, declared_table
+from sqla_datastore.schema.sqlalchemy_compat import statement_of
+
+_KNOWN = "_sqla_datastore_concern"
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """What a compiled statement has to do with storages.
+
+    Attributes:
+        declared: the declared table that it changes, if any.
+        binds_values: whether it has parameters of the column type.
+        inner: the name of a declared table that one of its CTEs changes, which is refused.
+    """
+
+    declared: DeclaredTable | None
+    binds_values: bool
+    inner: str | None
+
+
+def concern_of(compiled: Any) -> Concern | None:
+    """Return what a compiled statement has to do with storages, None for nothing.
+
+    SQLAlchemy compiles a statement once and runs it often, so the answer is kept with it.
+
+    Args:
+        compiled: what an execution context calls its ``compiled``; no DDL.
+    """
+    version, found = vars(compiled).get(_KNOWN, (None, None))
+    # a class that is mapped later may declare a folder for a table that was used before
+    if version != declarations_version():
+        found = _look_at(compiled)
+        vars(compiled)[_KNOWN] = (declarations_version(), found)
+    return found  # type: ignore[no-any-return]
+
+
+def _look_at(compiled: Any) -> Concern | None:
+    declared = _changed_table(compiled)
+    binds_values = any(holds_values(bind.type) for bind in compiled.bind_names)
+    inner = _changed_by_cte(compiled)
+    if declared is None and not binds_values and inner is None:
+        return None
+    return Concern(declared, binds_values, inner)
+
+
+def _changed_table(compiled: Any) -> DeclaredTable | None:
+    if not (compiled.isinsert or compiled.isupdate or compiled.isdelete):
+        return None
+    table = statement_of(compiled).table
+    if not isinstance(table, Table):
+        # a lightweight `table()`, as migrations use it, declares nothing
+        return None
+    # it may be an annotated copy
+    return declared_table(table.metadata.tables.get(table.key, table))
+
+
+def _changed_by_cte(compiled: Any) -> str | None:
+    for cte in compiled.ctes or ():
+        inner = getattr(cte, "element", None)
+        if isinstance(inner, UpdateBase) and declared_table(inner.table) is not None:
+            return str(inner.table.description)
+    return None
