@@ -17,6 +17,7 @@ from sqla_datastore.dml.parameters import Reservation
 from sqla_datastore.engine import connection_events
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.orm import session_events
+from sqla_datastore.orm.mapped_attribute import UNMET
 from sqla_datastore.schema.columns import DeclaredType
 from sqla_datastore.schema.folder_templates import check_template
 from sqla_datastore.storage.binding import storage_for
@@ -79,7 +80,19 @@ class DataStoreType(DeclaredType):
     def process_result_value(self, value: Any, dialect: Dialect) -> DataStore | None:
         if value is None:
             return None
-        return DataStore._at(storage_for(self.url, dialect), value)
+        return DataStore._at(storage_for(self.url, dialect), value, UNMET)
+
+    @override
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        impl, cls = self.impl_instance.result_processor(dialect, coltype), type(self)
+        if impl or cls.process_result_value is not DataStoreType.process_result_value:
+            return super().result_processor(dialect, coltype)
+        url, at = self.url, DataStore._at
+
+        def process(value: Any) -> DataStore | None:
+            return None if value is None else at(storage_for(url, dialect), value, UNMET)
+
+        return process
 
     @override
     def process_literal_param(self, value: Any, dialect: Dialect) -> str:
@@ -117,6 +130,5 @@ def _url_of(value: Any) -> Any:
     return url
 
 
-DataStore.associate_with(DataStoreType)
 connection_events.install()
 session_events.install()

@@ -346,5 +346,5 @@ def rows_of(value: DataStore) -> list[Any]:
     """Return the rows that a value is an attribute of."""
     if value._row is not None:
         value._row.note_parent(value)
-    rows = [state.obj() for state in list(value._parents)]
+    rows = [state.obj() for state in list(value._holders or ())]
     return [row for row in rows if row is not None]

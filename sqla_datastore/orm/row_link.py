@@ -135,12 +135,13 @@ class RowLink:
 
         Leaves no trace in the Session: its row is neither dirty nor held.
         """
-        session = self.session
         rows = rows_of(value)
-        if rows:
-            session = object_session(rows[0])
-        if session is not None:
-            SessionWatch.of(session).track(value)
+        # merge(load=False) shares a value with a row that is in no Session
+        sessions = [object_session(row) for row in rows] if rows else [self.session]
+        for session in sessions:
+            if session is not None:
+                SessionWatch.of(session).track(value)
+                return
 
     def check_edit(self, value: DataStore) -> None:
         """Have a value looked at before COMMIT: it is about to be edited."""

@@ -4,7 +4,7 @@
 ``before_insert``, ``_update``  a value that belongs to another row is replaced by a copy
 ``before_flush``, ``_commit``   entries that were handed out are looked at again
 ``after_flush``                 the objects of the flush are written, in parallel
-``load``, ``refresh``           a value gets the link to its row
+``set`` of an attribute         a value learns which rows its edits flag
 ``expire``                      edits of what was expired are discarded on purpose
 ``after_soft_rollback``         edits that were rolled back are discarded
 ``do_orm_execute``              values that a bulk statement made wrong are read again
@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Column, event, inspect
@@ -30,9 +31,10 @@ from sqla_datastore.orm.edits_in_place import (
     values_of,
     watches,
 )
+from sqla_datastore.orm.mapped_attribute import UNMET, ValueAttribute
 from sqla_datastore.orm.row_link import RowLink
 from sqla_datastore.schema import declarations
-from sqla_datastore.schema.sqlalchemy_compat import conflict_clause
+from sqla_datastore.schema.sqlalchemy_compat import conflict_clause, replace_attribute_class
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.value.datastore import DataStore
 
@@ -64,26 +66,33 @@ def install() -> None:
 
 
 def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
+    for key in declared_attributes(mapper):
+        attribute: Any = mapper.class_manager[key]
+        replace_attribute_class(attribute, ValueAttribute)
+        event.listen(attribute, "set", partial(_assigned, key), raw=True, retval=True)
     if declared_attributes(mapper):
-        event.listen(class_, "load", _loaded, raw=True)
-        event.listen(class_, "refresh", _loaded, raw=True)
         event.listen(class_, "expire", _expired, raw=True)
         event.listen(class_, "refresh_flush", _defaulted, raw=True)
+
+
+def _assigned(
+    key: str, state: InstanceState[Any], value: Any, before: Any, _token: Any
+) -> DataStore | None:
+    """Make a value of what is assigned to an attribute, and tell it which rows its edits flag."""
+    if value is before:
+        return before  # type: ignore[no-any-return]
+    coerced = DataStore.coerce(key, value)
+    if coerced is not None:
+        coerced._parents[state] = key
+    if isinstance(before, DataStore):
+        before._parents.pop(state, None)
+    return coerced
 
 
 def _expired(state: InstanceState[Any], _names: Any) -> None:
     watch = watches.get(state.session) if state.session is not None else None
     if watch is not None:
         watch.discard(state)
-
-
-def _loaded(state: InstanceState[Any], _context: Any, *_: Any) -> None:
-    for key, value in values_of(state):
-        if value._row is None:
-            value._row = RowLink(state, key)
-    watch = watches.get(state.session) if state.session is not None else None
-    if watch is not None:
-        watch.give_back(state)
 
 
 def _defaulted(state: InstanceState[Any], _context: Any, names: Iterable[str] | None) -> None:
@@ -116,6 +125,8 @@ def _deleted(session: Session, row: Any) -> None:
 
 
 def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
+    if UNMET.armed:
+        UNMET.introduce(session)
     watch = watches.get(session)
     if watch is not None:
         watch.scan_flushed()
@@ -132,11 +143,14 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
         value = _made_value(state, key) if isinstance(row.get(key), Mapping) else None
         if value is None:
             continue
+        link = value._row
         if value._outer is not None:
             _replace(state, key, value)
-        elif value._row is None or (value._row.is_dead and value._row.may_be_of(state, key)):
+        elif value._unmet is None and (
+            link is None or (link.is_dead and link.may_be_of(state, key))
+        ):
             _tie(value, state, key)
-        elif not value._row.is_for(state, key) and _is_assigned(state, key):
+        elif (link is None or not link.is_for(state, key)) and _is_assigned(state, key):
             _replace(state, key, value)
 
 
@@ -144,7 +158,8 @@ def _tie(value: DataStore, state: InstanceState[Any], key: str) -> None:
     """Make a value the row's; what looks after it finds it by its row."""
     watch = value._watch
     unlink(value)
-    value._row = RowLink(state, key)
+    value._unmet, value._row = None, RowLink(state, key)
+    value._parents[state] = key
     if watch is not None:
         watch.track(value)
 
@@ -213,6 +228,8 @@ def _after_begin(session: Session, _transaction: Any, connection: Connection) ->
 
 
 def _before_commit(session: Session) -> None:
+    if UNMET.armed:
+        UNMET.introduce(session)
     watch = watches.get(session)
     if watch is not None:
         watch.scan()
@@ -268,7 +285,8 @@ def _expire_unchanged(row: Any, *, others_only: bool) -> None:
     """
     state: InstanceState[Any] = inspect(row)
     for key, value in list(values_of(state)):
-        own = value._row is not None and value._row.is_for(state, key)
+        link = value._row
+        own = value._unmet is not None or (link is not None and link.is_for(state, key))
         if key in state.committed_state or (own and others_only) or is_edited(value):
             continue
         if state.session is not None:

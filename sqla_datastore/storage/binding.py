@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import unquote
 
@@ -32,8 +31,9 @@ DEFAULT_FOLDER = "sqla.datastore"
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 
 _by_text: dict[str, Storage] = {}
-# Result processors know only the dialect, and the option engines of an engine share it.
-_by_dialect: weakref.WeakKeyDictionary[Dialect, Storage] = weakref.WeakKeyDictionary()
+# Result processors know only the dialect, and the option engines of an engine share it. The storage
+# is an attribute of it: a query looks it up for each row.
+_BOUND = "_sqla_datastore_storage"
 
 
 def bind_storage(
@@ -58,11 +58,11 @@ def bind_storage(
     """
     dialect = _dialect_of(engine)
     if url is None:
-        _by_dialect.pop(dialect, None)
+        vars(dialect).pop(_BOUND, None)
     elif isinstance(url, (str, os.PathLike)):
-        _by_dialect[dialect] = _opened(storage_text(url))
+        vars(dialect)[_BOUND] = _opened(storage_text(url))
     elif hasattr(url, "make_durable"):
-        _by_dialect[dialect] = url
+        vars(dialect)[_BOUND] = url
     else:
         raise TypeError(f"a storage is a URL, a path or a Storage, not {type(url).__name__!r}")
 
@@ -83,9 +83,9 @@ def storage_for(url: str | None, dialect: Dialect | None) -> Storage:
     """
     if url is not None:
         return _opened(url)
-    bound = None if dialect is None else _by_dialect.get(dialect)
+    bound = None if dialect is None else vars(dialect).get(_BOUND)
     if bound is not None:
-        return bound
+        return bound  # type: ignore[no-any-return]
     return _opened(options.url or os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER)
 
 
@@ -149,6 +149,9 @@ def _path_of_url(url: str, scheme: str, rest: str) -> str:
 
 
 def _opened(url: str) -> Storage:
+    storage = _by_text.get(url)
+    if storage is not None:
+        return storage  # a URL or an absolute path, as all keys are
     text = url if _URL.match(url) else os.path.abspath(os.path.expanduser(url))
     storage = _by_text.get(text)
     if storage is None:

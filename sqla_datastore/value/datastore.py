@@ -6,20 +6,22 @@ One public class with all that ``dict`` offers, so it is longer than other modul
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.ext.mutable import Mutable
+from sqlalchemy.orm.attributes import flag_modified
 
 from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
 from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.value.entry import Entry, Source
+from sqla_datastore.value.entry import Entry, Nestable, Source
 from sqla_datastore.value.equality import equal
-from sqla_datastore.value.mapping import EntryMapping, RowLink
+from sqla_datastore.value.mapping import EntryMapping, Unmet
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.binding import StorageLike
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from sqla_datastore.value.saving import ValuePlan
 
 
-class DataStore(Mutable, EntryMapping):
+class DataStore(EntryMapping):
     """An ordered mapping from names to arrays, frames and plain values.
 
     ::
@@ -64,9 +66,12 @@ class DataStore(Mutable, EntryMapping):
 
     # pickles name the class by its public path, which stays when modules move
     __module__ = "sqla_datastore"
+    __slots__ = ()
 
-    _outer: DataStore | None = None
-    _row: RowLink | None = None
+    _outer: DataStore | None
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:  # noqa: D102 - the class says it
+        return cls._at(None, None)
 
     def __init__(
         self,
@@ -109,7 +114,7 @@ class DataStore(Mutable, EntryMapping):
     @property
     def url(self) -> str | None:
         """The URL of the object that holds it, None until stored; stays when it is changed."""
-        return None if self._source is None else self._source.url
+        return self._url
 
     # -- dict beyond the mapping -------------------------------------------------------------------
 
@@ -191,8 +196,8 @@ class DataStore(Mutable, EntryMapping):
         One that is stored and unchanged is copied by reference to the same object, without I/O,
         and the entries of the two are loaded apart; otherwise assigned objects are shared.
         """
-        if not self._scan() and not self._changed and self._source is not None:
-            return self._at(self._source.given, self._source.url)
+        if self._unchanged_url() is not None:
+            return self._at(self._storage, self._url)
         twin = type(self)()
         for name, entry in self._copies().items():
             twin._put(name, entry)
@@ -223,8 +228,8 @@ class DataStore(Mutable, EntryMapping):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         self._scan()
-        if self._source is not None and not any(value._changed for value in self._lineage()):
-            return type(self)._referenced, (self._source.url, self._source.storage_url)
+        if self._url is not None and not any(value._changed for value in self._lineage()):
+            return type(self)._referenced, (self._url, _url_of(self._storage))
         return type(self)._blank, (), list(self.items())
 
     @classmethod
@@ -238,7 +243,7 @@ class DataStore(Mutable, EntryMapping):
         return cls.__new__(cls)
 
     def __setstate__(self, items: list[tuple[str, Any]]) -> None:
-        self.__dict__.update(_entries={}, _changed=True)
+        self._entries, self._changed = {}, True
         for name, value in items:
             self._put(name, Entry(value))
 
@@ -275,17 +280,18 @@ class DataStore(Mutable, EntryMapping):
             StaleValueError: the row's attribute was expired, so that the edit would be lost.
         """
         for value in self._lineage():
-            if "_parents" in value.__dict__:
+            if value._holders:
                 value._flag_rows()
             value._changed = True
 
     def _flag_rows(self) -> None:
-        for state in list(self._parents):
-            if state.obj() is None:
-                # a state can outlive its instance
-                del self._parents[state]
         try:
-            super().changed()
+            for state, key in list(self._parents.items()):
+                row = state.obj()  # a state can outlive its instance
+                if row is None:
+                    del self._parents[state]
+                else:
+                    flag_modified(row, key)
         except InvalidRequestError as err:
             raise StaleValueError(
                 f"the row does not hold the value of {self.url!r} any more: its attribute was "
@@ -294,24 +300,48 @@ class DataStore(Mutable, EntryMapping):
 
     @classmethod
     def _at(
-        cls, storage: Storage | str | None, url: str, *, parent: DataStore | None = None
+        cls, storage: Storage | str | None, url: str | None, unmet: Unmet | None = None
     ) -> Self:
         """Return a stored value; nothing is read, looked up or checked.
 
         Args:
             storage: the storage, or its URL; None for the default one, looked up when needed.
-            url: the object's URL.
-            parent: the value that it is nested in.
+            url: the object's URL; None for a value that is not stored.
+            unmet: who is told when it is touched before it was taken from its row.
         """
-        self = cls.__new__(cls)
-        state = self.__dict__
-        state["_source"] = Source(storage, url, DataStore._at)
-        if parent is not None:
-            state["_outer"] = parent
-        return self
+        if cls is not DataStore:
+            self = object.__new__(cls)
+            Nestable.__init__(self, storage, url, unmet)
+            return self
+        # half the price of the above, where each field goes through `__setattr__`
+        fields: Any = Nestable(storage, url, unmet)
+        fields.__class__ = DataStore
+        return fields  # type: ignore[no-any-return]
 
-    def _source_at(self, storage: Storage, url: str) -> Source:
+    @property
+    def _source(self) -> Source | None:
+        """The object that holds it, None until it is stored."""
+        if self._opened is None and self._url is not None:
+            with _opening:
+                if self._opened is None:
+                    self._opened = self._source_at(self._storage, self._url)
+        return self._opened
+
+    @_source.setter
+    def _source(self, source: Source | None) -> None:
+        self._opened = source
+        self._storage = None if source is None else source.given
+        self._url = None if source is None else source.url
+
+    def _source_at(self, storage: Storage | str | None, url: str) -> Source:
         return Source(storage, url, DataStore._at)
+
+    @property
+    def _parents(self) -> MutableMapping[Any, str]:
+        """The states of the rows that it is an attribute of, with the attribute, weakly."""
+        if self._holders is None:
+            self._holders = weakref.WeakKeyDictionary()
+        return self._holders
 
     def _scan(self) -> bool:
         """Look for edits in place of what was handed out, here and in nested values.
@@ -388,8 +418,8 @@ class DataStore(Mutable, EntryMapping):
 
     def _is_held(self) -> bool:
         """Return whether another value or a row has it."""
-        held = self._outer is not None or self._row is not None
-        return held or bool(self.__dict__.get("_parents"))
+        linked = self._row is not None or self._unmet is not None
+        return linked or self._outer is not None or bool(self._holders)
 
     def _release(self, entry: Entry) -> None:
         for child in entry.children:
@@ -409,6 +439,8 @@ class DataStore(Mutable, EntryMapping):
         for value in self._lineage():
             if value._row is not None:
                 value._row.check_edit(value)
+            elif value._unmet is not None:
+                value._unmet.arm(value)
         self.changed()
 
     def _arm(self) -> None:
@@ -419,6 +451,8 @@ class DataStore(Mutable, EntryMapping):
             value._armed = value._handed_out = True
             if value._row is not None:
                 value._row.arm(value)
+            elif value._unmet is not None:
+                value._unmet.arm(value)
 
     def __del__(self) -> None:
         if self._watch is not None:
@@ -435,19 +469,13 @@ class DataStore(Mutable, EntryMapping):
         return html_of(self)
 
 
-_STATE = frozenset(
-    {
-        "_entries",
-        "_source",
-        "_changed",
-        "_outer",
-        "_row",
-        "_armed",
-        "_handed_out",
-        "_parents",
-        "_watch",
-    }
-)
+_STATE = frozenset({*Nestable.__slots__, "_source"})
+_opening = threading.Lock()
+
+
+def _url_of(storage: Storage | str | None) -> str | None:
+    """Return where a storage is, for another process; None for the default one."""
+    return storage if storage is None or isinstance(storage, str) else storage.url
 
 
 @inspects(DataStore)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -21,21 +21,69 @@ UNLOADED: Final = object()
 
 
 class Nestable:
-    """What entries know of a value that is nested in one of them; `DataStore` is the one.
+    """The fields of a value, and what entries know of one that is nested in them.
+
+    `DataStore` is the one value. A query makes one for each row, so everything else than its
+    storage and its URL waits for the first touch.
+
+    Args:
+        storage: the storage, or its URL; None for the default one, looked up when needed.
+        url: the URL of the object that holds it, None until it is stored.
+        unmet: who is told when it is touched before it was taken from its row; None for a value
+            that no query has made, or once it was taken.
 
     Attributes:
-        _outer: the value that it is nested in.
-        _source: the object that holds it.
+        _row: the link to the row that it belongs to; None where no row looks after it.
+        _opened: the object that holds it, once it was needed; `_source` makes it.
         _entries: its entries; None until the index of a stored value is first needed.
         _changed: whether saving it would write something new.
         _handed_out: whether something editable was handed out, here or in a nested value.
+        _armed: whether this was told to who looks after it, since the last `_scan`.
+        _outer: the value that it is nested in.
+        _watch: who looks after its edits in place; None while nothing editable was handed out.
+        _holders: the states of the rows that it is an attribute of, with the attribute, weakly.
     """
 
-    _outer: Nestable | None = None
-    _source: Source | None = None
-    _entries: dict[str, Entry] | None = None
-    _changed: bool = False
-    _handed_out: bool = False
+    __slots__ = (
+        "__weakref__",
+        "_armed",
+        "_changed",
+        "_entries",
+        "_handed_out",
+        "_holders",
+        "_opened",
+        "_outer",
+        "_row",
+        "_storage",
+        "_unmet",
+        "_url",
+        "_watch",
+    )
+
+    def __init__(
+        self, storage: Storage | str | None = None, url: str | None = None, unmet: Any = None
+    ) -> None:
+        self._storage = storage
+        self._url = url
+        self._unmet = unmet
+        self._row: Any = None
+        self._opened: Source | None = None
+        self._entries: dict[str, Entry] | None = None
+        self._changed = False
+        self._handed_out = False
+        self._armed = False
+        self._outer: Nestable | None = None
+        self._watch: Any = None
+        self._holders: MutableMapping[Any, str] | None = None
+
+    @property
+    def _source(self) -> Source | None:
+        """The object that holds it, None until it is stored."""
+        raise NotImplementedError
+
+    @_source.setter
+    def _source(self, source: Source | None) -> None:
+        raise NotImplementedError
 
     def _scan(self) -> bool:
         """Look for edits in place of what was handed out, here and in nested values."""
@@ -53,7 +101,7 @@ Nest: TypeAlias = "Callable[[Storage | str | None, str], Nestable]"
 class Source:
     """One stored object that entries are read from; opened on first need, by one thread.
 
-    Making one costs no I/O and parses nothing: a query makes one for each row.
+    Making one costs no I/O and parses nothing.
 
     Args:
         storage: the storage, or its URL; None for the default one, looked up when needed.
@@ -85,13 +133,6 @@ class Source:
     def given(self) -> Storage | str | None:
         """What it was made with, so that another one can be."""
         return self._storage
-
-    @property
-    def storage_url(self) -> str | None:
-        """Where the storage is, for another process; None for the default one."""
-        if self._storage is None or isinstance(self._storage, str):
-            return self._storage
-        return self._storage.url
 
     def container(self) -> Container:
         """Return the opened object.

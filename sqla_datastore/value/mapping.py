@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RowLink(Protocol):
-    """What a value knows of the row that it belongs to; the listeners of mappers set it."""
+    """What a value knows of the row that it belongs to; the mapped attribute sets it."""
 
     def arm(self, value: Any) -> None:
         """Called when something editable is handed out, the first time since the last `_scan`.
@@ -87,6 +87,13 @@ class RowLink(Protocol):
         """
 
 
+class Unmet(Protocol):
+    """Who is told of values that a query has made and nobody has taken from their rows."""
+
+    def arm(self, value: Any) -> None:
+        """Called when something editable is handed out, or before an entry is assigned."""
+
+
 class Watch(Protocol):
     """Who looks after the edits in place of values, as these see it; a Session has one."""
 
@@ -106,13 +113,11 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
     What an edit or a hand-out means beyond the mapping is up to the methods that are abstract here.
     """
 
-    _armed: bool = False
+    __slots__ = ()
 
-    _row: RowLink | None = None
-    """The link to the row that it belongs to; None for a value that no row looks after."""
-
-    _watch: Watch | None = None
-    """Who looks after its edits in place; None while nothing editable was handed out."""
+    _row: RowLink | None
+    _unmet: Unmet | None
+    _watch: Watch | None
 
     @property
     @abstractmethod

@@ -209,12 +209,9 @@ def _switched(
         after[name] = entry
     undo = _Undo(value, source, before, after)
     changed = any(entry.source is not source for entry in after.values())
-    vars(value).update(
-        _entries=dict(after),
-        _source=source,
-        _changed=changed or list(after) != list(written),
-        _armed=False,
-    )
+    value._entries, value._source = dict(after), source
+    value._changed = changed or list(after) != list(written)
+    value._armed = False
     if any(entry.fingerprint for entry in after.values()):
         for each in value._lineage():
             each._handed_out = True

@@ -1673,3 +1673,125 @@ def test_edited_values_that_two_rows_swap(engine, exact, saved):
     assert reload(engine, 2)["numbers"] == [1, 2, 3]
     assert reload(engine, 2)["inner"]["numbers"] == [1]
     exact(2)
+
+
+# -- values that were loaded, and how they meet their rows -----------------------------------------
+
+
+@pytest.mark.sqlite
+def test_a_value_at_rest_has_nothing_of_its_own(engine, saved):
+    with Session(engine) as session:
+        session.get(Entity, saved)
+        row = session.get(Entity, saved)
+        resting = row.__dict__["data"]
+        assert type(resting) is DataStore
+        assert not hasattr(resting, "__dict__")
+        assert resting._opened is resting._entries is resting._holders is resting._watch is None
+        assert resting._row is None
+        assert row.data is resting
+        assert resting._row is not None
+
+
+def test_an_edit_of_a_value_taken_past_the_attribute_is_saved(engine, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.__dict__["data"]["numbers"].append(3)
+        vars(row)["data"]["inner"]["numbers"].append(2)
+        session.commit()
+    with Session(engine) as session:
+        data = session.get(Entity, saved).data
+        assert data["numbers"] == [1, 2, 3]
+        assert data["inner"]["numbers"] == [1, 2]
+
+
+def test_an_assignment_to_a_value_taken_past_the_attribute_is_saved(engine, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.__dict__["data"]["n"] = 5
+        session.commit()
+        assert row.data["n"] == 5
+    with Session(engine) as session:
+        assert session.get(Entity, saved).data["n"] == 5
+
+
+def test_a_value_of_a_query_for_the_column_is_its_users_own(engine, saved):
+    with Session(engine) as session:
+        found = session.scalars(select(Entity.data)).one()
+        found["numbers"].append(3)
+        session.get(Entity, saved)
+        session.commit()
+        assert session.get(Entity, saved).data["numbers"] == [1, 2]
+        assert found["numbers"] == [1, 2, 3]
+
+
+def test_a_value_of_a_query_for_the_column_is_copied_into_another_row(engine, saved):
+    with Session(engine) as session:
+        found = session.scalars(select(Entity.data)).one()
+        session.add(Entity(id=2, data=found))
+        session.commit()
+        urls = session.scalars(select(Entity.data)).all()
+        assert len({value.url for value in urls}) == 2
+        assert all(value["numbers"] == [1, 2] for value in urls)
+
+
+@pytest.mark.parametrize("load", [True, False])
+def test_an_edit_of_a_merged_row_is_saved(engine, saved, load):
+    with Session(engine) as session:
+        detached = session.get(Entity, saved)
+        detached.data["numbers"]
+        session.expunge(detached)
+    with Session(engine) as session:
+        row = session.merge(detached, load=load)
+        row.data["numbers"].append(3)
+        session.commit()
+    with Session(engine) as session:
+        assert session.get(Entity, saved).data["numbers"] == [1, 2, 3]
+
+
+def test_an_edit_of_an_unpickled_row_is_saved(engine, saved):
+    with Session(engine) as session:
+        pickled = pickle.dumps(session.get(Entity, saved))
+    with Session(engine) as session:
+        row = pickle.loads(pickled)
+        row.data["n"] = 5
+        session.add(row)
+        row.data["numbers"].append(3)
+        session.commit()
+    with Session(engine) as session:
+        data = session.get(Entity, saved).data
+        assert (data["n"], data["numbers"]) == (5, [1, 2, 3])
+
+
+def test_a_subclass_may_process_what_is_loaded(engine):
+    seen = []
+
+    class Noted(DataStoreType):
+        cache_ok = True
+
+        def process_result_value(self, value, dialect):
+            seen.append(value)
+            return super().process_result_value(value, dialect)
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Kept(Base):
+        __tablename__ = "noted_values"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        data: Mapped[DataStore] = mapped_column(Noted())
+
+    Base.metadata.create_all(engine)
+    try:
+        with Session(engine) as session:
+            session.add(Kept(id=1, data={"numbers": [1]}))
+            session.commit()
+            row = session.get(Kept, 1)
+            row.data["numbers"].append(2)
+            session.commit()
+            assert row.data["numbers"] == [1, 2]
+            assert seen == [*dict.fromkeys(seen)]
+            assert seen[-1] == row.data.url
+            session.delete(row)
+            session.commit()
+    finally:
+        Base.metadata.drop_all(engine)

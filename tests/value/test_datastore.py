@@ -16,17 +16,19 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import PickleType, create_engine
+from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.values import Row, reloaded, remove, store
 
 from sqla_datastore import (
     DamagedObjectError,
     DataStore,
+    DataStoreType,
     MissingObjectError,
     RefusedURLError,
     StaleValueError,
     UnsupportedTypeError,
+    bind_storage,
     inspect,
 )
 from sqla_datastore.storage.urls import ObjectURL
@@ -611,19 +613,18 @@ class TestEdits:
 
 
 class TestRows:
-    """As SQLAlchemy's `Mutable`, with a type that needs no storage."""
-
     @pytest.fixture
-    def session(self):
+    def session(self, storage):
         class Base(DeclarativeBase):
             pass
 
         class Plain(Base):
             __tablename__ = "plain"
             id: Mapped[int] = mapped_column(primary_key=True)
-            data = mapped_column(DataStore.as_mutable(PickleType(comparator=lambda a, b: a is b)))
+            data = mapped_column(DataStoreType())
 
         engine = create_engine("sqlite://")
+        bind_storage(engine, storage)
         Base.metadata.create_all(engine)
         with Session(engine) as session:
             session.row = Plain(id=1, data={"a": 1, "n": DataStore(k=1)})
@@ -646,7 +647,9 @@ class TestRows:
         assert row.data.to_dict() == wanted
 
     def test_a_replaced_value_is_let_go(self, session):
-        old, session.row.data = session.row.data, DataStore(b=1)
+        old = session.row.data
+        old.to_dict()  # its object goes
+        session.row.data = DataStore(b=1)
         session.commit()
         old.a = 5
         assert session.row not in session.dirty
