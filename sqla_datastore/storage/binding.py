@@ -145,14 +145,19 @@ def _path_of_url(url: str, scheme: str, rest: str) -> str:
         raise ConfigurationError(
             f"{url!r} has an authority; a local folder is 'file:///absolute/path'"
         )
+    # looked for before the path is unquoted: %3F and %23 may belong to a folder's name
     if "?" in rest or "#" in rest:
         raise ConfigurationError(f"{url!r} has a query or fragment, which a local folder cannot")
     path = unquote(rest)
+    # the slash that begins every URL's path would keep '~' from being expanded
     return path[1:] if path.startswith("/~") else path
 
 
 def _opened(url: str) -> Storage:
+    # the key is an absolute path: a relative one is another folder after a chdir
     text = url if _URL.match(url) else os.path.abspath(os.path.expanduser(url))
+    # Reading a dict is atomic, so no lock here. Of two threads that both find nothing, `setdefault`
+    # gives both the same storage.
     storage = _by_text.get(text)
     if storage is None:
         opened = open_storage(text)
