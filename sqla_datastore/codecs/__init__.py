@@ -88,6 +88,8 @@ class _Registry:
         """Import a module of this package outside the lock, add its codecs once under it."""
         if module in self._modules:
             return
+        # Not under the lock: another thread may hold the module's import lock and wait for ours to
+        # register a codec. Then both would wait forever.
         codecs: tuple[Codec, ...] = importlib.import_module(f".{module}", __name__).CODECS
         with self._lock:
             if module in self._modules:
@@ -95,6 +97,7 @@ class _Registry:
             for codec in codecs:
                 self._by_name[codec.name] = codec
                 for cls in codec.types():
+                    # a third party's codec may have taken the type before this module was imported
                     self._by_type.setdefault(cls, codec)
             self._built_in = (*self._built_in, *codecs)
             self._modules |= {module}

@@ -64,6 +64,7 @@ class TextPayload:
         self.nbytes = len(text) if text.isascii() else sum(map(len, self._pieces()))
 
     def _pieces(self) -> Iterator[bytes]:
+        # cut between code points, so that each piece can be encoded by itself
         for start in range(0, len(self._text), _TEXT_PIECE):
             yield self._text[start : start + _TEXT_PIECE].encode("utf-8", "surrogatepass")
 
@@ -124,6 +125,7 @@ def read_text(node: Any, decoder: Decoder) -> str:
 
 def int_node(value: int) -> int | str:
     """Return the int where any JSON reader keeps it exactly, else hexadecimal text."""
+    # hexadecimal, because Python refuses decimal text of more than 4,300 digits
     return value if -_MAX_JSON_INT <= value <= _MAX_JSON_INT else hex(value)
 
 
@@ -135,6 +137,7 @@ def read_int(node: Any, decoder: Decoder) -> int:
         value = int(text_in(node, decoder), 16)
     except ValueError:
         raise decoder.damaged("an integer is not hexadecimal text") from None
+    # `int` takes signs, spaces and underscores, too: one number has one node
     if hex(value) != node:
         raise decoder.damaged("an integer is not written as hexadecimal text is")
     return value

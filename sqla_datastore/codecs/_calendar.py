@@ -67,6 +67,7 @@ class TimedeltaCodec(ExactCodec):
 
 
 def _moment_node(value: datetime | time, encoder: Encoder) -> JSON:
+    # ISO text knows neither fold nor the name of a zone, so both stand beside it
     node: dict[str, JSON] = {"iso": value.replace(tzinfo=None).isoformat()}
     if value.fold:
         node["fold"] = 1

@@ -141,6 +141,8 @@ class SliceCodec(ExactCodec):
 
 def _in_stable_order(items: Iterable[Any]) -> list[Any]:
     """Return a set's items in an order without hashes, so that equal sets become equal bytes."""
+    # An unchanged set that is read again may iterate in another order, and would then be stored
+    # anew. Items of different types cannot be compared, but their texts can.
     return sorted(items, key=lambda item: (type(item).__qualname__, _shown(item)))
 
 
@@ -195,7 +197,7 @@ def _packed_node(items: list[Any], encoder: Encoder) -> JSON:
         return None
     try:
         packed = array(code, items)
-    except OverflowError:
+    except OverflowError:  # an int of more than 64 bits
         return None
     return {"packed": code, "blob": encoder.blob(BytesPayload(_little_endian(packed).tobytes()))}
 
@@ -232,9 +234,8 @@ def is_json(value: list[Any] | dict[Any, Any], depth: int = _JSON_DEPTH) -> bool
 def _json_node(value: list[Any] | dict[Any, Any], encoder: Encoder) -> JSON:
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     if len(text) <= SMALL_BYTES:
-        return {
-            "json": _copied(value)
-        }  # a copy, because the value may be edited before it is written
+        # a copy, because the value may be edited before it is written
+        return {"json": _copied(value)}
     return {"json_blob": encoder.blob(BytesPayload(text.encode("ascii")))}
 
 

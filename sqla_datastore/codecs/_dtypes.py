@@ -29,6 +29,8 @@ _MAX_DEPTH: Final = 16
 _MAX_NDIM: Final = 64
 _MAX_TEXT: Final = 200
 _COUNT: Final = "(0|[1-9][0-9]{0,9})"
+# NumPy takes far more than this for a dtype: objects, fields, shapes, names of types. Only what
+# matches is handed to it.
 _SIMPLE: Final = re.compile(
     rf"\|b1|\|[iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(8|16)|\|[SV]{_COUNT}|[<>]U{_COUNT}"
     r"|[<>][mM]8(\[([1-9][0-9]{0,9})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?"
@@ -65,6 +67,7 @@ def _structure_node(dtype: np.dtype[Any], depth: int) -> JSON:
     if dtype.names is not None:
         return _fields_node(dtype, depth)
     if dtype.char in "gG":
+        # "f16" is 80-bit extended on x86 and binary128 on arm64, and only the mantissa tells which
         return {"longdouble": dtype.str, "mantissa_bits": _mantissa_bits()}
     if _SIMPLE.fullmatch(dtype.str):
         return dtype.str
@@ -72,6 +75,7 @@ def _structure_node(dtype: np.dtype[Any], depth: int) -> JSON:
 
 
 def _fields_node(dtype: np.dtype[Any], depth: int) -> JSON:
+    # an integer type with fields for its bytes would come back as a structure
     if dtype.type not in {np.void, np.record}:
         raise RefusedDtypeError(f"fields over the scalar type {dtype.type.__qualname__!r}")
     assert dtype.names is not None
@@ -108,6 +112,7 @@ def read_dtype(node: Any, decoder: Decoder, depth: int = _MAX_DEPTH) -> np.dtype
     try:
         return _read_structure(node, decoder, depth - 1)
     except (ValueError, TypeError, OverflowError) as err:
+        # not a subclass: our own errors are ValueErrors, too
         if type(err) in {ValueError, TypeError, OverflowError}:
             raise decoder.damaged(f"NumPy refuses a dtype: {err}") from None
         raise
@@ -161,6 +166,7 @@ def _read_fields(node: dict[str, Any], decoder: Decoder, depth: int) -> np.dtype
         "offsets": [field(entry, "offset", decoder) for entry in fields],
         "itemsize": itemsize,
     }
+    # NumPy adds in 32 bits: for an offset near 2**31 it does not notice that the field lies outside
     ends = [
         at + inner.itemsize
         for at, inner in zip(_sizes(spec["offsets"], decoder), spec["formats"], strict=True)

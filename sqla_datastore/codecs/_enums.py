@@ -39,10 +39,12 @@ class EnumCodec:
         return ()
 
     def takes(self, value: object) -> bool:
+        # asked for, not listed in `types`: an Enum may be registered at any time
         return type(value) in _names
 
     def encode(self, value: Enum, encoder: Encoder) -> JSON:
         name = _names[type(value)]
+        # a combination of flags is called 'A|B' or None, which is no member's name
         if value.name in type(value).__members__:
             return {"enum": name, "member": value.name}
         if isinstance(value, Flag) and type(value.value) is int:

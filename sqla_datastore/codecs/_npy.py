@@ -55,11 +55,13 @@ class ArrayPayload:
             write(self._header)
         for array in self._arrays:
             for piece in _pieces(array):
+                # as bytes, because datetimes and timedeltas have no buffer
                 write(piece.view(np.uint8).data)
 
 
 def _pieces(array: Array) -> Iterator[Array]:
     """Yield contiguous one-dimensional pieces in the order of the blob."""
+    # `nditer` refuses arrays without items
     if array.nbytes == 0:
         return
     if _order(array) == "F":
@@ -67,6 +69,8 @@ def _pieces(array: Array) -> Iterator[Array]:
     if array.flags.c_contiguous:
         yield array.reshape(-1)
         return
+    # A buffered `nditer` copies about 1 MiB at a time, not the array. Without "contig" it would
+    # hand out strided pieces where it can.
     options: dict[str, Any] = {
         "flags": ["external_loop", "buffered"],
         "op_flags": [["readonly", "contig"]],
@@ -114,6 +118,7 @@ def _header_of(array: Array) -> bytes:
         described = array.dtype.str if array.dtype.names is None else array.dtype.descr
     except ValueError:  # overlapping or unordered fields
         return b""
+    # `numpy.load` takes text without characters for text of one, and misses its bytes
     if not array.dtype.itemsize:
         return b""
     return npy_header(described, array.shape, is_fortran=_order(array) == "F")
@@ -134,6 +139,7 @@ def npy_header(described: object, shape: tuple[int, ...], *, is_fortran: bool) -
     data = text.encode("utf-8", "backslashreplace")
     if len(data) > _MAX_HEADER:
         return b""
+    # version 3.0 of the format is the one whose header is UTF-8
     prefix, length = (
         (b"\x93NUMPY\x01\x00", "<H") if text.isascii() else (b"\x93NUMPY\x03\x00", "<I")
     )
@@ -151,6 +157,7 @@ def read_array(node: Any, decoder: Decoder) -> Array:
         raise decoder.damaged("an array's order or start is not one")
     if dtype.subdtype is not None:
         raise decoder.damaged("an array's dtype is a subarray")
+    # a dtype whose items are checked is read whole at once, so it gains nothing from a map
     data = decoder.blob(field(node, "blob", decoder), mapped=not _is_checked(dtype))
     _check_size(shape, dtype, len(data) - start, decoder)
     array = array_over(data, start, shape, dtype, decoder, order)
@@ -161,6 +168,7 @@ def read_array(node: Any, decoder: Decoder) -> Array:
 def _check_size(
     shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int, decoder: Decoder
 ) -> None:
+    # not `np.prod`, which wraps round: (2**62, 4) would have 0 items
     items = math.prod(shape)
     if items * dtype.itemsize != nbytes:
         reason = f"an array of shape {shape} and dtype {dtype} does not take {nbytes} bytes"

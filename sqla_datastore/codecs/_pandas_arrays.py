@@ -120,6 +120,7 @@ def _check_codes(codes: Array, categories: int, columns: ColumnReader) -> Any:
     """Return codes that are checked as stored: pandas narrows them before it checks."""
     if codes.dtype.kind != "i":
         raise columns.decoder.damaged("codes are no signed integers")
+    # MultiIndex would narrow codes to the width that its levels need, and take 256 for 0
     if len(codes) and not -1 <= int(codes.min()) <= int(codes.max()) < categories:
         raise columns.decoder.damaged(f"a code is not below {categories}")
     return codes

@@ -61,6 +61,8 @@ class ColumnWriter:
     def _block(self, dtype: str, rows: int, arrays: list[Array]) -> JSON:
         if not rows and len(arrays) > _MAX_EMPTY_COLUMNS:
             raise self.unsupported("it has too many columns without rows")
+        # Columns of a frame over one C-order array are strided. Taken row by row, they are one
+        # piece of memory that nothing has to gather.
         whole = _by_row(arrays)
         header = npy_header(dtype, (rows, len(arrays)), is_fortran=whole is None)
         payload = ArrayPayload(header, arrays if whole is None else [whole])

@@ -80,6 +80,7 @@ def _missing_of_texts(values: Array) -> str | None:
         return None
     if types <= {str, type(None)}:
         return "none"
+    # NaN is the only float that differs from itself
     if types == {str, float} and all(type(each) is str or each != each for each in values):
         return "nan"
     return None
@@ -97,6 +98,7 @@ def _decode_object(node: Any, columns: ColumnReader) -> Array:
 
 
 def _objects(values: list[Any]) -> Array:
+    # `np.array` would make two dimensions of lists of one length
     return np.fromiter(values, dtype=object, count=len(values))
 
 
@@ -119,6 +121,7 @@ def _decode_text(node: Any, columns: ColumnReader) -> Any:
 def _encode_string(array: Any, columns: ColumnWriter, label: str) -> Node:
     dtype = array.dtype
     node: Node = {"kind": "string", "storage": dtype.storage, "missing": "na"}
+    # pandas 2.2 has a storage of that name for what later versions tell by `na_value`
     if dtype.storage == "pyarrow_numpy" or dtype.na_value is not pd.NA:
         node |= {"storage": dtype.storage.removesuffix("_numpy"), "missing": "nan"}
     try:
@@ -193,6 +196,7 @@ def _encode_masked(array: Any, columns: ColumnWriter, label: str) -> Node:  # no
 
 def _decode_masked(node: Any, columns: ColumnReader) -> Any:
     values, mask = columns.array(node["values"]), columns.array(node["mask"])
+    # the bools of a block were not looked at when it was read, and pandas believes a mask
     flags = [each for each in (values, mask) if each.dtype == bool]
     if any(each.view(np.uint8).max(initial=0) > 1 for each in flags):
         raise columns.decoder.damaged("a mask is not of zeros and ones")

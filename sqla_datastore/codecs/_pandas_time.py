@@ -116,6 +116,7 @@ def period_text(dtype: Any) -> str:
     Raises:
         ValueError: no text gives it back.
     """
+    # not `dtype.freq.freqstr`: for months that is an offset's "ME", which periods refuse
     text = str(dtype).removeprefix("period[").removesuffix("]")
     if pd.PeriodDtype(text) != dtype:
         raise ValueError(_FREQ)
@@ -145,6 +146,7 @@ class _Scalar:
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
         with refused_as_damage(decoder, f"a {self.name}"):
             value = self.value(node, decoder)
+        # the smallest tick of a Timestamp or Timedelta makes NaT, which has a codec of its own
         if type(value) is not self.kind:
             raise decoder.damaged(f"a {self.name} is {value!r}")
         return value
@@ -179,7 +181,9 @@ class _Timestamp(_Scalar):
         stamp: Any = pd.Timestamp(np.datetime64(_ticks(node, decoder), unit))
         zone = decode_zone(field(node, "zone", decoder), decoder)
         if zone is not None:
+            # ticks count from the epoch in UTC, whatever the zone
             stamp = stamp.tz_localize("UTC").tz_convert(zone)
+        # the zone has set the fold of an hour that occurs twice; other stamps can have one as well
         fold = int(field(node, "fold", decoder) == 1)
         return stamp if stamp.fold == fold else stamp.replace(fold=fold)
 

@@ -136,6 +136,7 @@ class DecimalCodec(ExactCodec):
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Decimal:  # noqa: ARG002
         try:
+            # the constructor is exact, whatever precision the context has
             return Decimal(read_bytes(node, decoder).decode("ascii"))
         except (InvalidOperation, ValueError):
             raise decoder.damaged("a decimal is not a number's text") from None

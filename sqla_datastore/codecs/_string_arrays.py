@@ -89,6 +89,7 @@ def read_string_array(node: Any, decoder: Decoder) -> Array:
 
 
 def _read_items(data: memoryview, count: int, missing: Any, decoder: Decoder) -> list[Any]:
+    # before anything of that size is allocated
     if count * 8 > len(data):
         raise decoder.damaged("an array of strings is shorter than its shape")
     lengths = np.frombuffer(data[: count * 8], "<i8").tolist()
@@ -106,6 +107,7 @@ def _read_items(data: memoryview, count: int, missing: Any, decoder: Decoder) ->
 def _check_lengths(lengths: list[int], nbytes: int, missing: Any, decoder: Decoder) -> None:
     if min(lengths, default=0) < (0 if missing is _NO_OBJECT else _MISSING):
         raise decoder.damaged("an array of strings has a negative length")
+    # a sum of Python's ints, which does not wrap round
     if sum(length for length in lengths if length != _MISSING) != nbytes:
         raise decoder.damaged("an array of strings has not the bytes of its lengths")
 

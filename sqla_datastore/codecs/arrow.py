@@ -53,6 +53,7 @@ class _ArrowCodec:
         schema, batches = read_stream(field(node, "stream", decoder), decoder)
         with refused_as_damage(decoder, self.described):
             value = self.join(schema, batches)
+            # `describe` believes the node, so it has to agree with the stream
             if self.about(value) != {key: node[key] for key in node if key != "stream"}:
                 raise decoder.damaged(f"a {self.described} is not of the stored type or length")
             return value

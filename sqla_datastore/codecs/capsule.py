@@ -39,12 +39,14 @@ class _Frame:
         return ()
 
     def takes(self, value: object) -> bool:
+        # by name: polars is not imported for other libraries' values
         return _qualified(value) == self.described
 
     def encode(self, value: Any, encoder: Encoder) -> JSON:
         frame = self.frame_of(value)
         try:
             types = [_type_node(dtype) for dtype in frame.dtypes]
+            # newer levels give Arrow's string views, which not every reader of Arrow knows
             table = _bare(frame.to_arrow(compat_level=_polars().CompatLevel.oldest()))
         except (ValueError, pa.ArrowException) as err:
             raise encoder.unsupported(value, f"{err}; cast it") from err
@@ -152,6 +154,7 @@ def _frame_of(table: Any, node: Any) -> Any:
     """Return the frame of a table; the node alone decides names and types."""
     pl = _polars()
     types = [_type_of(each) for each in node["types"]]
+    # the stream's names count for nothing; two of them may be equal, which polars refuses
     columns = [column.rename(str(at)) for at, column in enumerate(_columns(table))]
     casts = [column.cast(dtype) for column, dtype in zip(columns, types, strict=True)]
     frame = pl.DataFrame(casts)
@@ -202,6 +205,7 @@ def _type_of(node: Any) -> Any:
     """Return the polars type of a node; any exception means damage."""
     pl = _polars()
     if isinstance(node, str):
+        # the name comes from our list, so no node can ask for another attribute of polars
         return getattr(pl, _PLAIN_NAMES[_PLAIN_NAMES.index(node)])()
     ((name, parts),) = node.items()
     match name:

@@ -114,6 +114,7 @@ class _ScalarCodec(ExactCodec):
     """Scalars by dtype and bytes, which keeps the payload of a NaN and the unit of a date."""
 
     name = "numpy.scalar"
+    # types of C are classes of their own: `longlong` is not `int64`, though as wide
     python_types = tuple({np.dtype(char).type for char in "?bhilqpBHILQPefdgFDGVmM"} | {np.record})
     described = "numpy.generic"
 
@@ -140,6 +141,7 @@ class _StrCodec(ExactCodec):
     described = "numpy.str_"
 
     def encode(self, value: np.str_, encoder: Encoder) -> JSON:
+        # `str(value)` would drop NULs at its end
         return encoder.encode(str.__str__(value))
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> np.str_:  # noqa: ARG002

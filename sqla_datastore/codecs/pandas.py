@@ -190,6 +190,7 @@ def _joined(nodes: list[Any]) -> list[JSON]:
     """Return nodes with those of neighbours in one block joined to one of the kind ``run``."""
     joined: list[Any] = []
     for node in nodes:
+        # one item for a run of columns: the node of a frame with 10,000 of them stays small
         last = joined[-1] if joined else {}
         reference = node["values"] if node["kind"] == "numpy" else None
         if not (isinstance(reference, list) and all(type(each) is int for each in reference)):
@@ -263,6 +264,8 @@ def _frame_of_columns(blocks: list[tuple[Any, Array]], index: Any, names: Any) -
     """Return the frame with pandas 2.2, which has no public way to give it several blocks."""
     if len(blocks) == 1 and isinstance(blocks[0][0], np.ndarray) and blocks[0][0].dtype != object:
         return pd.DataFrame(blocks[0][0].T, index=index, columns=names, copy=False)
+    # Positions stand for the names, and the index comes last: pandas would take one column for two
+    # of the same name, and align the rows by label.
     columns = {}
     for block, positions in blocks:
         rows = block if isinstance(block, np.ndarray) else [block]

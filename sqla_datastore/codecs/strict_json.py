@@ -82,5 +82,6 @@ BARE_RULES: dict[type, Callable[[Any], bool]] = {
     bool: _always,
     int: _is_bare_int,
     float: isfinite,
+    # JSON joins two escaped surrogates to one character, so a text with surrogates is not bare
     str: is_text,
 }

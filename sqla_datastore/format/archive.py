@@ -16,20 +16,25 @@ from typing_extensions import Buffer
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter
 
 try:
+    # both compute ZIP's CRC-32; on one machine isal did 9.6 GB a second, zlib 2.4
     from isal.isal_zlib import crc32 as crc32
 except ImportError:
     from zlib import crc32 as crc32
 
 
+# What Arrow recommends, and what NumPy pads its headers to. It divides the size of a page, so it
+# holds in a memory map, too.
 ALIGNMENT = 64
 MANIFEST = "manifest.json"
 PACKED = "small-blobs.bin"
 BUFFER = 256 * 1024
+# most objects are small, and `bytearray` clears all that it allocates
 _FIRST_BUFFER = 4 * 1024
 MAX_MANIFEST = 256 * 1024 * 1024
 MAX_DIRECTORY = 256 * 1024 * 1024
 
 # sizes, offsets and counts from these on go into ZIP64 fields; tests set them lower
+# (in ZIP, a number with all bits set says that the real one is in a ZIP64 field)
 ZIP64_SIZE = 0xFFFFFFFF
 ZIP64_COUNT = 0xFFFF
 
@@ -44,9 +49,13 @@ _ALIGN = struct.Struct("<3H")
 
 _LOCAL_SIGN, _CENTRAL_SIGN, _END_SIGN = b"PK\3\4", b"PK\1\2", b"PK\5\6"
 _END64_SIGN, _LOCATOR_SIGN = b"PK\6\6", b"PK\6\7"
+# 0xD935 is the padding field of Android's signing tools; 0x5344 is "DS", ours
 _ZIP64_ID, _ALIGN_ID, _ANCHOR_ID = 0x0001, 0xD935, 0x5344
+# one date for all, so that equal entries give equal bytes
 _DATE = 0x0021  # 1980-01-01, the first day that ZIP knows
 _PLAIN_VERSION, _ZIP64_VERSION = 20, 45
+# "made by Unix" makes the upper half of the attributes a file mode; without one, unzip writes files
+# that nobody may read
 _UNIX = 3 << 8
 _FILE_MODE = 0o100644 << 16
 _CRC_AT = 14
@@ -114,6 +123,7 @@ class ZipWriter:
         self._name, self._size, self._header_offset = name, size, self.position
         self._append(header)
         self._data_offset = self.position
+        # the checksum is that of the data, and `_append` has taken the header into it
         self._crc, self._parted = 0, False
         return self._data_offset
 
@@ -121,6 +131,7 @@ class ZipWriter:
         """Append bytes to the member; the buffer may be reused afterwards."""
         piece = memoryview(data)
         if piece.format != "B" or piece.ndim != 1:
+            # `cast` refuses shapes with a zero
             piece = piece.cast("B") if piece.nbytes else memoryview(b"")
         if self.position + len(piece) > self._data_offset + self._size:
             raise WrongSizeError(f"more than the {self._size} bytes that were announced")
@@ -144,6 +155,7 @@ class ZipWriter:
         if self.position != self._data_offset + self._size:
             written = self.position - self._data_offset
             raise WrongSizeError(f"{written} instead of the {self._size} bytes announced")
+        # only now, since the checksum is that of the bytes that were really copied
         self._patch(self._header_offset + _CRC_AT, self._crc.to_bytes(4, "little"))
         self._members.append(
             Member(self._name, self._header_offset, self._data_offset, self._size, self._crc)
@@ -206,6 +218,7 @@ def _local_header(name: str, size: int, offset: int) -> bytes:
     zip64 = b""
     version, shown = _PLAIN_VERSION, size
     if size >= ZIP64_SIZE:
+        # APPNOTE 4.5.3: in a local header the ZIP64 field has to hold both sizes
         zip64 = _PAIR.pack(_ZIP64_ID, 16) + struct.pack("<2Q", size, size)
         version, shown = _ZIP64_VERSION, 0xFFFFFFFF
     raw = name.encode("ascii")
@@ -217,6 +230,7 @@ def _local_header(name: str, size: int, offset: int) -> bytes:
 
 
 def _central_record(member: Member, extra: bytes) -> bytes:
+    # APPNOTE 4.5.3: here the ZIP64 field holds only the numbers that do not fit, in this order
     large = b""
     size, offset = member.size, member.header_offset
     if size >= ZIP64_SIZE:
@@ -241,6 +255,7 @@ def _central_record(member: Member, extra: bytes) -> bytes:
 
 def _anchor(anchor: Anchor) -> bytes:
     head = (_ANCHOR_ID, _ANCHOR.size - _PAIR.size, anchor.version, 0)
+    # a checksum of its own, because it is believed before anything else was verified
     body = _ANCHOR.pack(*head, anchor.offset, anchor.size, anchor.crc, 0)[:-4]
     return body + crc32(body).to_bytes(4, "little")
 
@@ -281,6 +296,8 @@ def _directory(suffix: bytes, total: int) -> _Directory:
     end = total - _END.size
     sign, *numbers = _END.unpack(suffix[-_END.size :])
     disk, disk2, count, count2, size, offset, comment = numbers
+    # Without a comment the end record is the last 22 bytes, and nobody has to search for it. Tools
+    # that search could be shown another one.
     if sign != _END_SIGN or comment or disk or disk2 or count != count2:
         raise MalformedError("it does not end as an object does; it is cut off or something else")
     if count == 0xFFFF or size == 0xFFFFFFFF or offset == 0xFFFFFFFF:
@@ -316,6 +333,7 @@ def read_anchor(reader: ObjectReader) -> tuple[Anchor, bytes]:
     size = min(total, _SUFFIX)
     suffix = read_exactly(reader, total - size, size)
     directory = _directory(suffix, total)
+    # the last central record has no comment, so its extra field comes right before the end records
     raw = suffix[: len(suffix) - (total - directory.end)][-_ANCHOR.size :]
     if len(raw) < _ANCHOR.size:
         raise MalformedError("it is a ZIP archive, but none of this library")
@@ -344,6 +362,8 @@ def read_directory(reader: ObjectReader) -> Iterator[Member | str]:
         start = at
         member, at = _central_member(records, at)
         anchor = records[-_ANCHOR.size :] if at == len(records) else b""
+        # What was written follows from the member alone, so it is compared whole: that finds more
+        # than a look at single fields.
         if records[start:at] != _central_record(member, anchor):
             yield f"member {member.name!r}: its central record is not what was written"
         data_offset, problem = _check_local(reader, member)
@@ -372,6 +392,7 @@ def _central_member(records: bytes, at: int) -> tuple[Member, int]:
     large = _zip64_numbers(extra)
     if size == 0xFFFFFFFF:
         size = next(large, size)
+        # the packed size; the caller compares the whole record
         next(large, None)
     if offset == 0xFFFFFFFF:
         offset = next(large, offset)

@@ -12,6 +12,7 @@ from sqla_datastore.exceptions import DamagedObjectError
 from sqla_datastore.format.archive import crc32
 from sqla_datastore.storage.protocol import ObjectReader
 
+# the checksum of so many bytes takes 0.1 to 0.4 milliseconds
 _ALWAYS_VERIFIED = 1024 * 1024
 _PIECE = 8 * 1024 * 1024
 _READ_PIECE = 1024 * 1024
@@ -48,6 +49,7 @@ class ObjectBytes:
 
     def fresh_view(self, entry: str, offset: int, size: int) -> memoryview:
         """Do what `view` does, but from the storage even if it was read already."""
+        # the memory of a third party's reader may be writable
         view = self._reader.view(offset, size).toreadonly()
         self._refuse_shorter(entry, size, len(view))
         return view
@@ -87,6 +89,8 @@ class ObjectBytes:
         if (found := crc32(view)) != blob.crc:
             blob.refuse(found)
         if is_large_map:
+            # A large map shows the same pages again, so once is enough. Anything else may be read
+            # anew, and a checksum says nothing of the next read.
             self._verified_offsets.add(blob.offset)
         return view
 
@@ -153,6 +157,7 @@ class StoredBlob:
             DamagedObjectError: the bytes are not those that were written.
         """
         found = 0
+        # fresh: what was kept since opening does not tell what the storage holds now
         for piece in self._pieces(self.source.fresh_view):
             found = crc32(piece, found)
         if found != self.crc:

@@ -78,6 +78,7 @@ def _lies_in(packed: Member, offset: int, size: int) -> bool:
 def _check_crc(reader: ObjectReader, member: Member) -> Iterator[str]:
     crc, offset = 0, member.data_offset
     end = min(offset + member.size, reader.size_bytes)
+    # an offset of -1 stands for a header outside of the object
     while 0 <= offset < end:
         piece = reader.read(offset, min(_PIECE, end - offset))
         if not piece:

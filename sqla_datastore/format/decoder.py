@@ -106,6 +106,7 @@ class EntryDecoder:
         """Return a nested value, once."""
         if type(number) is not int:
             raise self.damaged(f"it has no nested value {number!r}")
+        # named twice, a small family could stand for a tree of any size
         if number in self._taken_nested:
             raise self.damaged(f"it names nested value {number} twice")
         self._taken_nested.add(number)

@@ -73,6 +73,7 @@ def matches(entry: StoredEntry, value: object, *, nested_entries: NestedEntries)
     if encoded.has_nested or entry.has_nested or encoded.node != entry.node:
         return False
     blobs = entry.blobs
+    # sizes first: checksums read all of the value's memory
     if [blob.nbytes for blob in blobs] != [payload.nbytes for payload in encoded.payloads]:
         return False
     pairs = zip(blobs, encoded.payloads, strict=True)
@@ -123,12 +124,16 @@ class _Family:
         if isinstance(value, StoredEntry):
             if not value.has_nested:
                 return EncodedEntry(name, value.node, [*value.blobs])
+            # its nested objects are of another object's family, so they are written anew in this
             value = value.load()
         encoder = _Encoder(self, where)
         try:
             node = dump_json(encoder.encode(value))
+            # A codec's lone surrogates are refused here, before anything is written:
+            # `Manifest.dump` would fail at them later.
             node.encode()
         except (DataStoreError, MemoryError, OSError):
+            # not the value's fault, or told already
             raise
         except RecursionError as err:
             raise encoder.unsupported(value, "it nests too deeply") from err

@@ -106,6 +106,7 @@ class Manifest:
             found = _parse_text(data)
             if not isinstance(found, dict) or found["format"] != FORMAT:
                 raise MalformedError("its manifest is of another format")
+            # first: a column that a newer version does without would count as damage below
             _refuse_newer(found)
             entries, blobs = found["entries"], found["blobs"]
             manifest = cls(
@@ -141,6 +142,8 @@ class Manifest:
     def _check_ranges(self, end: int) -> None:
         if any(offset % ALIGNMENT for offset in self.offsets):
             raise MalformedError("a blob of its manifest is not aligned")
+        # Sorted, because packed blobs lie behind the others. Blobs that overlap would let a small
+        # object fill the memory.
         ranges = sorted(zip(self.offsets, map(add, self.offsets, self.sizes), strict=True))
         if any(first[1] > second[0] for first, second in pairwise(ranges)):
             raise MalformedError("blobs of its manifest overlap")
@@ -184,4 +187,5 @@ def _check_column(column: object, kind: type, limit: int) -> None:
 
 
 def _kinds(column: Iterable[object]) -> set[type]:
+    # not `isinstance`, to which True is an int
     return set(map(type, column))

@@ -190,6 +190,7 @@ class Container:
             DamagedObjectError: its bytes are not what was written, or make no value.
             UnsupportedFormatError: its codec is unknown, newer, or lacks its library.
         """
+        # A missing entry is a KeyError, but none that comes from decoding is let out as one.
         self._index[name]
         try:
             return self.decode(name)
@@ -249,6 +250,8 @@ class Container:
         """Return a nested value, which only one entry of the object may name."""
         if not 0 <= number < self.nested_count:
             raise ValueError(f"it has no nested value {number!r}")
+        # An entry may be loaded again, another one must not share its nested value. `setdefault` is
+        # atomic, so it decides between threads.
         if self._entry_of_nested.setdefault(number, name) != name:
             raise ValueError(f"another entry names nested value {number} already")
         return self._nested(number)
@@ -261,6 +264,7 @@ def _read_manifest(reader: ObjectReader, url: str) -> tuple[Manifest, bytes]:
     """Return the manifest, and all bytes before it where they were read with it."""
     try:
         anchor, suffix = read_anchor(reader)
+        # before the manifest, which another version may write in another way
         _refuse_newer(anchor)
         data = _manifest_bytes(reader, anchor, suffix)
         if (found := crc32(data)) != anchor.crc:

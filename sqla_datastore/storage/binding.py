@@ -142,9 +142,11 @@ def _path_of_url(url: str, scheme: str, rest: str) -> str:
         raise ConfigurationError(
             f"{url!r} has an authority; a local folder is 'file:///absolute/path'"
         )
+    # looked for before the path is unquoted: %3F and %23 may belong to a folder's name
     if "?" in rest or "#" in rest:
         raise ConfigurationError(f"{url!r} has a query or fragment, which a local folder cannot")
     path = unquote(rest)
+    # the slash that begins every URL's path would keep '~' from being expanded
     return path[1:] if path.startswith("/~") else path
 
 
@@ -152,7 +154,10 @@ def _opened(url: str) -> Storage:
     storage = _by_text.get(url)
     if storage is not None:
         return storage  # a URL or an absolute path, as all keys are
+    # the key is an absolute path: a relative one is another folder after a chdir
     text = url if _URL.match(url) else os.path.abspath(os.path.expanduser(url))
+    # Reading a dict is atomic, so no lock here. Two threads that both find nothing make the same
+    # storage: a folder has one.
     storage = _by_text.get(text)
     if storage is None:
         storage = _by_text[text] = open_storage(text)

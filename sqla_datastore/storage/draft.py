@@ -26,6 +26,8 @@ class Draft:
         self._url = url
         self._base = base
         self._temporary = f"#{os.urandom(16).hex()}.part"
+        # The mode is left to the umask: the object's name will be a link to this very file, mode
+        # and all. O_EXCL follows no link that somebody may have put there.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             self._descriptor = os.open(self._temporary, flags, 0o666, dir_fd=parent)
@@ -37,6 +39,7 @@ class Draft:
         """See `ObjectWriter.write`."""
         with posix.storage_errors(self._url, self._base):
             rest = memoryview(data).cast("B")
+            # write(2) takes at most 2 GiB - 4 KiB at once on Linux, and less on a full disk
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 
@@ -54,11 +57,13 @@ class Draft:
 
     def discard(self) -> None:
         """Remove the temporary file; what is gone already is no error."""
+        # the error that led here is the one to be raised; `leftovers` finds the file
         with suppress(OSError):
             os.unlink(self._temporary, dir_fd=self._parent)
 
     def close(self) -> None:
         """Close both descriptors."""
+        # both are closed even where the first fails: on NFS, close(2) tells of writes that failed
         with ExitStack() as stack:
             stack.callback(os.close, self._parent)
             stack.callback(os.close, self._descriptor)

@@ -13,6 +13,8 @@ from typing import Any
 _MACHINES = frozenset({"x86_64", "aarch64", "ppc64le", "s390x", "riscv64", "loongarch64"})
 _OPENAT2 = 437
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
+# ENOSYS before Linux 5.6; EPERM from a sandbox whose filter does not know the call; EINVAL where a
+# flag of `how` is unknown
 _ABSENT = {errno.ENOSYS, errno.EPERM, errno.EINVAL}
 
 _Open = Callable[[int, bytes, int], int]
@@ -54,6 +56,7 @@ def sync_filesystem(descriptor: int) -> None:
     """
     import ctypes
 
+    # before Linux 5.8 syncfs(2) reports no write that failed, so it proves less there
     if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -78,6 +81,7 @@ def _probed_openat2() -> _Open | None:
     except OSError as err:
         if err.errno in _ABSENT:
             return None
+        # an exception is not cached, so the next call asks again
         raise
     return call
 
@@ -94,6 +98,7 @@ def _openat2() -> _Open:
     import ctypes
 
     syscall = ctypes.CDLL(None, use_errno=True).syscall
+    # syscall(2) is variadic: without types ctypes passes every number as a C int
     syscall.argtypes = [
         *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
     ]
@@ -102,6 +107,8 @@ def _openat2() -> _Open:
     @functools.cache
     def how(flags: int) -> Any:
         resolve = _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS
+        # The kernel only reads it, so all threads can share it. The mode, in the middle, has to be
+        # 0 where nothing is created.
         return (ctypes.c_uint64 * 3)(flags, 0, resolve)
 
     def call(parent: int, path: bytes, flags: int) -> int:
@@ -110,6 +117,7 @@ def _openat2() -> _Open:
             if descriptor >= 0:
                 return descriptor
             code = ctypes.get_errno()
+            # Python repeats its own interrupted calls (PEP 475), but not this one
             if code != errno.EINTR:
                 raise OSError(code, os.strerror(code), os.fsdecode(path))
 

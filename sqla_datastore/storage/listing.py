@@ -30,6 +30,8 @@ def leftovers(base: str, folder: str) -> Iterator[StoredObject]:
             for child in children:
                 is_empty = False
                 if child.is_dir(follow_symlinks=False):
+                    # what no path can name is not of this library, and could not be removed by its
+                    # path
                     folders += [child.name] * _is_segment(child.name)
                 elif TEMPORARY.fullmatch(child.name):
                     with suppress(FileNotFoundError):
@@ -37,6 +39,8 @@ def leftovers(base: str, folder: str) -> Iterator[StoredObject]:
                         found.append(StoredObject(path + child.name, file.st_size, file.st_mtime))
         if is_empty:
             found.append(StoredObject(path, 0, modified))
+    # Only now is the folder closed. Yielding before would hold a descriptor at each level, and let
+    # the caller remove files from a folder that is being read.
     yield from found
     for name in sorted(folders):
         yield from leftovers(base, path + name)
@@ -59,6 +63,7 @@ def look(base: str, folder: str, count: int) -> tuple[list[str], dict[str, Store
     with posix.folder_opened(base, folder) as descriptor:
         with os.scandir(descriptor) as children:
             names = sorted(
+                # costs no call where the file system tells types along with names (d_type)
                 child.name + "/" * child.is_dir(follow_symlinks=False)
                 for child in children
                 if _is_segment(child.name)

@@ -24,7 +24,10 @@ from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage, StoredObject
 from sqla_datastore.storage.urls import ObjectURL, check_path
 
+# To set up a map takes some 20 microseconds, longer than to read so little. More is not copied, and
+# only the pages that are used are read from the disk.
 _MAPPED_FROM = 128 * 1024
+# for fewer objects, finding out first whether the disk is slow would be a good part of all calls
 _MANY = 16
 _ATTEMPTS = 100
 _LISTED = 1_000
@@ -58,6 +61,7 @@ class LocalStorage:
             return cast("Self", cls._known.setdefault(_resolved(base), made))
 
     def __init__(self, base: str | os.PathLike[str]) -> None:
+        # under two names for one folder, each storage removed the other's objects of the same row
         self.base = _resolved(base)
         self._above_base = {os.path.dirname(self.base)}
 
@@ -101,6 +105,8 @@ class LocalStorage:
         folder, _, name = path.rpartition("/")
         for attempt in range(_ATTEMPTS):
             try:
+                # The base is there, except the first time. Looking for it would cost every object a
+                # call.
                 if attempt:
                     self._make_base()
                 return Draft(posix.make_folder(self.base, folder), name, url, self.base)
@@ -141,6 +147,8 @@ class LocalStorage:
             except FileNotFoundError:
                 return
             except NotADirectoryError:
+                # a file where the folder would be holds no objects, but a base that is a file is a
+                # mistake
                 if not folder:
                     raise
                 return
@@ -151,6 +159,7 @@ class LocalStorage:
     ) -> Iterator[StoredObject]:
         for start in range(0, len(names), _LISTED):
             batch = names[start : start + _LISTED]
+            # those of the first batch came along with the names
             if start:
                 with posix.storage_errors(url, self.base):
                     objects = listing.objects(self.base, folder, batch)
@@ -199,6 +208,8 @@ class LocalStorage:
                     suppress(FileNotFoundError, NotADirectoryError),
                 ):
                     unlink(path)
+                # also where the object was gone: whoever removed it may have died before its folder
+                # went
                 emptied.add(path.rpartition("/")[0])
 
             failures = call_for_each(remove, paths, threads=posix.THREADS)
@@ -215,6 +226,8 @@ class LocalStorage:
         try:
             top = stack.enter_context(posix.base_opened(self.base))
         except OSError as err:
+            # The error becomes that of each object: a base that is missing or no folder has none,
+            # and any other failure is told with an object's URL.
             return partial(_fail, err), lambda _: None
         return partial(posix.unlink_below, top), partial(posix.prune_below, top)
 
@@ -235,6 +248,8 @@ class LocalStorage:
                 self._sync_each(top, files)
 
     def _sync_each(self, top: int, files: Sequence[str]) -> None:
+        # fsync(2) of a file does not make its name durable: the name is in the folder, and the
+        # folder's name in the one above
         folders = sorted({above for path in files for above in _folders_above(path)}, reverse=True)
         tasks: list[Callable[[], None]] = [partial(self._sync, top, path) for path in files]
         tasks += [partial(self._sync_folder, top, folder) for folder in folders]
@@ -330,6 +345,7 @@ class _Reader:
         pieces = []
         with self._storage._opened(self._path) as (descriptor, _):
             while offset < end:
+                # pread(2) returns at most 2 GiB - 4 KiB at once on Linux
                 piece = os.pread(descriptor, end - offset, offset)
                 if not piece:
                     break
@@ -340,6 +356,7 @@ class _Reader:
     def view(self, offset: int, size_bytes: int) -> memoryview:
         if size_bytes < _MAPPED_FROM:
             return memoryview(self.read(offset, size_bytes))
+        # a slice keeps the map alive, so what is built on it outlives this reader
         return self._mapped()[offset : offset + size_bytes]
 
     def _mapped(self) -> memoryview:
@@ -347,6 +364,7 @@ class _Reader:
             if self._map is None:
                 with self._storage._opened(self._path) as (descriptor, status):
                     whole = self._storage._path(self._path)
+                    # a file of no bytes cannot be mapped (EINVAL)
                     empty = status.st_size == 0
                     self._map = memoryview(b"") if empty else posix.map_file(descriptor, whole)
             return self._map

@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+# Making a file takes about 0.05 milliseconds on a fast disk, and from 0.7 on in an aged folder of
+# ext4; an fsync takes longer still.
 _SLOW_SECONDS = 0.5e-3
 _MEASURED = 4
 
@@ -55,6 +57,7 @@ class _Calls(Generic[T]):
 
     def __init__(self, call: Callable[[T], object], things: Iterable[T]) -> None:
         self._call = call
+        # no lock: taking from a deque and appending to a list are atomic
         self._queue = deque(enumerate(things))
         self._raised: list[tuple[int, Exception]] = []
 

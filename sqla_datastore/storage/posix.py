@@ -22,7 +22,10 @@ THREADS = 16
 """Calls of one storage that wait for the disk at the same time."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# O_NONBLOCK: opening a FIFO in the place of an object would wait for somebody who writes to it
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# link(2) says EPERM on file systems that have no hard links, for example FAT, and EMLINK where a
+# file has as many as it can have
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 # what openat2 says where a link, a file or a path of more than 4,095 bytes is in the way; EAGAIN
 # where somebody renames folders meanwhile. A walk finds out which, or succeeds.
@@ -62,6 +65,8 @@ def storage_errors(url: str, base: str) -> Iterator[None]:
 
 def _refuse_link(name: str, parent: int, err: OSError) -> None:
     """Raise a clear error where a symbolic link made the opening of `name` fail."""
+    # O_NOFOLLOW says ELOOP of a link on Linux and EMLINK on FreeBSD. Together with O_DIRECTORY it
+    # says ENOTDIR, as of a file.
     if err.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
         with suppress(FileNotFoundError):
             if stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
@@ -100,6 +105,7 @@ def _walk(top: int, path: str, flags: int) -> int:
 
 def _step(name: str, parent: int, flags: int) -> int:
     if name == "..":
+        # what openat2 answers, too (RESOLVE_BENEATH)
         raise OSError(errno.EXDEV, "'..' leaves the folder that it is looked for in")
     try:
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent)
@@ -151,10 +157,12 @@ def make_folder(base: str, folder: str) -> int:
 
 def _open_or_make(top: int, folder: str) -> int:
     with suppress(FileNotFoundError):
+        # the folder is mostly there, and then this is the only call
         return _descend(top, folder, _FOLDER)
     above, _, name = folder.rpartition("/")
     parent = _open_or_make(top, above) if above else top
     try:
+        # another writer may make it first; a remover may take it before the next line opens it
         with suppress(FileExistsError):
             os.mkdir(name, dir_fd=parent)
         return _step(name, parent, _FOLDER)
@@ -210,6 +218,7 @@ def folder_below(top: int, folder: str) -> Iterator[int]:
 def open_file(top: int, path: str) -> tuple[int, os.stat_result]:
     """Open a regular file below an open folder; return its descriptor and its status."""
     descriptor = _descend(top, path, _FILE)
+    # the descriptor is asked, not the path: what lies there can be exchanged between two calls
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode):
         return descriptor, status
@@ -240,6 +249,8 @@ def link_exclusively(temporary: str, name: str, parent: int) -> None:
 
 def _link(temporary: str, name: str, parent: int) -> None:
     try:
+        # A link, because rename(2) would replace an object that has the name. With a dir_fd, Python
+        # follows a symbolic link in the temporary file's place unless told otherwise.
         os.link(temporary, name, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
     except OSError as err:
         if err.errno not in _NO_HARD_LINKS:
@@ -257,6 +268,7 @@ def _claim_and_rename(temporary: str, name: str, parent: int) -> None:
     """Do the same on file systems without hard links: an empty file claims the name first."""
     os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, dir_fd=parent))
     try:
+        # until then a listing shows an empty object, but no committed row names it yet
         os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
     except BaseException:
         os.unlink(name, dir_fd=parent)
@@ -276,6 +288,7 @@ def prune_below(top: int, folders: Iterable[str]) -> None:
     """Do what `prune` does, below the open base."""
     level = {folder for folder in folders if folder}
     while level:
+        # from the deepest on: a folder is empty only once those in it are gone
         deepest = max(folder.count("/") for folder in level)
         now = {folder for folder in level if folder.count("/") == deepest}
         level -= now
@@ -305,6 +318,7 @@ def _rmdir(top: int, parent: str, names: Sequence[str]) -> bool:
             for failure in call_for_each(remove, names, threads=THREADS):
                 raise failure
     except FileNotFoundError:
+        # the parent itself is gone, so the one above it may be empty
         return True
     except OSError:
         return False
@@ -317,10 +331,13 @@ def sync(descriptor: int) -> None:
         if sys.platform == "darwin":
             import fcntl
 
+            # on macOS fsync(2) may leave the data in the drive's own cache
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
         else:
             os.fsync(descriptor)
     except OSError as err:
+        # Some file systems cannot sync folders, and then nothing more can be done. A file that
+        # cannot be synced is not durable.
         folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
         if not folder or err.errno not in _NO_SYNC:
             raise
@@ -336,10 +353,14 @@ def map_file(descriptor: int, path: str) -> memoryview:
     if sys.version_info >= (3, 13):
         import mmap
 
+        # without trackfd=False each map keeps a descriptor: a process runs out of them after about
+        # 1,000 values
         mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
         return memoryview(mapped)
     import pyarrow as pa
 
+    # the very file that was opened and looked at; its path may lead to another by now
     same = f"/proc/self/fd/{descriptor}"
     with pa.memory_map(same if os.path.exists(same) else path, "r") as source:
+        # the buffer keeps the map, but no descriptor, after the file is closed
         return memoryview(source.read_buffer())

@@ -34,6 +34,7 @@ URL_LENGTH = 1024
 
 _MAX_SEGMENT = 150
 _ESCAPED = re.compile(r"[~/\\\0]")
+# half an escape, which a cut may leave at the end
 _CUT = re.compile(r"[%~][0-9A-F]?$")
 
 
@@ -57,6 +58,8 @@ def quote_segment(value: object) -> str:
         text = text.replace(".", "~2E") or "~"
     quoted = quote(text, safe="~", errors="surrogatepass")
     if len(quoted) > _MAX_SEGMENT:
+        # '~~' comes from nowhere else, since '~' itself is escaped: so a shortened text meets no
+        # other. It takes 66 characters with the 64 digits.
         digest = hashlib.sha256(quoted.encode()).hexdigest()
         return f"{_CUT.sub('', quoted[: _MAX_SEGMENT - 66])}~~{digest}"
     return quoted
@@ -79,6 +82,8 @@ def check_path(path: str, *, url: str | None = None) -> str:
             raise RefusedURLError(shown, "a path segment is empty")
         if not _SEGMENT.fullmatch(segment):
             raise RefusedURLError(shown, f"segment {segment!r} is not a plain URL path segment")
+        # A local file keeps the encoded name, so '%2E%2E' would stay inside. Storages and tools
+        # that decode names would leave the base by it.
         plain = unquote(segment)
         if plain in (".", "..") or not _HARMLESS.fullmatch(plain):
             raise RefusedURLError(shown, f"segment {segment!r} could leave the storage's base")
