@@ -97,15 +97,18 @@ def convert_column(
     page = query
     with _shown_progress() as progress:
         progress(what, done, total)
+        # locked: what another transaction sets in the source meanwhile would be lost
         while rows := connection.execute(page.with_for_update()).all():
             given = list(_parameters(rows, convert, table.c[source], table.c[target]))
             if given:
                 connection.execute(statement, given)
+            # behind the last key: a row that `convert` leaves as it is would come again and again
             page = query.where(_after(keys, rows[-1][:-1]))
             filled += len(given)
             done += len(rows)
             progress(what, done, total)
             if commit is not None:
+                # filled rows are not pending any more, so that a second run goes on from here
                 commit()
     return filled
 
@@ -116,6 +119,7 @@ def _parameters(
     for *key, value in rows:
         try:
             converted = convert(value)
+            # now, so that the error names the row, and not only at the statement
             if is_declared(target):
                 converted = DataStore.coerce(source.name, converted)
         except Exception as err:
@@ -160,6 +164,7 @@ def reflected_table(
         sqlalchemy.exc.NoSuchTableError: there is no such table.
         KeyError: it has no column that `column_types` names.
     """
+    # a migration must not depend on the models, which may be newer than the database
     table = Table(name, MetaData(), schema=schema, autoload_with=connection, resolve_fks=False)
     for column, type_ in column_types.items():
         table.c[column].type = types.to_instance(type_)

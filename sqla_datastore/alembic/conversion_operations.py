@@ -102,6 +102,7 @@ class ConvertToDataStoreOp(_ConvertOp):
                 ``docs/alembic.md``).
             CommandError: in offline mode (``--sql``).
         """
+        # late: Alembic loads this module whatever it is going to do
         from sqla_datastore.types import DataStoreType
 
         self = cls(
@@ -247,8 +248,10 @@ class _Conversion:
         self._refuse_cascade()
         nullable = op.nullable
         if nullable is None:
+            # a failed run may have made the old one nullable; the new one is NOT NULL by then
             nullable = all(columns[name]["nullable"] for name in (old, new) if name in columns)
         if new not in columns:
+            # NULL marks the rows that are still to be converted
             column: Column[Any] = Column(new, op.type_, nullable=True)
             self.operations.add_column(op.table_name, column, schema=op.schema)
             self.commit()
@@ -280,8 +283,10 @@ class _Conversion:
     def _drop(self, name: str, types: ColumnTypes) -> None:
         """Drop the old column, with its triggers and the objects that it holds."""
         self._drop_triggers(name)
+        # before it is dropped: DDL tells the ledger nothing of the objects that rows lose
         if name in types:
             self._empty(name, types)
+        # only SQLite makes the table anew for it, others get an ALTER TABLE
         with self.operations.batch_alter_table(self.op.table_name, schema=self.op.schema) as batch:
             batch.drop_column(name)
         self.commit()
@@ -310,6 +315,8 @@ class _Conversion:
         with self.operations.batch_alter_table(op.table_name, schema=op.schema) as batch:
             batch.alter_column(
                 column,
+                # as the database has it: for a TypeDecorator such as PickleType, batch mode on
+                # SQLite would look for the constraint of a Boolean or an Enum
                 existing_type=self.columns()[column]["type"],
                 nullable=nullable,
                 new_column_name=name,
@@ -320,6 +327,7 @@ class _Conversion:
         """Commit a step where the database would not roll its DDL back anyway."""
         # without a transaction of Alembic's the caller began one, and ends it
         if not self.context.impl.transactional_ddl and self.context._transaction is not None:
+            # its beginning commits, its end begins the next transaction
             with self.context.autocommit_block():
                 pass
 
@@ -331,6 +339,7 @@ class _Conversion:
         """
         if self.connection.dialect.name != "sqlite":
             return
+        # DROP TABLE begins with a DELETE of all rows then (SQLite, "Foreign Key Support")
         if not self.connection.scalar(text("PRAGMA foreign_keys")):
             return
         inspector, op = inspect(self.connection), self.op

@@ -54,6 +54,7 @@ def _with_subclasses(impl: type[DefaultImpl]) -> Iterator[type[DefaultImpl]]:
 
 def _extend(impl: type[DefaultImpl]) -> None:
     """Have an implementation that renders types by itself render `DataStoreType` first."""
+    # one that inherits the method has the extended one already
     if "render_type" not in vars(impl):
         return
     stock = impl.render_type
@@ -87,6 +88,7 @@ def render_item(type_: str, obj: Any, autogen_context: AutogenContext) -> str | 
     if type_ != "type" or not isinstance(obj, DataStoreType):
         return False
     cls = type(obj)
+    # by its public path: where the class lies may change, and migrations stay
     module = "sqla_datastore" if cls is DataStoreType else cls.__module__
     autogen_context.imports.add(f"import {module}")
     return f"{module}.{obj!r}"

@@ -108,4 +108,5 @@ def _run_triggers(operations: Operations, op: _TriggersOp, *, creates: bool) -> 
         op.removals_schema,
         creates=creates,
     ):
+        # by Alembic, which writes it into the script where there is no connection
         operations.execute(statement)

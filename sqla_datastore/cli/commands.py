@@ -99,6 +99,7 @@ def _check(
 def _add_gc(commands: Commands) -> None:
     gc = _add_maintenance(commands, "gc", "remove the objects that no row refers to", _gc)
     gc.add_argument("--apply", action="store_true", help="remove them (default: a dry run)")
+    # DAY_SECONDS of maintenance, which would load SQLAlchemy for --help
     _add_grace(gc, 86_400.0, "leave what is younger than this (default: 86400, a day)")
     gc.add_argument(
         "--force",

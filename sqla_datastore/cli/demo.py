@@ -247,6 +247,7 @@ def _workplace(folder: Path | None, *, keep: bool) -> Iterator[Path]:
         place = Path(tempfile.mkdtemp(prefix="sqla-datastore-demo-"))
         created = True
     else:
+        # an empty folder that was there stays
         place, created = folder.resolve(), not folder.exists()
         place.mkdir(parents=True, exist_ok=True)
     try:
@@ -257,6 +258,7 @@ def _workplace(folder: Path | None, *, keep: bool) -> Iterator[Path]:
 
 
 def _remove(place: Path, *, itself: bool) -> None:
+    # only what it made: somebody may have put a file of theirs beside it
     shutil.rmtree(place / "storage", ignore_errors=True)
     (place / "demo.db").unlink(missing_ok=True)
     if itself:

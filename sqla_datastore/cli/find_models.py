@@ -46,12 +46,14 @@ def find_metadata(model: str) -> MetaData:
 
 def _imported(module: str) -> ModuleType:
     here = str(Path.cwd())
+    # an installed command has its own folder there, `python -m` the working directory
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         # what the module prints must not get into the report
         with contextlib.redirect_stdout(sys.stderr):
             found = importlib.import_module(module)
+            # now, so that templates which contradict each other are told as the models' fault
             configure_mappers()
     except (Exception, SystemExit) as err:  # a module may raise anything
         raise ConfigurationError(
@@ -79,6 +81,7 @@ def open_engine(database: str, storage: str | None) -> Iterator[Engine]:
             bind_storage(engine, storage)
         yield engine
     except SQLAlchemyError as err:
+        # ours is an ArgumentError of SQLAlchemy's, too, and says itself what to do
         if isinstance(err, ConfigurationError):
             raise
         reason = str(getattr(err, "orig", None) or err)
@@ -113,6 +116,7 @@ def _refuse_missing_file(url: URL) -> None:
     """Refuse an SQLite database that is not there: connecting would make an empty one."""
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return
+    # a URI may name a database in memory, and may itself forbid to make one
     if not url.database.startswith("file:") and not Path(url.database).is_file():
         raise ConfigurationError(
             f"there is no database {url.database!r}; a relative path is taken from the working "

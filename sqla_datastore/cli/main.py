@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except (DataStoreError, OSError) as err:
+        # a driver's message can have several lines
         message = " ".join(str(err).split())
         print(f"sqla-datastore: error: {message}", file=sys.stderr)
         return 2

@@ -32,6 +32,7 @@ def print_report(report: Report, *, as_json: bool) -> int:
             file=sys.stderr,
         )
         return 2
+    # `usage` finds no faults
     return 0 if isinstance(report, UsageReport) or report.is_clean else 1
 
 

@@ -21,10 +21,12 @@ def shown_progress() -> AbstractContextManager[Progress]:
 
 
 def _print_line(what: str, done: int, total: int | None, seconds: float) -> None:
+    # `seconds` is never 0: the first line comes after _LINE_EVERY_SECONDS
     print(f"{what}: {_text(done, total, done / seconds)}", file=sys.stderr, flush=True)
 
 
 def _text(done: int, total: int | None, rate: float) -> str:
+    # rows come while the work goes on, so that more may be done than was counted before
     if not total or done > total or not rate:
         return f"{done}, {rate:.0f}/s"
     return f"{done} of {total}, {rate:.0f}/s, {(total - done) / rate:.0f} s left"

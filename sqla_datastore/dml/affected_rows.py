@@ -48,6 +48,7 @@ class AffectedRows:
         """
         given = self.context.compiled_parameters
         keys = self.key_parameters
+        # a flush of many rows can come as such an executemany: one SELECT serves CHUNK of them
         if keys is not None and len(given) > 1:
             yield from self._by_keys(columns, keys)
             return
@@ -87,6 +88,7 @@ class AffectedRows:
         for clause in _conjuncts(self.criterion):
             if not (isinstance(clause, BinaryExpression) and clause.operator is operators.eq):
                 return None
+            # by key, since criteria of the ORM name annotated copies of the table's columns
             column = table.c.get(getattr(clause.left, "key", ""))
             if column is None or not isinstance(clause.right, BindParameter):
                 return None
@@ -101,6 +103,8 @@ class AffectedRows:
         def fill(element: Any, **_: Any) -> Any:
             if not isinstance(element, BindParameter):
                 return None
+            # SQLAlchemy caches the statement, whose parameters keep the values of the execution
+            # that compiled it. Without `expanding` the list of an IN would be bound as one value
             return BindParameter(
                 None,
                 self._value_of(element, index),
@@ -119,6 +123,7 @@ class AffectedRows:
             return given[name]
         # an expanding parameter: SQLAlchemy has replaced it by one parameter for each element
         expanded = sqlalchemy_compat.expanded_parameters(self.context, name)
+        # of an IN of tuples the names are flat, so that they do not tell where a tuple ends
         if expanded is not None and not isinstance(element.type, TupleType):
             return [given[part] for part in expanded]
         return sqlalchemy_compat.constructed_parameters(self.context)[name]

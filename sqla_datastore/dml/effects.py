@@ -87,6 +87,7 @@ class Effects:
         """Note what a row held and will not hold."""
         names = list(names)
         self.dropped += names
+        # without a key the row cannot be asked for; `ReferringRows` then looks for the URL
         if self.declared.table.primary_key:
             self.previous.update(dict.fromkeys(names, row.key(self.declared.table)))
 
@@ -106,11 +107,15 @@ class Effects:
             self._compare(rowcount, self.found_rows)
 
     def _compare(self, rowcount: int, found_rows: int) -> None:
+        # a value that found no row may be in one all the same: under READ COMMITTED another
+        # transaction's row can appear between the SELECT and the UPDATE
         expected = found_rows + self.values_without_row
         if rowcount == found_rows == 0:
             self.discard(self.reserved)
         elif rowcount != expected:
             self.is_certain = False
+        # two rows with one URL: before COMMIT a row is asked for by its key, so the first one that
+        # replaces the value would take the other's object
         if self.reserved and rowcount > expected:
             raise RefusedStatementError(
                 f"rows of {self.declared.table.name!r} appeared while they were updated, and one "
@@ -123,6 +128,7 @@ class Effects:
         One that is written already, for a statement that was a transaction of its own, has to go
         again and its value to be put back. `prepare` does so with what is uncertain.
         """
+        # by identity: a Reservation is a str, and all of them have the same text
         waiting = {id(each) for each in unused if each.plan is not None}
         self.is_certain = self.is_certain and len(waiting) == len(unused)
         self.reserved = [each for each in self.reserved if id(each) not in waiting]

@@ -55,6 +55,7 @@ def effects_of(
         UnsupportedTypeError: a value cannot be encoded.
         MissingObjectError: a value to be copied has lost its object.
     """
+    # in any statement: on PostgreSQL even the CTE of a SELECT can change rows
     if concern.inner is not None:
         raise RefusedStatementError(
             f"a CTE changes table {concern.inner!r}, which has DataStore columns; run it as a "
@@ -149,6 +150,7 @@ class InsertStatement(Statement):
             for column, reservation in reserved:
                 own = self.is_flushed(reservation.value, self.key(values))
                 self.place(effects, column, reservation, values, token, own=own)
+            # what lies in the folder of a row that was there is its own, and is dropped by name
             if self.key(values) not in met:
                 effects.folders.extend(self.owned_folders(Row(values, {})))
         if effects.upsert is not None:
@@ -285,9 +287,12 @@ class UpdateStatement(_Matching):
         if self._may_return(column, reservation, row):
             effects.reserve(reservation, self.key(row.values))
             return
+        # the row's own value that was edited, and what a flush puts into the row that it belongs
+        # to, need no copy; any other stored value is some other row's
         url = row.urls.get(column)
         own = url is not None and reservation.value.url == url
         own = own or self.is_flushed(reservation.value, self.key(row.values))
+        # SET comes last: the object goes where the row will be, perhaps to another parent
         values = {**row.values, **self.known(0, self.context.compiled_parameters[index])}
         token = str(uuid.uuid4())
         self.place(effects, column, reservation, self.inherited(values), token, own=own)
@@ -302,6 +307,7 @@ class UpdateStatement(_Matching):
         is_its_own = flushed or url.folder == self.folder(column, row)
         if url.scheme != storage.scheme or not is_its_own:
             return False
+        # what this transaction superseded is there until COMMIT; anything else may be gone
         if not self.transaction.superseded(Name(storage, url.path)):
             return False
         reservation.place(storage, url)
@@ -326,6 +332,7 @@ class DeleteStatement(_Matching):
             effects.find(rows)
             for row in rows:
                 for column, url in row.urls.items():
+                    # it may lie outside the folder: of an older template, or in a parent's
                     effects.drop(row, self.names(column, url))
                 effects.folders.extend(self.owned_folders(row))
         return effects

@@ -54,6 +54,7 @@ class Reservation(str):
     plan: ValuePlan | None
 
     def __new__(cls, bound: Mapping[str, Any]) -> Reservation:  # noqa: D102 - the class says it
+        # a str, because SQLAlchemy hands it on to the bind processor that a dialect has for String
         self = super().__new__(cls, "sqla-datastore:reserved")
         self.bound = bound
         self.value = bound if isinstance(bound, DataStore) else DataStore(bound)
@@ -109,6 +110,7 @@ class Assignments:
         said = self.rows[group].get(column.key, MISSING)
         names = self._names(column, group)
         if isinstance(said, BindParameter):
+            # `bindparam("new")` bears the caller's name, and not the column's
             names = [self.compiled.bind_names.get(said, said.key), *names]
         elif said is not MISSING and is_sql(said):
             return said
@@ -156,11 +158,13 @@ class Assignments:
             RefusedStatementError: it also assigns a declared column of another table.
         """
         self._refuse_other_tables()
+        # SET is what values(), the parameters of execute() and `onupdate` say together
         keys = {*self.rows[0], *(self.compiled.column_keys or ())}
         keys |= {column.key for column in self.compiled.update_prefetch}
         return [column for column in self.declared.columns if column.column.key in keys]
 
     def _refuse_other_tables(self) -> None:
+        # MySQL and MariaDB can update several tables by one statement
         for key in self._assigned[0]:
             table = getattr(key, "table", None)
             if table is None or table == self.declared.table:
@@ -179,6 +183,7 @@ def take(bound: list[Reservation], value: Mapping[str, Any]) -> Reservation:
     Raises:
         RefusedStatementError: the value was bound as something else.
     """
+    # by identity: equal values are objects of their own, and to compare them may load entries
     for position, reservation in enumerate(bound):
         if reservation.bound is value:
             return bound.pop(position)

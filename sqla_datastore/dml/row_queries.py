@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CHUNK = 500
 """Rows asked for in one SELECT; older SQLite versions take 999 parameters at most."""
 
+# PostgreSQL's protocol takes 65,535 parameters, asyncpg 32,767, SQLite 32,766 from 3.32 on
 _BATCHES = {"postgresql": 10_000, "mysql": 10_000, "mariadb": 10_000, "sqlite": 10_000}
 
 OWN = "sqla_datastore_own"
@@ -59,6 +60,7 @@ def select_rows(
         select(*needs, *(type_coerce(c.column, String()).label(None) for c in columns))
         .select_from(declared.table)
         .where(*criteria)
+        # `of`: criteria may join other tables, whose rows PostgreSQL would lock as well
         .with_for_update(of=declared.table)
     )
     rows = [
@@ -127,6 +129,7 @@ def urls_of_rows(
     texts = [type_coerce(column, String()).label(None) for column in columns]
     key = list(declared.table.primary_key)
     held: set[str] = set()
+    # SQLite takes 1,000 levels of an expression, and keys of several columns are joined by OR
     size = batch_size(connection.dialect) if len(key) == 1 else CHUNK
     for batch in batched(list(keys), size):
         query = select(*texts).where(any_key(key, batch))
@@ -162,6 +165,7 @@ def inherited_values(
     """Return a row's values and what templates need of the tables that its table inherits from."""
     complete = dict(values)
     for column in declared.inherited_needs:
+        # the other row is there: the ORM inserts it before this one, and deletes it after this one
         link = _inherited_key(declared.table, column.table)
         if link and all(values.get(own) is not None for own in link):
             criteria = [other == values[own] for own, other in link.items()]

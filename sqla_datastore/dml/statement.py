@@ -108,11 +108,13 @@ class Statement(ABC):
             own: whether the value may become the row's own though it is stored already.
         """
         value = reservation.value
+        # a value has no `url` before it is written: until then its identity tells of it
         taken = id(value) in self.transaction.pending or id(value) in self.placed
         if taken or (value.url is not None and not own):
             value = reservation.value = value.copy()
         self.placed.add(id(value))
         storage = self.storage(column)
+        # before the name is made, which tells how many nested values there are
         reservation.plan = value._plan(column.label)
         name = new_object_name(len(reservation.plan.objects) - 1)
         folder = self._new_folder(column, values, token)
@@ -202,6 +204,8 @@ class Statement(ABC):
                 remembered = self._remembered(column, row)
                 if remembered is not None and column.folder.is_fresh(remembered):
                     folders.add(remembered)
+                # None where a value is not known or NULL: such a folder bears a fresh UUID, so that
+                # nothing of an older row lies in it
                 for path in sorted(filter(None, folders)):
                     yield Folder(self.storage(column), path)
         template = self.declared.class_folder
@@ -210,6 +214,7 @@ class Statement(ABC):
             yield from (Folder(storage, folder) for storage in self._all_storages())
 
     def _all_storages(self) -> list[Storage]:
+        # rows of other tables write into a class's folder, each into the storage of its own column
         tables = declared_tables(self.declared.table.metadata)
         storages = [self.storage(column) for each in tables for column in each.columns]
         return list({id(storage): storage for storage in storages}.values())

@@ -88,6 +88,7 @@ class RowsMet:
 
     def _select(self, connection: Connection) -> dict[tuple[Any, ...], Row]:
         declared = self.statement.declared
+        # in chunks: one long OR would be deeper than the 1,000 levels that SQLite takes
         found: dict[tuple[Any, ...], Row] = {}
         for batch in batched(self.criteria, CHUNK):
             for row in select_rows(connection, declared, declared.columns, [or_(*batch)]):
@@ -103,6 +104,8 @@ def _key_criteria(declared: DeclaredTable, assignments: Assignments) -> Iterator
         for group in range(len(assignments.rows)):
             for columns in unique:
                 values = [assignments.lookup(c, group, given) for c in columns]
+                # NULL meets no row, unless a key says NULLS NOT DISTINCT; and what the database
+                # makes is not known yet. A row that is missed leaves an orphan at worst
                 if not any(v is MISSING or v is None or is_sql(v) for v in values):
                     yield and_(*map(operators.eq, columns, values))
 
@@ -114,5 +117,6 @@ def _unique_keys(table: Table) -> Iterator[list[Column[Any]]]:
         if isinstance(constraint, UniqueConstraint):
             yield list(constraint.columns)
     for index in table.indexes:
+        # what an index over an expression holds is the database's to compute
         if index.unique and all(isinstance(c, Column) for c in index.expressions):
             yield [c for c in index.expressions if isinstance(c, Column)]

@@ -56,6 +56,7 @@ def _asyncpg(raw: Any) -> TransactionState:
     return TransactionState.ACTIVE if active else TransactionState.IDLE
 
 
+# what PostgreSQL says of the transaction whenever it is ready for a query
 _READY_FOR_QUERY = {
     b"I": TransactionState.IDLE,
     b"T": TransactionState.ACTIVE,
@@ -142,7 +143,9 @@ def autocommits(driver: str, raw: Any) -> bool:
     try:
         if driver in ("pysqlite", "aiosqlite"):
             connection = raw._connection if driver == "aiosqlite" else raw
+            # SQLAlchemy's recipe for SQLite sets it to None, too, and sends BEGIN itself
             by_hand = connection.isolation_level is None
+            # `is True`: LEGACY_TRANSACTION_CONTROL, the default from Python 3.12 on, is -1
             by_mode = getattr(connection, "autocommit", False) is True
             return (by_hand or by_mode) and not connection.in_transaction
         if driver == "pymysql":

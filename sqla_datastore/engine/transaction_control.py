@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 # text that starts or ends a transaction or a savepoint behind SQLAlchemy's back
+# too much (END of a trigger's body) keeps both sides, too little may lose one
 _CONTROL = re.compile(
     r"(?:^|;)\s*(BEGIN|START\s+TRANSACTION|COMMIT|ROLLBACK|ABORT|END|SAVEPOINT|RELEASE"
     r"|PREPARE\s+TRANSACTION|XA|SET\s+(SESSION\s+)?AUTOCOMMIT)\b",
@@ -12,12 +13,14 @@ _CONTROL = re.compile(
 )
 # MariaDB, "SQL statements that cause an implicit commit"
 _IMPLICIT_COMMIT = re.compile(
+    # temporary tables commit nothing
     r"(?:^|;)\s*((CREATE|DROP)(?!\s+TEMPORARY)|ALTER|TRUNCATE|RENAME|GRANT|REVOKE|LOCK|UNLOCK"
     r"|ANALYZE|OPTIMIZE|CHECK|REPAIR|CACHE|LOAD\s+INDEX|FLUSH|RESET|INSTALL|UNINSTALL"
     r"|SET\s+PASSWORD|CHANGE|START|STOP)\b",
     re.IGNORECASE,
 )
 _COMMITS_IMPLICITLY = ("mysql", "mariadb", "oracle")
+# anywhere, as in DO blocks: too much costs a look at which columns there are
 _DDL = re.compile(r"\b(ALTER|DROP|RENAME)\b", re.IGNORECASE)
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 

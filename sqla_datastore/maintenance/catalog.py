@@ -108,6 +108,7 @@ class Catalog:
 
     def storages(self) -> list[Storage]:
         """Return the storages of the columns, one for each base."""
+        # of missing tables as well: what lies in their storages has to be looked at with `force`
         columns = (column for declared in self.tables for column in declared.columns)
         return list({_place(s): s for s in map(self.storage_of, columns)}.values())
 
@@ -161,6 +162,7 @@ class Catalog:
         rows = sa.union_all(*self._selects_of_urls(numbers)).subquery("datastore_urls")
         query = select(rows.c.source, rows.c.url).order_by(_bytewise(self.engine, rows.c.url))
         with self.engine.connect() as connection:
+            # without `yield_per` most drivers fetch all rows before the first is seen
             found = connection.execution_options(yield_per=_FETCHED_ROWS).execute(query)
             yield from ((row.source, row.url) for row in found)
 
@@ -172,6 +174,7 @@ class Catalog:
         if self.removals is not None:
             pending = literal_column(str(PENDING), Integer()).label("source")
             table = self.removals.table
+            # the table also has removals of other storages, and of other models
             labels = [self.columns[number].label for number in numbers]
             yield select(pending, table.c.url).where(table.c.source.in_(labels))
 
@@ -203,6 +206,7 @@ class Catalog:
             for scheme, other in {(storage.scheme, base), *near}:
                 if f"{base}{path}".startswith(other):
                     url = ObjectURL(scheme, f"{base}{path}".removeprefix(other))
+                    # a row has the first one's URL, but raw SQL may have put a nested one's there
                     stems[str(url)] = stems[str(url.root())] = stem_of(path)
         return {stems[url] for url in self.held(list(stems)) if url in stems}
 
@@ -237,6 +241,7 @@ class Catalog:
 def _place(storage: Storage) -> tuple[str, str]:
     """Return what two storages share that have the same objects: a folder may have two names."""
     if isinstance(storage, LocalStorage):
+        # a symbolic link would make two storages of it, with the other one's objects for orphans
         return storage.scheme, os.path.realpath(storage.base)
     return storage.scheme, storage.url
 
@@ -257,6 +262,7 @@ def _bytewise(engine: Engine, url: Any) -> Any:
 
 def _reading_committed(engine: Engine) -> Engine:
     """Return an engine that reads only committed rows, whatever the given one's level."""
+    # SQLite reads uncommitted rows only in a shared cache that is told to
     if engine.dialect.name in ("mysql", "mariadb", "postgresql"):
         return engine.execution_options(isolation_level="READ COMMITTED")
     return engine
@@ -266,6 +272,7 @@ def _synchronous(engine: Any) -> Engine:
     sync = getattr(engine, "sync_engine", engine)
     if not isinstance(sync, sa.Engine):
         raise TypeError(f"maintenance takes an Engine, not {type(engine).__name__!r}")
+    # within `run_sync()` SQLAlchemy awaits the driver in its greenlet
     if sync.dialect.is_async and not concurrency.in_greenlet():
         raise ConfigurationError(
             f"the engine {sync.url.drivername!r} is asynchronous; give an Engine of a synchronous "

@@ -109,6 +109,7 @@ class _Checker:
                 self.pending += len(family.objects)
             else:
                 self._unreferenced += [o for o in family.objects if o.modified <= self.cutoff]
+            # asked in batches: a storage that is lost has as many suspects as there are rows
             suspects = len(self._unreferenced) + sum(map(len, self._missing.values()))
             if suspects >= batch_size(self.catalog.engine.dialect):
                 self._settle(storage)
@@ -199,6 +200,7 @@ def _problems(storage: Storage, path: str, *, deep: bool) -> tuple[str, ...]:
         container = open_container(storage, path)
         return tuple(islice(container.check(deep=True), _MOST_PROBLEMS)) if deep else ()
     except MissingObjectError:
+        # it went after it was listed: whether that is a fault, `_settle` asks
         raise
     except DamagedObjectError as err:
         return (err.reason,)

@@ -72,6 +72,7 @@ def _carry_out(catalog: Catalog, due: DueRemovals, progress: Progress | None) ->
         counter = StepCounter(progress, "removing", due.count_due(connection))
         while not due.is_done:
             counter(due.carry_out(connection, size))
+            # each batch by itself: an interruption takes back what the last one struck off, at most
             connection.commit()
         counter.report()
         return DrainReport(

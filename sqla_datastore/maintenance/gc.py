@@ -69,6 +69,7 @@ def gc(
         for number, storage in enumerate(storages):
             with surveyed(catalog, storage, collector.foreign, progress, force=force) as survey:
                 collector.find(survey, number, spool, force=force)
+        # all storages come first: one that does not belong to the database stops everything
         if apply:
             collector.remove(storages, spool)
     return collector.report(applied=apply, grace_seconds=grace_seconds)
@@ -113,6 +114,7 @@ class _GarbageCollector:
                 self.pending += len(family.objects)
             elif not family.references:
                 self._spool_family(survey.storage, family, number, spool)
+        # at the end of the listing: before it, an object that a row refers to could still come
         if survey.unreferenced and not force:
             self._refuse_mismatch(survey)
         for leftover, is_old in leftovers(survey, self.cutoff):
@@ -161,6 +163,7 @@ class _GarbageCollector:
 
     def _remove_batch(self, storage: Storage, sizes: dict[str, int]) -> None:
         """Ask the database once more, and remove what no row refers to now."""
+        # no row can hold the name of a leftover, so the database is asked about objects only
         left = [path for path in sizes if not path.endswith(".zip")]
         objects = [path for path in sizes if path.endswith(".zip")]
         held = self.catalog.held_stems(storage, objects)
@@ -173,6 +176,7 @@ class _GarbageCollector:
         except StorageError as err:
             self.failures.append(str(err))
             doomed = [path for path in doomed if not is_there(storage, path)]
+            # which of them went nobody can tell; the next run finds the others
             left = []
         self.removed += len(doomed) + len(left)
         self.removed_bytes += sum(sizes[path] for path in (*doomed, *left))

@@ -38,6 +38,7 @@ class StepCounter:
     def __call__(self, steps: int = 1) -> None:
         """Count some steps."""
         before, self._done = self._done, self._done + steps
+        # a Progress may be slow, so it is not called for each of millions of steps
         if before // _STEPS_PER_CALL != self._done // _STEPS_PER_CALL:
             self.report()
 
@@ -95,6 +96,7 @@ class _Bars:
             self.close()
             self._what = what
             self._bar = self._tqdm(desc=what, total=total, file=sys.stderr, **self._options)
+        # tqdm takes what was added, a Progress is told the sum
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

@@ -94,13 +94,16 @@ class References:
         if parsed.scheme != storage.scheme:
             self._add_unmanaged(source, url, f"{storage.url!r} serves {storage.scheme}: URLs")
         elif not OBJECT_NAME.fullmatch(parsed.name):
+            # made by hand: it is not in the comparison, and `check` opens it by itself
             self._add_unmanaged(source, url, "")
         else:
             self._add_path(source, parsed)
             if column is not None and column.folder.owns:
+                # a folder that its row does not own may be anybody's: nothing there is an orphan
                 owned.remember(parsed.folder)
 
     def _add_path(self, source: int, url: ObjectURL) -> None:
+        # as in `Survey._listed`: objects of rows would look like orphans
         if url.path < self._last:
             raise ConfigurationError(
                 f"the database ({str(url)!r}) does not sort URLs byte by byte: "
@@ -112,6 +115,7 @@ class References:
 
     def _add_unmanaged(self, source: int, url: str, reason: str) -> None:
         if source != PENDING:
+            # as JSON: such a text may hold line ends, which a checked path cannot
             self._unmanaged.write(json.dumps([source, url, reason]) + "\n")
 
     def __iter__(self) -> Iterator[Reference]:

@@ -142,6 +142,7 @@ class FindingsBuilder(Generic[F]):
     def add(self, finding: F) -> None:
         """Count a finding, and keep it while there are few."""
         self.count += 1
+        # rows have no size
         self._size_bytes += getattr(finding, "size_bytes", 0)
         if len(self._first) < MOST_KEPT:
             self._first.append(finding)

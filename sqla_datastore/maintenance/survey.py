@@ -111,6 +111,7 @@ class Survey:
                     self.unreferenced += 1
                     yield Family(found[0], [], found[1])
                 else:
+                    # a name of ours in a folder of no declared column may be another application's
                     self._add_foreign(found[1])
                 found = _next(objects)
             else:
@@ -123,6 +124,7 @@ class Survey:
         """Yield the listed objects with names of this library; the rest is foreign."""
         last = ""
         for found in self.storage.list(""):
+            # out of order the streams miss each other, and objects of rows look like orphans
             if found.path < last:
                 raise ConfigurationError(
                     f"the storage {self.storage.url!r} does not list in the order of paths: "
@@ -148,6 +150,7 @@ class Survey:
         Raises:
             ConfigurationError: all files are foreign, or another application's.
         """
+        # the builder counts over all storages
         foreign = self.foreign.count - self._foreign_before
         if self.matched or self.unreferenced or not foreign:
             return
@@ -165,6 +168,7 @@ class Survey:
 
 def _next(groups: Iterator[tuple[str, Iterator[T]]]) -> tuple[str, list[T]] | None:
     for stem, members in groups:
+        # groupby forgets the members when the next group is asked for
         return stem, list(members)
     return None
 
@@ -194,6 +198,7 @@ def cutoff(grace_seconds: float) -> float:
     """
     if not (0 <= grace_seconds < math.inf):
         raise ConfigurationError(f"grace_seconds is a number from 0, not {grace_seconds!r}")
+    # without a period clocks do not matter: a file server's may be ahead of ours
     return time.time() - grace_seconds if grace_seconds else math.inf
 
 
@@ -214,6 +219,7 @@ def surveyed(
     """
     owned = catalog.owned(storage)
     reading = StepCounter(progress, "reading URLs")
+    # before the listing: rows' URLs also tell the folders of older templates
     with catalog.references(storage, owned, reading) as references:
         reading.report()
         _refuse_missing_base(catalog, storage, references)
@@ -251,6 +257,7 @@ def leftovers(survey: Survey, cutoff: float) -> Iterator[tuple[Leftover, bool]]:
     for found in survey.storage.leftovers():
         folder = found.path.rpartition("/")[0]
         is_folder = found.path.endswith("/")
+        # an empty folder above owned ones has had some in it; a file there is somebody else's
         if folder in survey.owned or (is_folder and survey.owned.are_below(folder)):
             leftover = Leftover(found.path, found.size_bytes, found.modified, survey.storage.url)
             yield leftover, found.modified <= cutoff

@@ -98,6 +98,7 @@ class _UsageCounter:
         size_bytes = sum(found.size_bytes for found in family.objects)
         self._objects += len(family.objects)
         self._size_bytes += size_bytes
+        # what two columns hold counts for both, so that columns can add up to more than all
         for column in columns:
             column.objects += len(family.objects)
             column.size_bytes += size_bytes
@@ -108,6 +109,7 @@ class _UsageCounter:
         try:
             container = open_container(storage, path)
             entries = [container.describe(name) for name in container.names]
+        # damage is the business of `check`; here it must not end the count
         except DataStoreError:
             for column in columns:
                 column.unreadable += 1

@@ -97,6 +97,7 @@ class DueRemovals:
 
     def _select(self, connection: Connection, size: int) -> list[Any]:
         table = self.removals.table
+        # without a lock: if two processes take the same ones, what is gone already is no error
         query = (
             select(table.c.id, table.c.url, table.c.source)
             .where(table.c.id > self.last_id, self._is_own(), self._is_due())
@@ -125,6 +126,7 @@ class DueRemovals:
             if row.url in held:
                 self.referenced += 1
                 continue
+            # several columns can hold one text; the source tells in which storage the object lies
             storage = storage_for(columns[row.source].type.url, connection.dialect)
             if family := _family(row.url, storage):
                 storages[row.source] = storage
@@ -135,6 +137,7 @@ class DueRemovals:
         for source, storage in storages.items():
             left |= self._remove(storage, families[source])
         gone = {url for of_source in families.values() for url in of_source} - left
+        # one URL may stand there twice, written down by a trigger and by a transaction
         self.carried_out += sum(row.url in gone for row in due)
         return left
 
@@ -146,6 +149,7 @@ class DueRemovals:
 
     def _remove(self, storage: Storage, families: dict[str, list[str]]) -> set[str]:
         """Remove the objects of URLs from a storage; return the URLs that could not go."""
+        # an unmounted base looks empty: removing would succeed, and strike off what is still there
         if not base_exists(storage):
             self.failures.append(f"the storage's base {storage.url!r} does not exist; mount it")
             return set(families)
@@ -153,6 +157,7 @@ class DueRemovals:
             storage.remove([path for family in families.values() for path in family])
         except StorageError as err:
             self.failures.append(str(err))
+            # remove() has tried every path, but does not say which of them it could not remove
             return {
                 url
                 for url, family in families.items()
@@ -162,6 +167,7 @@ class DueRemovals:
 
     def _strike(self, connection: Connection, ids: list[int]) -> None:
         column = self.removals.table.c.id
+        # by id: nobody has asked yet about a removal of the same URL that was written down since
         for batch in batched(ids, batch_size(connection.dialect)):
             done = delete(self.removals.table).where(column.in_(batch))
             connection.execute(done, execution_options=in_schemas(self.schemas))
@@ -250,6 +256,7 @@ def look(
     when, last_id = looks.get(key, (-math.inf, -1))
     if now - when < LOOK_SECONDS:
         return
+    # before it is tried: a look that fails is not to be repeated at every commit
     looks[key] = now, last_id
     due = DueRemovals(removals, schemas, removals.keep_seconds, last_id)
     with _without_waiting(connection):

@@ -94,6 +94,7 @@ def check_seconds(keep_seconds: float) -> None:
 def removals_of(metadata: MetaData) -> Removals | None:
     """Return the durable removals of a MetaData, or None where they are not enabled."""
     found: Removals | None = metadata.info.get(TABLE_NAME)
+    # MetaData.clear() takes the tables and leaves `info`
     return found if found is not None and found.table.key in metadata.tables else None
 
 
@@ -241,6 +242,8 @@ def note_removals(
     left = [name for name in names if _is_ours(name)]
     noted = []
     for removals, schemas in enabled:
+        # by storage, not by column: a name does not tell its column, and the source is there to
+        # find the storage again; reversed, so that the first column wins
         sources = {
             id(storage_for(column.type.url, dialect)): label
             for label, column in reversed(removals.columns().items())
@@ -249,6 +252,7 @@ def note_removals(
         left = [name for name in left if id(name.storage) not in sources]
         if own:
             urls = {row_url(name): sources[id(name.storage)] for name in own}
+            # without a connection the names are noted all the same, to keep what has to wait
             if connection is not None:
                 removals.note(connection, urls, schemas)
             noted.append(Noted(removals, schemas, own))
@@ -258,4 +262,5 @@ def note_removals(
 def _is_ours(name: Name) -> bool:
     """Return whether a row can have held the name: a folder may hold other files, too."""
     file = name.path.rpartition("/")[2]
+    # a longer one would fail the INSERT, and COMMIT with it
     return OBJECT_NAME.fullmatch(file) is not None and len(row_url(name)) <= URL_LENGTH

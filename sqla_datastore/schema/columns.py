@@ -32,6 +32,7 @@ class DeclaredType(TypeDecorator[Any]):
     folder: str
 
 
+# by identity: to compare two columns with `==` makes SQL of them
 @dataclass(frozen=True, eq=False)
 class DeclaredColumn:
     """A declared column: the `Column`, its type and its folder."""
@@ -113,6 +114,7 @@ def is_declared(column: Column[Any]) -> bool:
 
 def holds_values(type_: Any) -> bool:
     """Return whether a type is the column type, or has it inside, where it cannot be followed."""
+    # of an ARRAY, of a type with variants, of a TypeDecorator around it
     inner = [getattr(type_, "item_type", None), *variants(type_)]
     if isinstance(type_, TypeDecorator):
         inner.append(type_.impl_instance)
@@ -128,6 +130,7 @@ def _declared_column(
 
 
 def _class_folder(table: Table, mappers: Sequence[Mapper[Any]]) -> FolderTemplate | None:
+    # `vars`: a subclass with its own table inherits the attribute; the base's row owns the folder
     classes = {
         vars(mapper.class_)["__datastore_folder__"]: mapper.class_
         for mapper in mappers

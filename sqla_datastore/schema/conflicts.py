@@ -28,6 +28,7 @@ def refuse_conflicts(tables: Sequence[DeclaredTable]) -> None:
     places = list(_places(tables))
     for template, storage in places:
         for other, other_storage in places:
+            # two names of one base are one `Storage`, see `storage_for`
             are_two = template.table is not other.table and storage is other_storage
             if template.owns and are_two:
                 _refuse_conflict(template, other)
@@ -64,6 +65,7 @@ def _refuse_conflict(owned: FolderTemplate, other: FolderTemplate) -> None:
 
 def can_meet(owned: FolderTemplate, other: FolderTemplate) -> bool:
     """Return whether a folder of the other template could be, or lie in, an owned one."""
+    # a shorter path is above the owned one, and a folder is emptied downwards only
     return len(other.segments) >= len(owned.segments) and all(
         mine.meets(theirs) for mine, theirs in zip(owned.segments, other.segments, strict=False)
     )

@@ -77,6 +77,7 @@ class Declarations:
         """
         found: DeclaredTable | None = self._tables.get(table, _UNKNOWN)
         if found is _UNKNOWN:
+            # of subclasses, too: a template may name an attribute that only they map
             mappers = [m for each in self.registries for m in each.mappers if table in m.tables]
             declared = DeclaredTable.resolve(table, mappers)
             found = self._tables[table] = declared if declared.templates else None
@@ -159,6 +160,7 @@ def declared_table(table: Any) -> DeclaredTable | None:
 
 def declared_tables(metadata: MetaData) -> Iterator[DeclaredTable]:
     """Yield every table of a MetaData that has to do with storages."""
+    # a copy: another thread may import models meanwhile
     for table in list(metadata.tables.values()):
         declared = _declarations.resolve(table)
         if declared is not None:

@@ -34,6 +34,7 @@ def parse_template(template: str) -> list[list[Piece]]:
         segments[-1].append((first, None))
         segments.extend([(text, None)] for text in others)
         if field is not None:
+            # a format could render two keys alike, and a dot or bracket reach into other objects
             if spec or conversion or not _ATTRIBUTE.fullmatch(field):
                 raise ValueError(f"field {field!r} is not the plain name of an attribute")
             segments[-1].append(("", field))
@@ -66,6 +67,7 @@ def check_template(template: str) -> str:
 
 
 def _check_segment(pieces: Sequence[Piece]) -> None:
+    # "x" for a field, whatever its value: `quote_segment` makes a plain segment of any text
     check_path("".join(literal or "x" for literal, _ in pieces))
     # the first field has none before it to be kept apart from
     since_field = _SEPARATORS

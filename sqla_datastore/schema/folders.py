@@ -21,6 +21,7 @@ _AS_DECLARED: Schemas = {}
 _MOST_REMEMBERED = 100_000
 
 
+# by identity, as the columns that its segments show are
 @dataclass(frozen=True, eq=False)
 class FolderTemplate:
     """A folder template of one table.
@@ -110,6 +111,7 @@ class FolderTemplate:
             schemas: as for `render`.
         """
         folder = self._rendered(row, schemas, token)
+        # the token stands for every value that is missing
         assert folder is not None
         return folder
 
@@ -191,6 +193,7 @@ def _column(
 def _own_column(table: Table, column: Column[Any]) -> Column[Any]:
     """Return a table's own copy of a column, where joined inheritance gives it one."""
     if column.table is not table:
+        # the table's row has the value without a SELECT on the table that it inherits from
         for own in table.c:
             if any(key.column is column for key in own.foreign_keys):
                 return own

@@ -13,6 +13,7 @@ from sqlalchemy import Column, ForeignKey, types
 from sqla_datastore.storage.urls import quote_segment
 
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+# a Uuid without `as_uuid` is text, which may come without hyphens
 _TEXTS: dict[type[Any], str] = {types.Integer: r"-?[0-9]+", types.Uuid: r"[0-9a-f-]{32,36}"}
 """What values of a column's type look like, where that can be told. Any other may be any text."""
 
@@ -38,6 +39,7 @@ class Part:
         values = [row.get(column) for column in self.columns]
         if any(value is None for value in values):
             return None
+        # `quote_segment` encodes commas, so that two composite keys never render alike
         return ",".join(map(quote_segment, values))
 
     def refers_to(self, parent: Part) -> bool:
@@ -121,6 +123,7 @@ class Segment:
 
     def shows_fresh(self, text: str) -> bool:
         """Return whether the text is a fresh UUID, where the values of rows are numbers."""
+        # where a value is text, the key of another row could be such a UUID, and its folder go
         are_numbers = all(isinstance(column.type, types.Integer) for column in self.columns)
         is_alone = len(self.parts) == 1 and bool(self.columns)
         return is_alone and are_numbers and re.fullmatch(_UUID, text) is not None
@@ -137,6 +140,7 @@ class Segment:
             return other._can_show(self.text)
         if other.text is not None:
             return self._can_show(other.text)
+        # a number of 64 bits has at most 20 characters, a UUID at least 32
         return self._type is None or other._type is None or self._type is other._type
 
     def _can_show(self, text: str) -> bool:

@@ -34,6 +34,7 @@ def assigned(compiled: SQLCompiler) -> list[dict[Any, Any]]:
     The statement's own ``_values`` and ``_multi_values`` are not normalized; the compile state is.
     """
     state: Any = compiled.compile_state
+    # it is set for a VALUES of several rows, and `_dict_parameters` is its first row then
     many: list[dict[Any, Any]] | None = getattr(state, "_multi_parameters", None)
     return many or [state._dict_parameters or {}]
 
@@ -58,6 +59,8 @@ def parameter_names(column: Column[Any], group: int, groups: int) -> list[str]:
         group: which row of the VALUES, else 0.
         groups: how many rows the VALUES has.
     """
+    # the first row has two names: in a VALUES of several rows `_m0` is for what was given, and the
+    # bare key for what a default made
     if groups > 1 and group:
         return [f"{column.key}_m{group}"]
     return [f"{column.key}_m0", column.key]
@@ -65,6 +68,7 @@ def parameter_names(column: Column[Any], group: int, groups: int) -> list[str]:
 
 def defaulted_keys(compiled: SQLCompiler) -> set[str]:
     """Return the keys of the columns whose Python-side defaults gave the parameters."""
+    # later rows of a VALUES have stand-ins there, with the parameter's name for a key
     return {column.key for column in (*compiled.insert_prefetch, *compiled.update_prefetch)}
 
 
@@ -169,6 +173,7 @@ def observe_flush(session: Session, before: Callable[[], None]) -> None:
     Its own ``flush`` is observed as an instance attribute: ``begin_nested`` and ``commit`` call it,
     too.
     """
+    # weakly: otherwise the Session would hold itself, by its own attribute
     reference, cls = weakref.ref(session), type(session)
 
     def flush(objects: Sequence[Any] | None = None) -> None:

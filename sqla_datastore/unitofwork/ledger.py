@@ -51,10 +51,12 @@ class _Replayed:
     dropped: set[Name] = field(default_factory=set)
 
     def take(self, kind: _Kind, name: Name) -> None:
+        # the last word counts: what is certain settles what a statement before it left open
         if kind in (_Kind.MAY_ADOPT, _Kind.MAY_DROP):
             self.uncertain.add(name)
         elif kind is not _Kind.LIST:
             self.uncertain.discard(name)
+        # MAY_DROP leaves it live: the row may have it yet, so it has to be made durable
         if kind in (_Kind.ADOPT, _Kind.MAY_ADOPT):
             self.live.add(name)
         elif kind is _Kind.DROP:
@@ -72,6 +74,7 @@ class Ledger:
     def __init__(self) -> None:
         self._log: list[tuple[_Kind, Name]] = []
         self._replayed = _Replayed()
+        # its name, and how long the log and the undos were when it was set
         self._savepoints: list[tuple[str, int, int]] = []
         self._written: dict[Name, None] = {}
         self._complete: set[Name] = set()
@@ -127,6 +130,7 @@ class Ledger:
     def make_durable(self, names: Iterable[Name]) -> None:
         """Make written objects durable; may fail. Called before COMMIT, by `prepare` as well."""
         wanted = set(names) - self._durable
+        # what other transactions wrote was made durable before their COMMIT
         todo = [name for name in self._written if name in wanted]
         for storage, paths in _by_storage(todo):
             storage.make_durable(paths)
@@ -158,6 +162,7 @@ class Ledger:
         """
         level = self._level(name)
         if level is not None:
+            # SQL releases the savepoints within it as well
             del self._savepoints[level:]
 
     def rollback_to(self, name: str) -> None:
@@ -169,11 +174,14 @@ class Ledger:
         level = self._level(name)
         log_size, undo_size = self._savepoints[level][1:] if level is not None else (0, 0)
         del self._savepoints[0 if level is None else level + 1 :]
+        # `_written` is not cut: the storage does not roll back, and what no row has goes at the end
         del self._log[log_size:]
+        # it may have replayed what is cut off
         self._replayed = _Replayed()
         self._undo(undo_size)
 
     def _level(self, name: str) -> int | None:
+        # from the newest: of two savepoints with one name SQL means the later one
         levels = range(len(self._savepoints) - 1, -1, -1)
         return next((level for level in levels if self._savepoints[level][0] == name), None)
 
@@ -208,6 +216,7 @@ class Ledger:
         """
         found = self._replay()
         last = {name: kind for kind, name in self._log}
+        # what the log gives up is asked about as such, if at all, and not as a listed name
         listed = {name for name, kind in last.items() if kind is _Kind.LIST}
         return listed - ((found.dropped | self._written.keys()) - found.live)
 
@@ -236,8 +245,11 @@ class Ledger:
                 "be committed; roll it back and try again"
             )
         live = found.live - lost
+        # only now: what no row has need not wait for the disk, and a row may have something in
+        # spite of the log, as where a trigger put it back
         self.make_durable(live | held)
         gone = (found.dropped | lost | self._written.keys()) - (live | candidates)
+        # what was only reserved, for a statement that failed, is not there to be removed
         doomed = (gone | candidates) - held - (self._unwritten - self._written.keys())
         self._doomed = sorted(doomed, key=lambda name: name.path)
 
@@ -284,6 +296,7 @@ class Ledger:
 
     def forget(self, reason: str) -> None:
         """Keep both sides. Called when nobody can tell how the transaction ended; never fails."""
+        # listed names, too: a folder was to be emptied, and its objects stay now
         names = {*self._written, *(name for _, name in self._log)}
         doubtful = sorted(names - self._unwritten, key=lambda name: name.path)
         self._clear()
@@ -329,6 +342,7 @@ def _run(undo: Undo) -> None:
 
 def _remove(names: Iterable[Name], why: str) -> list[Name]:
     removed: list[Name] = []
+    # each by itself: one that fails must not keep the objects of the others
     for storage, paths in _by_storage(names):
         try:
             storage.remove(paths)

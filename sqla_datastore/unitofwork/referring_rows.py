@@ -123,6 +123,7 @@ class ReferringRows:
         On PostgreSQL a snapshot hides what others have committed since it was taken, from a locking
         SELECT too; so these names are asked about once more, in a new snapshot.
         """
+        # where nobody can be asked, what was listed stays, as orphans at worst
         if not self._listed_in_snapshot or connection is None:
             return self._listed_in_snapshot
         try:
@@ -132,6 +133,7 @@ class ReferringRows:
             logger.warning("what lay in a folder stays, the database failed to tell: %s", err)
             return self._listed_in_snapshot
         finally:
+            # the SELECT has begun a transaction, after the COMMIT, that SQLAlchemy knows nothing of
             with suppress(Exception):
                 connection.dialect.do_rollback(connection.connection)
 
@@ -189,6 +191,7 @@ class ReferringRows:
 
 def _reads_a_snapshot(connection: Connection) -> bool:
     """Whether even a locking SELECT leaves out what others have committed since it began."""
+    # MySQL's locking reads see what was committed last; SQLite has one writer at a time
     if connection.dialect.name != "postgresql":
         return False
     return connection.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")

@@ -73,6 +73,7 @@ class Transaction:
         connection = self._connection()
         if connection is None or connection.closed or connection.invalidated:
             return None
+        # a Connection that was invalidated goes on with another connection of the driver
         return connection if connection.connection.dbapi_connection is self.raw else None
 
     def used_by(self, connection: Connection) -> None:
@@ -94,6 +95,7 @@ class Transaction:
         """Keep what a statement of a running flush did until the flush's end."""
         self._pending.append(effects)
         # these values have a URL, but are not stored yet
+        # no other value can get their ids meanwhile: the effects hold them
         self._pending_values.update(id(reserved.value) for reserved in effects.reserved)
 
     def take_pending(self) -> list[Effects]:
@@ -132,6 +134,7 @@ class Transaction:
         """
         for watch in watches_of(self.raw):
             watch.refuse_unsaved()
+        # a flush that failed on its way never came to write what its statements had put into rows
         if self._pending:
             raise StorageError(
                 "an object of this transaction could not be written, so it cannot be committed; "
@@ -149,6 +152,7 @@ class Transaction:
         self.ledger.prepare(
             partial(self.rows.referenced, self.connection, refuses_strays=refuses_strays)
         )
+        # after the decision, but in the same transaction: written down if and only if it commits
         self._noted = note_removals(
             self.connection, self.dialect, self.rows.metadatas, self.ledger.doomed
         )

@@ -29,10 +29,12 @@ def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
         StorageError: the storage failed; the transaction has to be rolled back.
         UnsupportedTypeError: a value was refused while it was written.
     """
+    # before the first byte: where a write fails, the ledger knows of the row and refuses COMMIT
     for effect in effects:
         transaction.log(effect)
     write(transaction, [reserved for effect in effects for reserved in effect.reserved])
     folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
+    # what these statements put there themselves lies there by now
     adopted = {name for effect in effects for name in effect.names} if folders else set()
     for folder in folders:
         listed = [Name(folder.storage, found.path) for found in folder.storage.list(folder.path)]
@@ -49,9 +51,11 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     ]
     names = [Name(storage, path) for storage, path, _ in jobs]
     transaction.ledger.write(names)
+    # no call is running any more: a thread that wrote on would outlive the rollback's removal
     for err in call_for_each(lambda job: _write_object(*job), jobs, threads=WRITERS):
         raise err
     transaction.ledger.wrote(names)
+    # only when all are whole: after a failure each value is as it was, and can be tried again
     for reservation in todo:
         plan, reservation.plan = reservation.plan, None
         assert plan is not None

@@ -64,6 +64,7 @@ class CascadePaths:
         todo = [table]
         while todo:
             child = todo.pop()
+            # each table once: foreign keys may go round in a circle
             if child not in keys:
                 keys[child] = list(cascading.get(child, ()))
                 for key in keys[child]:
@@ -92,6 +93,7 @@ class CascadePaths:
             ConfigurationError: they go round in a circle.
         """
         reached = self._reached(source)
+        # without a table's keys to itself, which a query can follow by recursion in any order
         parents = {
             child: {key.parent for key in self.keys[child]} & reached - {child} for child in reached
         }

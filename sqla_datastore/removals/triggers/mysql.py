@@ -33,6 +33,7 @@ class MySQLTriggers(RemovalTriggers):
     def creates(self, connection: Connection | None) -> list[str]:
         old = f"OLD.{self.url}"
         lost = f"SELECT {self.noted(old)} FROM DUAL WHERE {old} IS NOT NULL"
+        # `<=>` compares NULL as well, where `<>` would tell nothing
         changed = f"NOT (OLD.{self.url} <=> NEW.{self.url})"
         return [
             self._trigger("delete", "AFTER DELETE", self.table, lost),
@@ -50,6 +51,7 @@ class MySQLTriggers(RemovalTriggers):
         """Yield a trigger for every table from which a cascade can come."""
         paths = CascadePaths.reflect(connection, self.table, self.schema)
         for number, source in enumerate(paths.sources()):
+            # BEFORE: for an AFTER trigger the rows that refer to this one are gone already
             yield self._trigger(
                 f"cascade_{number}", "BEFORE DELETE", source, self._reached(paths, source)
             )
@@ -59,8 +61,11 @@ class MySQLTriggers(RemovalTriggers):
 
         Each table on the way has a common table expression with those of its rows that go.
         """
+        # recursive: joins of all ways that a cascade can take cost MariaDB gigabytes a connection
         order = paths.order(source)
         expressions = {table: f"r{number}" for number, table in enumerate(order)}
+        # UNION, not UNION ALL: rows that refer to each other in a circle end the recursion, and a
+        # row that two ways lead to is noted once
         steps = [
             f"{expressions[table]} AS ({' UNION '.join(selects)})"
             for table in order
@@ -95,6 +100,7 @@ class MySQLTriggers(RemovalTriggers):
 
     @override
     def drops(self, connection: Connection | None) -> list[str]:
+        # what is there, and not what the foreign keys ask for now: they may have changed since
         query = text(
             "SELECT TRIGGER_NAME FROM INFORMATION_SCHEMA.TRIGGERS "
             "WHERE TRIGGER_SCHEMA = COALESCE(:schema, DATABASE())"

@@ -22,6 +22,7 @@ class PostgreSQLTriggers(RemovalTriggers):
     The first two also fire for a cascade.
     """
 
+    # not now(), the beginning of the transaction: `keep_seconds` would be over too early
     now = "CAST(FLOOR(EXTRACT(EPOCH FROM clock_timestamp())) AS BIGINT)"
 
     @property
@@ -36,6 +37,7 @@ class PostgreSQLTriggers(RemovalTriggers):
     @override
     def creates(self, connection: Connection | None) -> list[str]:
         table, url = self.qualified(self.table), self.url
+        # it returns NULL, which is ignored after a row is changed and before a statement
         note = (
             f"CREATE FUNCTION {self._function} RETURNS trigger LANGUAGE plpgsql "
             f"SET search_path {self._search_path(connection)} AS $body$ BEGIN "
@@ -48,12 +50,14 @@ class PostgreSQLTriggers(RemovalTriggers):
             note,
             self._trigger("delete", "AFTER", f"ROW WHEN (OLD.{url} IS NOT NULL)"),
             self._trigger("update", "AFTER", f"ROW WHEN ({changed})"),
+            # TRUNCATE fires no trigger for rows, and afterwards there is none left to select
             self._trigger("truncate", "BEFORE", "STATEMENT"),
         ]
 
     def _search_path(self, connection: Connection | None) -> str:
         """Return the schemas of now: the function must not depend on the role that deletes rows."""
         if connection is None:
+            # offline nothing can be asked: the setting of the session that runs the script is kept
             return "FROM CURRENT"
         # not the setting itself: the "$user" in it stands for whoever deletes rows later
         schemas = connection.scalars(text("SELECT unnest(current_schemas(false))"))

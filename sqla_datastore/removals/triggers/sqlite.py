@@ -31,6 +31,7 @@ class SQLiteTriggers(RemovalTriggers):
 
     @override
     def creates(self, connection: Connection | None) -> list[str]:
+        # REPLACE fires the one for DELETE only with PRAGMA recursive_triggers=ON
         changed = f"OLD.{self.url} IS NOT NEW.{self.url}"
         return [self._trigger("delete"), self._trigger("update", f" AND {changed}")]
 

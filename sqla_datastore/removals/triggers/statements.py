@@ -139,6 +139,7 @@ def trigger_statements(
     created: list[str] = []
     if creates:
         if connection is not None:
+            # SQLite and PL/pgSQL take a body that names a missing table, and fail when it fires
             _refuse_missing(connection, table_name, column_names, schema)
             _refuse_missing(connection, TABLE_NAME, INSERTED_COLUMNS, columns[0].schema_of_removals)
         created = [sql for column in columns for sql in column.creates(connection)]
