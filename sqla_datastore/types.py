@@ -13,7 +13,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.types import String, TypeDecorator
 from typing_extensions import override
 
-from sqla_datastore.dml.parameters import Reservation
+from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.engine import connection_events
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.orm import session_events

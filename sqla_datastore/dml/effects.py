@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqla_datastore.dml.parameters import Reservation
+from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.dml.row_queries import Row
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredTable
 from sqla_datastore.storage.protocol import Storage
-from sqla_datastore.storage.urls import Name
+from sqla_datastore.storage.urls import ObjectName
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -58,9 +58,9 @@ class Effects:
 
     declared: DeclaredTable
     reserved: list[Reservation] = field(default_factory=list)
-    dropped: list[Name] = field(default_factory=list)
-    previous: dict[Name, tuple[Any, ...]] = field(default_factory=dict)
-    destinations: dict[Name, tuple[Any, ...]] = field(default_factory=dict)
+    dropped: list[ObjectName] = field(default_factory=list)
+    previous: dict[ObjectName, tuple[Any, ...]] = field(default_factory=dict)
+    destinations: dict[ObjectName, tuple[Any, ...]] = field(default_factory=dict)
     folders: list[Folder] = field(default_factory=list)
     upsert: Upsert | None = None
     found_rows: int | None = None
@@ -69,7 +69,7 @@ class Effects:
     is_by_key: bool = True
 
     @property
-    def names(self) -> list[Name]:
+    def names(self) -> list[ObjectName]:
         """The names of all objects that the statement will put into rows."""
         return [name for reserved in self.reserved for name in reserved.names]
 
@@ -83,7 +83,7 @@ class Effects:
         """Note the rows that one set of parameters of an UPDATE or DELETE matches."""
         self.found_rows = (self.found_rows or 0) + len(rows)
 
-    def drop(self, row: Row, names: Iterable[Name]) -> None:
+    def drop(self, row: Row, names: Iterable[ObjectName]) -> None:
         """Note what a row held and will not hold."""
         names = list(names)
         self.dropped += names

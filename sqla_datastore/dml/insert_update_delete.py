@@ -14,7 +14,8 @@ from typing_extensions import override
 from sqla_datastore.dml.affected_rows import AffectedRows
 from sqla_datastore.dml.concern import Concern, concern_of
 from sqla_datastore.dml.effects import Effects
-from sqla_datastore.dml.parameters import Reservation, items_of, take
+from sqla_datastore.dml.parameters import items_of
+from sqla_datastore.dml.reservation import Reservation, take
 from sqla_datastore.dml.row_queries import Row
 from sqla_datastore.dml.statement import Statement, TransactionView
 from sqla_datastore.dml.upsert import RowsMet, refuse_expressions
@@ -26,7 +27,7 @@ from sqla_datastore.schema.sqlalchemy_compat import (
     selected_names,
     statement_of,
 )
-from sqla_datastore.storage.urls import Name, ObjectURL
+from sqla_datastore.storage.urls import ObjectName, ObjectURL
 from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ class UpdateStatement(_Matching):
         if url.scheme != storage.scheme or not is_its_own:
             return False
         # what this transaction superseded is there until COMMIT; anything else may be gone
-        if not self.transaction.superseded(Name(storage, url.path)):
+        if not self.transaction.superseded(ObjectName(storage, url.path)):
             return False
         reservation.place(storage, url)
         return True

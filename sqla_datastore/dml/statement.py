@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column
 
 from sqla_datastore.dml.effects import Effects, Folder
-from sqla_datastore.dml.parameters import MISSING, Assignments, Reservation
+from sqla_datastore.dml.parameters import MISSING, Assignments
+from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.dml.row_queries import Row, inherited_values
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.schema.sqlalchemy_compat import is_sql
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.protocol import Storage
-from sqla_datastore.storage.urls import Name, ObjectURL, names_behind, new_object_name
+from sqla_datastore.storage.urls import ObjectName, ObjectURL, names_behind, new_object_name
 from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class TransactionView:
     flushing: bool
     autocommit: bool
     pending: set[int]
-    superseded: Callable[[Name], bool]
+    superseded: Callable[[ObjectName], bool]
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Statement(ABC):
             self._storages[column] = found
         return found
 
-    def names(self, column: DeclaredColumn, url: str | None) -> list[Name]:
+    def names(self, column: DeclaredColumn, url: str | None) -> list[ObjectName]:
         """Return the names behind a URL; none for NULL or what the storage cannot hold."""
         return names_behind(self.storage(column), url)
 

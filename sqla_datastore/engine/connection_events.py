@@ -22,12 +22,12 @@ from sqlalchemy.pool import Pool
 from sqla_datastore.dml.concern import Concern, concern_of
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.insert_update_delete import effects_of, stands_for_urls
-from sqla_datastore.dml.parameters import Reservation
+from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.dml.row_queries import OWN
 from sqla_datastore.dml.statement import TransactionView
 from sqla_datastore.engine import dialect_observer, transaction_control
 from sqla_datastore.engine.dialect_observer import transaction_of
-from sqla_datastore.engine.drivers import TransactionState, autocommits, transaction_state
+from sqla_datastore.engine.drivers import DriverState, autocommits, driver_state
 from sqla_datastore.engine.observed_transaction import ObservedTransaction, found_on
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
@@ -175,7 +175,7 @@ def is_autocommit(connection: Connection) -> bool:
     driver, raw = connection.dialect.driver, connection.connection.dbapi_connection
     if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
         # a BEGIN that a listener sends, as recommended for SQLite, is a transaction all the same
-        return transaction_state(driver, raw) is not TransactionState.ACTIVE
+        return driver_state(driver, raw) is not DriverState.ACTIVE
     return autocommits(driver, raw)
 
 
@@ -187,8 +187,8 @@ def _begin_immediately(connection: Connection) -> None:
     """
     dialect = connection.dialect
     if dialect.name == "sqlite":
-        state = transaction_state(dialect.driver, connection.connection.dbapi_connection)
-        if state is TransactionState.IDLE:
+        state = driver_state(dialect.driver, connection.connection.dbapi_connection)
+        if state is DriverState.IDLE:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -226,7 +226,7 @@ def _after_execute(
         transaction.log_failed(effects)
         raise
     # a driver that commits by itself may not have said so before
-    if run.autocommit or transaction.state is TransactionState.IDLE:
+    if run.autocommit or transaction.driver_state is DriverState.IDLE:
         writing.write(transaction, effects.reserved)
         _end_own_transaction(transaction, effects)
     elif transaction.flushing is not None:
@@ -261,7 +261,7 @@ def _handle_error(context: Any) -> None:
     run = _taken_run(context.execution_context)
     if run is not None and run.autocommit:
         _end_failed_autocommit(transaction, run.effects)
-    elif transaction.state_after_error() is TransactionState.IDLE:
+    elif transaction.state_after_error() is DriverState.IDLE:
         # no database commits because of an error, so this one has rolled back all of it
         # (SQLITE_FULL, INSERT OR ROLLBACK, a deadlock on MySQL); what follows is another one
         transaction.end(ROLLED_BACK)

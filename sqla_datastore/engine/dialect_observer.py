@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from sqla_datastore.engine.drivers import TransactionState, transaction_state
+from sqla_datastore.engine.drivers import DriverState, driver_state
 from sqla_datastore.engine.observed_transaction import (
     ObservedTransaction,
     found_on,
@@ -141,9 +141,7 @@ def _first_savepoint(connection: Any, raw: Any, name: str, proceed: Callable[[],
 
 
 def _starts_transaction(dialect: Any, raw: Any) -> bool:
-    return (
-        dialect.name == "sqlite" and transaction_state(dialect.driver, raw) is TransactionState.IDLE
-    )
+    return dialect.name == "sqlite" and driver_state(dialect.driver, raw) is DriverState.IDLE
 
 
 def _around_savepoint(

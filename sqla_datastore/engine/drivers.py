@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 
-class TransactionState(Enum):
+class DriverState(Enum):
     """What a driver says of its connection."""
 
     IDLE = "no transaction is open"
@@ -21,71 +21,71 @@ class TransactionState(Enum):
     UNKNOWN = "the driver cannot say"
 
 
-def _sqlite(raw: Any) -> TransactionState:
-    return TransactionState.ACTIVE if raw.in_transaction else TransactionState.IDLE
+def _sqlite(raw: Any) -> DriverState:
+    return DriverState.ACTIVE if raw.in_transaction else DriverState.IDLE
 
 
-def _aiosqlite(raw: Any) -> TransactionState:
+def _aiosqlite(raw: Any) -> DriverState:
     return _sqlite(raw._connection)
 
 
 # libpq's PQTRANS_IDLE, ACTIVE, INTRANS, INERROR; UNKNOWN (4) means that the connection is broken
 _LIBPQ = {
-    0: TransactionState.IDLE,
-    1: TransactionState.ACTIVE,
-    2: TransactionState.ACTIVE,
-    3: TransactionState.FAILED,
+    0: DriverState.IDLE,
+    1: DriverState.ACTIVE,
+    2: DriverState.ACTIVE,
+    3: DriverState.FAILED,
 }
 
 
-def _psycopg(raw: Any) -> TransactionState:
+def _psycopg(raw: Any) -> DriverState:
     # SQLAlchemy's adapter of the async connection has an `info` of its own
     connection = getattr(raw, "_connection", raw)
-    return _LIBPQ.get(int(connection.info.transaction_status), TransactionState.UNKNOWN)
+    return _LIBPQ.get(int(connection.info.transaction_status), DriverState.UNKNOWN)
 
 
-def _psycopg2(raw: Any) -> TransactionState:
+def _psycopg2(raw: Any) -> DriverState:
     if raw.closed:
-        return TransactionState.UNKNOWN
-    return _LIBPQ.get(raw.get_transaction_status(), TransactionState.UNKNOWN)
+        return DriverState.UNKNOWN
+    return _LIBPQ.get(raw.get_transaction_status(), DriverState.UNKNOWN)
 
 
-def _asyncpg(raw: Any) -> TransactionState:
+def _asyncpg(raw: Any) -> DriverState:
     # it cannot say that the transaction failed: `Transaction.has_failed` asks the server for that
     active = raw._connection.is_in_transaction()
-    return TransactionState.ACTIVE if active else TransactionState.IDLE
+    return DriverState.ACTIVE if active else DriverState.IDLE
 
 
 # what PostgreSQL says of the transaction whenever it is ready for a query
 _READY_FOR_QUERY = {
-    b"I": TransactionState.IDLE,
-    b"T": TransactionState.ACTIVE,
-    b"E": TransactionState.FAILED,
+    b"I": DriverState.IDLE,
+    b"T": DriverState.ACTIVE,
+    b"E": DriverState.FAILED,
 }
 
 
-def _pg8000(raw: Any) -> TransactionState:
-    return _READY_FOR_QUERY.get(raw._transaction_status, TransactionState.UNKNOWN)
+def _pg8000(raw: Any) -> DriverState:
+    return _READY_FOR_QUERY.get(raw._transaction_status, DriverState.UNKNOWN)
 
 
 _SERVER_STATUS_IN_TRANS = 1
 
 
-def _pymysql(raw: Any) -> TransactionState:
+def _pymysql(raw: Any) -> DriverState:
     result = raw._result
     if result is not None and result.server_status is None:
         # it reads the server's status from an OK packet only, not from the end of a result set
-        return TransactionState.UNKNOWN
+        return DriverState.UNKNOWN
     return _pymysql_status(raw)
 
 
-def _pymysql_status(raw: Any) -> TransactionState:
+def _pymysql_status(raw: Any) -> DriverState:
     if raw.server_status & _SERVER_STATUS_IN_TRANS:
-        return TransactionState.ACTIVE
-    return TransactionState.IDLE
+        return DriverState.ACTIVE
+    return DriverState.IDLE
 
 
-_STATES: dict[str, Callable[[Any], TransactionState]] = {
+_STATES: dict[str, Callable[[Any], DriverState]] = {
     "pysqlite": _sqlite,
     "aiosqlite": _aiosqlite,
     "psycopg": _psycopg,
@@ -97,7 +97,7 @@ _STATES: dict[str, Callable[[Any], TransactionState]] = {
 }
 
 
-def transaction_state(driver: str, raw: Any) -> TransactionState:
+def driver_state(driver: str, raw: Any) -> DriverState:
     """Ask a driver for the state of its transaction; no round trip to the server.
 
     Args:
@@ -109,29 +109,29 @@ def transaction_state(driver: str, raw: Any) -> TransactionState:
     """
     ask = _STATES.get(driver)
     if ask is None:
-        return TransactionState.UNKNOWN
+        return DriverState.UNKNOWN
     try:
         return ask(raw)
     except Exception:
         # a closed or lost connection; every driver raises another kind of error for it
-        return TransactionState.UNKNOWN
+        return DriverState.UNKNOWN
 
 
-def state_after_error(driver: str, raw: Any) -> TransactionState:
-    """As `transaction_state`, right after a statement failed; a round trip on MySQL.
+def state_after_error(driver: str, raw: Any) -> DriverState:
+    """As `driver_state`, right after a statement failed; a round trip on MySQL.
 
     MySQL and MariaDB roll back the whole transaction on a deadlock, and the packet that tells of
     the error does not say so.
     """
-    return _asked_pymysql(raw) if driver == "pymysql" else transaction_state(driver, raw)
+    return _asked_pymysql(raw) if driver == "pymysql" else driver_state(driver, raw)
 
 
-def _asked_pymysql(raw: Any) -> TransactionState:
+def _asked_pymysql(raw: Any) -> DriverState:
     try:
         # the server's answer is an OK packet, so it tells the status
         raw.ping(reconnect=False)
     except Exception:
-        return TransactionState.UNKNOWN
+        return DriverState.UNKNOWN
     return _pymysql_status(raw)
 
 
@@ -152,9 +152,9 @@ def autocommits(driver: str, raw: Any) -> bool:
             if not raw.get_autocommit():
                 return False
             state = _pymysql(raw)
-            if state is TransactionState.UNKNOWN:
+            if state is DriverState.UNKNOWN:
                 state = _asked_pymysql(raw)
-            return state is TransactionState.IDLE
+            return state is DriverState.IDLE
         connection = getattr(raw, "_connection", raw) if driver == "psycopg_async" else raw
         return bool(getattr(connection, "autocommit", False))
     except Exception:

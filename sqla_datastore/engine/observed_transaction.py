@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import DBAPIError
 from typing_extensions import override
 
-from sqla_datastore.engine.drivers import TransactionState, state_after_error, transaction_state
+from sqla_datastore.engine import drivers
+from sqla_datastore.engine.drivers import DriverState
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Outcome, Phase, Unknown
 from sqla_datastore.unitofwork.transaction import Transaction
 
@@ -52,17 +53,17 @@ class ObservedTransaction(Transaction):
     # -- what the driver says ----------------------------------------------------------------------
 
     @property
-    def state(self) -> TransactionState:
+    def driver_state(self) -> DriverState:
         """What the driver says of its transaction."""
-        return transaction_state(self.dialect.driver, self.raw)
+        return drivers.driver_state(self.dialect.driver, self.raw)
 
-    def state_after_error(self) -> TransactionState:
+    def state_after_error(self) -> DriverState:
         """What the driver says after a statement failed; may ask the server."""
-        return state_after_error(self.dialect.driver, self.raw)
+        return drivers.state_after_error(self.dialect.driver, self.raw)
 
     def has_failed(self) -> bool:
         """Return whether it can only be rolled back, although COMMIT would raise no error."""
-        return self.state is TransactionState.FAILED or self._server_says_failed()
+        return self.driver_state is DriverState.FAILED or self._server_says_failed()
 
     def _server_says_failed(self) -> bool:
         """Ask the server, where a statement failed and the driver cannot tell what that did."""
@@ -150,7 +151,7 @@ class ObservedTransaction(Transaction):
             return None
         if self.has_failed():
             return ROLLED_BACK
-        if self.state is TransactionState.IDLE:
+        if self.driver_state is DriverState.IDLE:
             return Unknown("it ended out of sight before COMMIT")
         return self.doubt
 
@@ -167,12 +168,12 @@ class ObservedTransaction(Transaction):
             self.end(Unknown(f"COMMIT was sent and raised {type(err).__name__}"))
             return
         self.phase = Phase.REFUSED
-        if self.state is TransactionState.IDLE:
+        if self.driver_state is DriverState.IDLE:
             self.end(ROLLED_BACK)
 
     def rollback(self, rollback: Callable[[], Any]) -> Any:
         """Run the driver's ROLLBACK and undo what was written."""
-        idle = self.state is TransactionState.IDLE
+        idle = self.driver_state is DriverState.IDLE
         known = self.phase is Phase.REFUSED or self.ledger.is_empty
         out_of_sight = (
             Unknown("it ended out of sight before ROLLBACK") if idle and not known else None
@@ -197,7 +198,9 @@ class ObservedTransaction(Transaction):
         Returns:
             Whether it was over.
         """
-        over = not self.is_busy and not self.ledger.is_empty and self.state is TransactionState.IDLE
+        over = (
+            not self.is_busy and not self.ledger.is_empty and self.driver_state is DriverState.IDLE
+        )
         if over:
             self.end(Unknown("it ended out of sight before a statement"))
         return over
@@ -208,7 +211,7 @@ class ObservedTransaction(Transaction):
         After an error in a listener of ``commit`` SQLAlchemy sends neither COMMIT nor ROLLBACK, so
         the next transaction of the connection is the same one to the database.
         """
-        if self.is_busy or self.state is TransactionState.ACTIVE:
+        if self.is_busy or self.driver_state is DriverState.ACTIVE:
             return
         refused = self.phase is Phase.REFUSED
         self.end(ROLLED_BACK if refused else Unknown("its connection began another one"))

@@ -128,14 +128,14 @@ class Catalog:
 
     @contextmanager
     def references(
-        self, storage: Storage, owned: OwnedFolders, count: Callable[[], None]
+        self, storage: Storage, owned: OwnedFolders, count_url: Callable[[], None]
     ) -> Iterator[References]:
         """Read the URLs of all columns that keep their objects in a storage.
 
         Args:
             storage: one of `storages`.
             owned: learns the folders that URLs of owning rows remember.
-            count: called for every URL.
+            count_url: called for every URL.
 
         Raises:
             ConfigurationError: the database does not sort as its storage lists.
@@ -154,7 +154,7 @@ class Catalog:
                 for source, url in self._sorted_urls(numbers):
                     column = None if source == PENDING else self.columns[source]
                     references.add(source, url, storage, column, owned)
-                    count()
+                    count_url()
             yield references
 
     def _sorted_urls(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:

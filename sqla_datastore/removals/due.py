@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqla_datastore.removals.table import Noted, Removals
     from sqla_datastore.schema.folders import Schemas
     from sqla_datastore.storage.protocol import Storage
-    from sqla_datastore.storage.urls import Name
+    from sqla_datastore.storage.urls import ObjectName
 
 logger = logging.getLogger("sqla_datastore")
 
@@ -210,7 +210,10 @@ def _reads_uncommitted(connection: Connection) -> bool:
 
 
 def strike_off(
-    connection: Connection, commit: Callable[[], None], noted: Iterable[Noted], removed: set[Name]
+    connection: Connection,
+    commit: Callable[[], None],
+    noted: Iterable[Noted],
+    removed: set[ObjectName],
 ) -> None:
     """Strike off what a committed transaction has removed. Called after COMMIT; may fail.
 

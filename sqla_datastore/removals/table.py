@@ -36,7 +36,7 @@ from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.schema.columns import DeclaredColumn
 from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.storage.binding import storage_for
-from sqla_datastore.storage.urls import OBJECT_NAME, URL_LENGTH, Name, row_url
+from sqla_datastore.storage.urls import OBJECT_NAME, URL_LENGTH, ObjectName, row_url
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
@@ -205,9 +205,9 @@ class Noted:
 
     removals: Removals
     schemas: Schemas
-    names: list[Name]
+    names: list[ObjectName]
 
-    def urls(self, removed: set[Name]) -> list[str]:
+    def urls(self, removed: set[ObjectName]) -> list[str]:
         """Return the URLs that can be struck off: those of which all objects are removed."""
         left = {row_url(name) for name in self.names if name not in removed}
         urls = dict.fromkeys(row_url(name) for name in self.names)
@@ -218,7 +218,7 @@ def note_removals(
     connection: Connection | None,
     dialect: Dialect,
     metadatas: Iterable[tuple[MetaData, SchemaItems]],
-    names: Iterable[Name],
+    names: Iterable[ObjectName],
 ) -> list[Noted]:
     """Write down what will be removed, where that is enabled. Called before COMMIT; may fail.
 
@@ -259,7 +259,7 @@ def note_removals(
     return noted
 
 
-def _is_ours(name: Name) -> bool:
+def _is_ours(name: ObjectName) -> bool:
     """Return whether a row can have held the name: a folder may hold other files, too."""
     file = name.path.rpartition("/")[2]
     # a longer one would fail the INSERT, and COMMIT with it

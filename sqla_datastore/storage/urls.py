@@ -206,19 +206,19 @@ class ObjectURL:
 # -- the objects of a row --------------------------------------------------------------------------
 
 
-class Name(NamedTuple):
+class ObjectName(NamedTuple):
     """An object: its storage and its path there."""
 
     storage: Storage
     path: str
 
 
-def names_of(storage: Storage, url: ObjectURL) -> list[Name]:
+def names_of(storage: Storage, url: ObjectURL) -> list[ObjectName]:
     """Return the objects that a row's URL stands for: a value's and those nested in it."""
-    return [Name(storage, member.path) for member in url.family()]
+    return [ObjectName(storage, member.path) for member in url.family()]
 
 
-def names_behind(storage: Storage, url: str | None) -> list[Name]:
+def names_behind(storage: Storage, url: str | None) -> list[ObjectName]:
     """Return the objects behind a column's text; none for NULL or what the storage cannot hold."""
     if url is None:
         return []
@@ -229,6 +229,6 @@ def names_behind(storage: Storage, url: str | None) -> list[Name]:
     return names_of(storage, parsed) if parsed.scheme == storage.scheme else []
 
 
-def row_url(name: Name) -> str:
+def row_url(name: ObjectName) -> str:
     """Return the URL that a row holds for an object: its own, or its family's first."""
     return str(ObjectURL(name.storage.scheme, name.path).root())

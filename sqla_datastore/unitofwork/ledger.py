@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.storage.protocol import Storage
-from sqla_datastore.storage.urls import Name
+from sqla_datastore.storage.urls import ObjectName
 
 logger = logging.getLogger("sqla_datastore")
 
@@ -46,11 +46,11 @@ class _Replayed:
     """
 
     size: int = 0
-    live: set[Name] = field(default_factory=set)
-    uncertain: set[Name] = field(default_factory=set)
-    dropped: set[Name] = field(default_factory=set)
+    live: set[ObjectName] = field(default_factory=set)
+    uncertain: set[ObjectName] = field(default_factory=set)
+    dropped: set[ObjectName] = field(default_factory=set)
 
-    def take(self, kind: _Kind, name: Name) -> None:
+    def take(self, kind: _Kind, name: ObjectName) -> None:
         # the last word counts: what is certain settles what a statement before it left open
         if kind in (_Kind.MAY_ADOPT, _Kind.MAY_DROP):
             self.uncertain.add(name)
@@ -72,21 +72,21 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._log: list[tuple[_Kind, Name]] = []
+        self._log: list[tuple[_Kind, ObjectName]] = []
         self._replayed = _Replayed()
         # its name, and how long the log and the undos were when it was set
         self._savepoints: list[tuple[str, int, int]] = []
-        self._written: dict[Name, None] = {}
-        self._complete: set[Name] = set()
-        self._unwritten: set[Name] = set()
-        self._durable: set[Name] = set()
-        self._undos: list[tuple[Name, Undo]] = []
-        self._doomed: list[Name] = []
-        self._unadopted: set[Name] = set()
+        self._written: dict[ObjectName, None] = {}
+        self._complete: set[ObjectName] = set()
+        self._unwritten: set[ObjectName] = set()
+        self._durable: set[ObjectName] = set()
+        self._undos: list[tuple[ObjectName, Undo]] = []
+        self._doomed: list[ObjectName] = []
+        self._unadopted: set[ObjectName] = set()
 
     # -- during the transaction --------------------------------------------------------------------
 
-    def adopt(self, names: Iterable[Name], *, certain: bool = True) -> None:
+    def adopt(self, names: Iterable[ObjectName], *, certain: bool = True) -> None:
         """Note that a row refers to these objects from now on. Called after its statement ran.
 
         Args:
@@ -97,7 +97,7 @@ class Ledger:
         kind = _Kind.ADOPT if certain else _Kind.MAY_ADOPT
         self._log.extend((kind, name) for name in names)
 
-    def drop(self, names: Iterable[Name], *, certain: bool = True) -> None:
+    def drop(self, names: Iterable[ObjectName], *, certain: bool = True) -> None:
         """Note that a row does not refer to these any more. Called after its statement ran.
 
         Args:
@@ -107,27 +107,27 @@ class Ledger:
         kind = _Kind.DROP if certain else _Kind.MAY_DROP
         self._log.extend((kind, name) for name in names)
 
-    def refuse_if_held(self, names: Iterable[Name]) -> None:
+    def refuse_if_held(self, names: Iterable[ObjectName]) -> None:
         """Note objects that are not and will not be written, though a row may refer to them."""
         self._unwritten.update(names)
 
-    def listed(self, names: Iterable[Name]) -> None:
+    def listed(self, names: Iterable[ObjectName]) -> None:
         """Note names found in a folder that is to be emptied. Called under the row's lock."""
         self._log.extend((_Kind.LIST, name) for name in names)
 
-    def write(self, names: Iterable[Name]) -> None:
+    def write(self, names: Iterable[ObjectName]) -> None:
         """Note objects that are about to be written. Called before their first byte."""
         self._written.update(dict.fromkeys(names))
 
-    def wrote(self, names: Iterable[Name]) -> None:
+    def wrote(self, names: Iterable[ObjectName]) -> None:
         """Note objects that are written whole. Called after their last byte."""
         self._complete.update(names)
 
-    def incomplete(self) -> set[Name]:
+    def incomplete(self) -> set[ObjectName]:
         """Return the objects that rows refer to and whose writing failed."""
         return (self.live() & (self._written.keys() | self._unwritten)) - self._complete
 
-    def make_durable(self, names: Iterable[Name]) -> None:
+    def make_durable(self, names: Iterable[ObjectName]) -> None:
         """Make written objects durable; may fail. Called before COMMIT, by `prepare` as well."""
         wanted = set(names) - self._durable
         # what other transactions wrote was made durable before their COMMIT
@@ -136,7 +136,7 @@ class Ledger:
             storage.make_durable(paths)
         self._durable.update(todo)
 
-    def on_rollback(self, name: Name, undo: Undo) -> None:
+    def on_rollback(self, name: ObjectName, undo: Undo) -> None:
         """Keep a callable that puts the value of an object back as it was before it was stored.
 
         It is called, newest first, when the transaction or the savepoint around it is rolled back,
@@ -144,7 +144,7 @@ class Ledger:
         """
         self._undos.append((name, undo))
 
-    def undo(self, names: Iterable[Name]) -> None:
+    def undo(self, names: Iterable[ObjectName]) -> None:
         """Put the values of these objects back: no row got them. Never fails."""
         unused = set(names)
         for _, undo in reversed([each for each in self._undos if each[0] in unused]):
@@ -192,7 +192,7 @@ class Ledger:
         """Whether committing or rolling back would change nothing in a storage."""
         return not (self._log or self._written or self._undos)
 
-    def live(self) -> set[Name]:
+    def live(self) -> set[ObjectName]:
         """Return the objects that rows refer to by this transaction's doing, certain or not."""
         return set(self._replay().live)
 
@@ -204,12 +204,12 @@ class Ledger:
         found.size = len(self._log)
         return found
 
-    def is_superseded(self, name: Name) -> bool:
+    def is_superseded(self, name: ObjectName) -> bool:
         """Return whether a row held the object until this transaction, so that it may again."""
         found = self._replay()
         return name in found.dropped and name not in found.live
 
-    def candidates(self) -> set[Name]:
+    def candidates(self) -> set[ObjectName]:
         """Return the names whose latest log entry is LIST, and that a row may refer to.
 
         Among them may be objects of this transaction, whose rows a cascade has deleted since.
@@ -220,7 +220,7 @@ class Ledger:
         listed = {name for name, kind in last.items() if kind is _Kind.LIST}
         return listed - ((found.dropped | self._written.keys()) - found.live)
 
-    def prepare(self, referenced: Callable[[set[Name]], set[Name]]) -> None:
+    def prepare(self, referenced: Callable[[set[ObjectName]], set[ObjectName]]) -> None:
         """Decide what goes, and make the rest durable. Called right before COMMIT; may fail.
 
         After a failure the caller rolls the database back and calls `abort`.
@@ -253,16 +253,16 @@ class Ledger:
         doomed = (gone | candidates) - held - (self._unwritten - self._written.keys())
         self._doomed = sorted(doomed, key=lambda name: name.path)
 
-    def _tried(self) -> set[Name]:
+    def _tried(self) -> set[ObjectName]:
         """Return the names that a statement was to give to a row without certainty."""
         return {name for kind, name in self._log if kind is _Kind.MAY_ADOPT}
 
     @property
-    def doomed(self) -> list[Name]:
+    def doomed(self) -> list[ObjectName]:
         """What `finish` will remove, once `prepare` has decided."""
         return list(self._doomed)
 
-    def finish(self, kept: Iterable[Name] = ()) -> list[Name]:
+    def finish(self, kept: Iterable[ObjectName] = ()) -> list[ObjectName]:
         """Remove what the transaction superseded. Called once COMMIT has succeeded; never fails.
 
         Values that no row got are put back as they were. A removal that fails is logged; the object
@@ -326,7 +326,7 @@ class Ledger:
         self._unadopted = set()
 
 
-def _by_storage(names: Iterable[Name]) -> list[tuple[Storage, list[str]]]:
+def _by_storage(names: Iterable[ObjectName]) -> list[tuple[Storage, list[str]]]:
     grouped: dict[int, tuple[Storage, list[str]]] = {}
     for storage, path in names:
         grouped.setdefault(id(storage), (storage, []))[1].append(path)
@@ -340,8 +340,8 @@ def _run(undo: Undo) -> None:
         logger.exception("a value could not be put back after a rollback")
 
 
-def _remove(names: Iterable[Name], why: str) -> list[Name]:
-    removed: list[Name] = []
+def _remove(names: Iterable[ObjectName], why: str) -> list[ObjectName]:
+    removed: list[ObjectName] = []
     # each by itself: one that fails must not keep the objects of the others
     for storage, paths in _by_storage(names):
         try:
@@ -349,5 +349,5 @@ def _remove(names: Iterable[Name], why: str) -> list[Name]:
         except Exception:
             logger.exception("could not remove %d objects %s: %r", len(paths), why, paths[:3])
         else:
-            removed += [Name(storage, path) for path in paths]
+            removed += [ObjectName(storage, path) for path in paths]
     return removed

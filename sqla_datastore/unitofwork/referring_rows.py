@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sqla_datastore.dml.row_queries import held_urls, urls_of_rows
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.declarations import present, present_columns
-from sqla_datastore.storage.urls import Name, row_url
+from sqla_datastore.storage.urls import ObjectName, row_url
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
@@ -52,11 +52,11 @@ class ReferringRows:
 
     metadatas: dict[tuple[MetaData, SchemaItems], None] = field(default_factory=dict)
     ran_ddl: bool = False
-    _previous: dict[Name, RowKey] = field(default_factory=dict)
-    _destinations: dict[Name, RowKey] = field(default_factory=dict)
-    _tables: dict[Name, DeclaredTable] = field(default_factory=dict)
-    _bound_to_key: set[Name] = field(default_factory=set)
-    _listed_in_snapshot: set[Name] = field(default_factory=set)
+    _previous: dict[ObjectName, RowKey] = field(default_factory=dict)
+    _destinations: dict[ObjectName, RowKey] = field(default_factory=dict)
+    _tables: dict[ObjectName, DeclaredTable] = field(default_factory=dict)
+    _bound_to_key: set[ObjectName] = field(default_factory=set)
+    _listed_in_snapshot: set[ObjectName] = field(default_factory=set)
 
     def note(self, effects: Effects) -> None:
         """Note the previous row of each dropped object, and the row of each uncertain one."""
@@ -71,8 +71,8 @@ class ReferringRows:
             self._bound_to_key.update(effects.destinations)
 
     def referenced(
-        self, connection: Connection | None, names: set[Name], *, refuses_strays: bool = True
-    ) -> set[Name]:
+        self, connection: Connection | None, names: set[ObjectName], *, refuses_strays: bool = True
+    ) -> set[ObjectName]:
         """Return those of the names that a row refers to, asked in this transaction.
 
         Args:
@@ -101,7 +101,7 @@ class ReferringRows:
         self._listed_in_snapshot = listed if in_snapshot else set()
         return held | found | self._held_by_url(connection, listed)
 
-    def _refuse_strays(self, found: set[Name], held: set[Name]) -> None:
+    def _refuse_strays(self, found: set[ObjectName], held: set[ObjectName]) -> None:
         """Refuse values that other rows got than those that were found for them.
 
         The row that was found still holds what it held: so the value has passed it by, and the row
@@ -117,7 +117,7 @@ class ReferringRows:
                     "it by its key"
                 )
 
-    def referenced_after_commit(self, connection: Connection | None) -> set[Name]:
+    def referenced_after_commit(self, connection: Connection | None) -> set[ObjectName]:
         """Return the listed names that rows refer to which the transaction could not see.
 
         On PostgreSQL a snapshot hides what others have committed since it was taken, from a locking
@@ -137,7 +137,9 @@ class ReferringRows:
             with suppress(Exception):
                 connection.dialect.do_rollback(connection.connection)
 
-    def _held_by_key(self, connection: Connection, rows: dict[Name, RowKey]) -> set[Name]:
+    def _held_by_key(
+        self, connection: Connection, rows: dict[ObjectName, RowKey]
+    ) -> set[ObjectName]:
         keys: dict[DeclaredTable, set[tuple[Any, ...]]] = {}
         for declared, key in rows.values():
             keys.setdefault(declared, set()).add(key)
@@ -154,9 +156,9 @@ class ReferringRows:
     def _schemas_of(self, metadata: MetaData) -> Iterable[Schemas]:
         return [dict(items) for each, items in self.metadatas if each is metadata]
 
-    def _held_in_own_table(self, connection: Connection, names: set[Name]) -> set[Name]:
+    def _held_in_own_table(self, connection: Connection, names: set[ObjectName]) -> set[ObjectName]:
         """Return those of the names, all this transaction's own, that rows of their table hold."""
-        found: set[Name] = set()
+        found: set[ObjectName] = set()
         for declared in {self._tables[name] for name in names}:
             urls = {row_url(name): name for name in names if self._tables[name] is declared}
             for schemas in self._schemas_of(declared.table.metadata):
@@ -166,8 +168,8 @@ class ReferringRows:
         return found
 
     def _held_by_url(
-        self, connection: Connection, names: set[Name], *, locked: bool = True
-    ) -> set[Name]:
+        self, connection: Connection, names: set[ObjectName], *, locked: bool = True
+    ) -> set[ObjectName]:
         if not names:
             return set()
         urls = {name: row_url(name) for name in names}

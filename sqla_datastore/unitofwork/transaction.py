@@ -18,7 +18,7 @@ from sqla_datastore.dml.statement import TransactionView
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.removals.due import look, strike_off
 from sqla_datastore.removals.table import Noted, note_removals, removals_of
-from sqla_datastore.storage.urls import Name
+from sqla_datastore.storage.urls import ObjectName
 from sqla_datastore.unitofwork.commit_checks import watches_of
 from sqla_datastore.unitofwork.ledger import Ledger
 from sqla_datastore.unitofwork.outcome import Committed, Outcome, Phase, RolledBack
@@ -194,7 +194,7 @@ class Transaction:
                 self.dialect.do_rollback(connection.connection)
 
     def _carry_out_removals(
-        self, connection: Connection, commit: Callable[[], None], removed: set[Name]
+        self, connection: Connection, commit: Callable[[], None], removed: set[ObjectName]
     ) -> None:
         """Strike off durable removals that were carried out, and carry out others that are due."""
         strike_off(connection, commit, self._noted, removed)

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from sqla_datastore.dml.effects import Effects
-from sqla_datastore.dml.parameters import Reservation
+from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.storage.protocol import Storage
-from sqla_datastore.storage.urls import Name
+from sqla_datastore.storage.urls import ObjectName
 from sqla_datastore.unitofwork.transaction import Transaction
 
 WRITERS = 8
@@ -37,7 +37,9 @@ def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
     # what these statements put there themselves lies there by now
     adopted = {name for effect in effects for name in effect.names} if folders else set()
     for folder in folders:
-        listed = [Name(folder.storage, found.path) for found in folder.storage.list(folder.path)]
+        listed = [
+            ObjectName(folder.storage, found.path) for found in folder.storage.list(folder.path)
+        ]
         transaction.ledger.listed(name for name in listed if name not in adopted)
 
 
@@ -49,7 +51,7 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
         for reservation in todo
         for name, content in zip(reservation.names, reservation.plan.objects, strict=True)  # type: ignore[union-attr]
     ]
-    names = [Name(storage, path) for storage, path, _ in jobs]
+    names = [ObjectName(storage, path) for storage, path, _ in jobs]
     transaction.ledger.write(names)
     # no call is running any more: a thread that wrote on would outlive the rollback's removal
     for err in call_for_each(lambda job: _write_object(*job), jobs, threads=WRITERS):

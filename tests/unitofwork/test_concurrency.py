@@ -31,7 +31,7 @@ from sqla_datastore import DataStore, DataStoreError, MissingObjectError, bind_s
 from sqla_datastore.engine import observed_transaction
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage import LocalStorage
-from sqla_datastore.storage.urls import Name, ObjectURL
+from sqla_datastore.storage.urls import ObjectName, ObjectURL
 from sqla_datastore.unitofwork.ledger import Ledger
 
 pytestmark = [
@@ -586,7 +586,7 @@ def test_the_attack_shows_a_listing_after_commit(engine, gated, stored, family, 
     def faulty(self, kept=()):
         folders = {(name.storage, name.path.rpartition("/")[0]) for name in self._doomed or ()}
         self._doomed = [
-            Name(storage, found.path)
+            ObjectName(storage, found.path)
             for storage, folder in folders
             for found in storage.list(folder)
         ]

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sqla_datastore.storage.urls import Name
+from sqla_datastore.storage.urls import ObjectName
 from sqla_datastore.unitofwork.ledger import Ledger
 
 
@@ -64,7 +64,7 @@ def none(_names):
 
 def written(ledger, storage, *paths):
     """Write objects as a statement does, and return their names."""
-    names = [Name(storage, path) for path in paths]
+    names = [ObjectName(storage, path) for path in paths]
     ledger.write(names)
     storage.paths.update(paths)
     ledger.wrote(names)
@@ -72,13 +72,13 @@ def written(ledger, storage, *paths):
 
 
 def inserted(ledger, storage, *paths):
-    names = [Name(storage, path) for path in paths]
+    names = [ObjectName(storage, path) for path in paths]
     ledger.adopt(names)
     return written(ledger, storage, *paths)
 
 
 def names_of(storage, *paths):
-    return [Name(storage, path) for path in paths]
+    return [ObjectName(storage, path) for path in paths]
 
 
 # -- one property each ---------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_a_released_savepoint_is_rolled_back_with_the_one_around_it():
     ledger.begin_savepoint("inner")
     ledger.drop(names_of(storage, "old"))
     inserted(ledger, storage, "new")
-    ledger.on_rollback(Name(storage, "new"), lambda: undone.append("inner"))
+    ledger.on_rollback(ObjectName(storage, "new"), lambda: undone.append("inner"))
     ledger.release("inner")
     assert not undone
     ledger.rollback_to("outer")
@@ -206,7 +206,7 @@ def test_rolling_back_to_a_savepoint_from_before_the_ledger_undoes_everything():
     undone = []
     ledger.drop(names_of(storage, "old"))
     inserted(ledger, storage, "new")
-    ledger.on_rollback(Name(storage, "new"), lambda: undone.append(1))
+    ledger.on_rollback(ObjectName(storage, "new"), lambda: undone.append(1))
     ledger.begin_savepoint("later")
     ledger.rollback_to("earlier")
     assert undone == [1]
@@ -233,7 +233,7 @@ def test_values_are_put_back_newest_first_even_if_one_fails(caplog):
         raise ValueError("broken value")
 
     for undo in (lambda: undone.append(1), fails, lambda: undone.append(2)):
-        ledger.on_rollback(Name(Names(), "new"), undo)
+        ledger.on_rollback(ObjectName(Names(), "new"), undo)
     ledger.abort()
     assert undone == [2, 1]
     assert "could not be put back" in caplog.text
@@ -243,7 +243,7 @@ def test_values_that_no_row_got_are_put_back_alone():
     storage, ledger, undone = Names(), Ledger(), []
     for path in ("one", "two", "three"):
         inserted(ledger, storage, path)
-        ledger.on_rollback(Name(storage, path), lambda path=path: undone.append(path))
+        ledger.on_rollback(ObjectName(storage, path), lambda path=path: undone.append(path))
     ledger.undo(names_of(storage, "one", "three"))
     assert undone == ["three", "one"]
     ledger.abort()
@@ -252,7 +252,7 @@ def test_values_that_no_row_got_are_put_back_alone():
 
 def test_values_are_not_put_back_after_commit():
     ledger, undone = Ledger(), []
-    ledger.on_rollback(Name(Names(), "new"), lambda: undone.append(1))
+    ledger.on_rollback(ObjectName(Names(), "new"), lambda: undone.append(1))
     ledger.prepare(none)
     ledger.finish()
     ledger.abort()
@@ -503,7 +503,7 @@ class Transactions(RuleBasedStateMachine):
         self.storage.calls, self.storage.fails_at = 0, None
 
     def _names(self, paths):
-        return [Name(self.storage, path) for path in paths]
+        return [ObjectName(self.storage, path) for path in paths]
 
     slots = st.integers(0, 3)
 
@@ -549,7 +549,7 @@ class Transactions(RuleBasedStateMachine):
         held = [
             path
             for path in sorted(self.before[0].rows.values())
-            if self.ledger.is_superseded(Name(self.storage, path))
+            if self.ledger.is_superseded(ObjectName(self.storage, path))
         ]
         if held:
             path = data.draw(st.sampled_from(held))
