@@ -59,6 +59,7 @@ from sqla_datastore import (
     options,
 )
 from sqla_datastore.storage import LocalStorage
+from sqla_datastore.storage.binding import storage_for
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -386,6 +387,33 @@ def test_single_table_inheritance(place):
         assert session.scalars(select(Two)).one().two.n == 9
         place.exact(2)
         session.execute(delete(Parent))
+        session.commit()
+    place.exact(0)
+
+
+def test_a_class_folder_that_names_an_inherited_attribute_is_emptied(place):
+    class Parent(place.Base):
+        __tablename__ = "lab_parents"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(String(20))
+        kind: Mapped[str] = mapped_column(String(20))
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "parent"}
+
+    class Child(Parent):
+        __tablename__ = "lab_children"
+        __datastore_folder__ = "lab/{name}/{id}"
+        id: Mapped[int] = mapped_column(ForeignKey("lab_parents.id"), primary_key=True)
+        data: Mapped[DataStore | None] = mapped_column(DataStoreType(folder="other/{id}"))
+        __mapper_args__ = {"polymorphic_identity": "child"}
+
+    place.create()
+    with place.session() as session:
+        session.add(Child(id=1, name="n", data=value(1)))
+        session.commit()
+        storage = storage_for(None, place.engine.dialect)
+        with storage.create("lab/n/1/0123456789abcdef0123456789abcdef.zip") as writer:
+            writer.write(b"of a row that the database deleted by a cascade")
+        session.delete(session.get(Child, 1))
         session.commit()
     place.exact(0)
 

@@ -90,7 +90,10 @@ class AffectedRows:
                 return None
             # by key, since criteria of the ORM name annotated copies of the table's columns
             column = table.c.get(getattr(clause.left, "key", ""))
-            if column is None or not isinstance(clause.right, BindParameter):
+            if column is None or clause.left.table is not table:
+                # another table's column, of an UPDATE .. FROM, tells nothing of this one's key
+                return None
+            if not isinstance(clause.right, BindParameter):
                 return None
             names[column] = self.compiled.bind_names.get(clause.right, clause.right.key)
         if not table.primary_key or any(column not in names for column in table.primary_key):

@@ -159,14 +159,21 @@ class InsertStatement(Statement):
         return effects
 
     def _place_conflict_values(self, effects: Effects, met: Mapping[Any, Row]) -> None:
-        """Give the values that the conflict clause sets their URLs; one value is for one row.
-
-        They are bound after those of VALUES, in the order of the table's columns.
-        """
-        keys = conflict_keys(self.dml)
-        columns = [column for column in self.declared.columns if column.column.key in keys]
+        """Give the values that the conflict clause sets their URLs; one value is for one row."""
+        declared = {column.column.key: column for column in self.declared.columns}
+        columns = [declared[key] for key in conflict_keys(self.dml) if key in declared]
+        bound = self.assignments.beyond_rows(self.context.compiled_parameters[0])
+        if len(bound) != len(columns):
+            raise RefusedStatementError(
+                f"the conflict clause of this INSERT into {self.declared.table.name!r} compares "
+                "with a DataStore; compare with a URL string"
+            )
         row = next(iter(met.values()), Row({}, {}))
-        for column, reservation in zip(columns, self._left_over, strict=False):
+        # a column that is set to None has no reservation, so these are not paired by position
+        for column, value in zip(columns, bound, strict=True):
+            if value is None:
+                continue
+            reservation = take(self._left_over, value)
             if len(met) > 1 or len(self.context.parameters) > 1:
                 raise RefusedStatementError(
                     f"the conflict clause of this INSERT would put one value of {column.label} "

@@ -12,7 +12,7 @@ from sqlalchemy.sql.elements import BindParameter, Null
 
 from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.exceptions import RefusedStatementError
-from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
 from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.schema.sqlalchemy_compat import (
     assigned,
@@ -68,13 +68,38 @@ class Assignments:
             given: the set of parameters, unprocessed, by SQLAlchemy's names.
         """
         said = self.rows[group].get(column.key, MISSING)
+        if said is not MISSING and is_sql(said) and not isinstance(said, BindParameter):
+            return said
+        names = self._candidates(column, group)
+        return next((given[name] for name in names if name in given), MISSING)
+
+    def _candidates(self, column: Column[Any], group: int) -> list[str]:
+        """Return the names that a row's parameter for a column may have, the likeliest first."""
+        said = self.rows[group].get(column.key)
         names = self._names(column, group)
         if isinstance(said, BindParameter):
             # `bindparam("new")` bears the caller's name, and not the column's
             names = [self.compiled.bind_names.get(said, said.key), *names]
-        elif said is not MISSING and is_sql(said):
-            return said
-        return next((given[name] for name in names if name in given), MISSING)
+        return names
+
+    def beyond_rows(self, given: Mapping[str, Any]) -> list[Any]:
+        """Return what is bound to the column type outside of VALUES, in order; NULL is None.
+
+        Args:
+            given: the set of parameters, unprocessed, by SQLAlchemy's names.
+        """
+        of_rows = {
+            name
+            for group in range(len(self.rows))
+            for column in self.declared.columns
+            for name in self._candidates(column.column, group)
+        }
+        names = self.compiled.bind_names
+        return [
+            given[name]
+            for bind, name in names.items()
+            if holds_values(bind.type) and name not in of_rows
+        ]
 
     def _names(self, column: Column[Any], group: int) -> list[str]:
         return parameter_names(column, group, len(self.rows))

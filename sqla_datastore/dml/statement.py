@@ -210,7 +210,7 @@ class Statement(ABC):
                 for path in sorted(filter(None, folders)):
                     yield Folder(self.storage(column), path)
         template = self.declared.class_folder
-        folder = template.render(row.values, self.schemas) if template else None
+        folder = template.render(values, self.schemas) if template else None
         if folder is not None:
             yield from (Folder(storage, folder) for storage in self._all_storages())
 

@@ -107,19 +107,24 @@ def conflict_clause(insert: Any) -> Any:
     return getattr(insert, "_post_values_clause", None)
 
 
-def conflict_keys(insert: Any) -> set[Any]:
+def conflict_keys(insert: Any) -> list[str]:
     """Return the keys of the columns that the conflict clause of an INSERT sets to plain values.
 
-    ``set_`` of PostgreSQL's and SQLite's clause is kept as pairs, MySQL's as a dict; a plain value
-    may have been made a parameter.
+    They come in the order in which the compiler binds them: that of the table's columns, after
+    those whose order a list for MySQL's clause gives. ``set_`` of PostgreSQL's and SQLite's clause
+    is kept as pairs, MySQL's as a dict; a plain value may have been made a parameter.
     """
     clause = insert._post_values_clause
     pairs = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None) or ()
-    return {
+    keys = {
         getattr(key, "key", key)
         for key, value in (pairs.items() if isinstance(pairs, dict) else pairs)
         if isinstance(value, BindParameter) or not is_sql(value)
     }
+    given = getattr(clause, "_parameter_ordering", None) or ()
+    ordered = dict.fromkeys(getattr(key, "key", key) for key in given)
+    ordered |= dict.fromkeys(column.key for column in insert.table.c)
+    return [key for key in ordered if key in keys]
 
 
 def may_meet_rows(insert: Any) -> bool:

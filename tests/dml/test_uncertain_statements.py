@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
-from sqlalchemy import event, insert, update
+from sqlalchemy import bindparam, event, insert, null, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
-from support.models import Counter, Keyed
+from support.models import Counter, Keyed, Sorted
 
 from sqla_datastore import DataStore, RefusedStatementError, StorageError
 from sqla_datastore.storage import LocalStorage
@@ -193,6 +193,18 @@ def test_batches_of_an_insert_under_autocommit(engine, exact, caplog):
     exact(5)
 
 
+@pytest.mark.filterwarnings("ignore:.* cartesian product")
+def test_the_key_of_another_table_is_not_the_rows_own(engine, exact, two_rows):
+    with Session(engine) as session:
+        session.add_all([Counter(id=n) for n in (1, 2)])
+        session.commit()
+    clear = update(Keyed.__table__).where(Counter.__table__.c.id == bindparam("other"))
+    with engine.begin() as connection:
+        # each of the two updates both rows, since nothing ties the tables
+        connection.execute(clear.values(data=null()), [{"other": 1}, {"other": 2}])
+    exact(0)
+
+
 def upsert(engine, key, value, other):
     if engine.dialect.name in ("mysql", "mariadb"):
         return mysql.insert(Keyed).values(id=key, data=value).on_duplicate_key_update(data=other)
@@ -215,6 +227,55 @@ def test_an_upsert_with_a_value_for_each_branch(engine, exact, kind):
         session.commit()
         assert session.get(Keyed, 1).data.n == 4
     exact(1)
+
+
+def setting(engine, clause):
+    """An INSERT of row 1 whose conflict clause sets columns, in an order of its own on MySQL."""
+    if engine.dialect.name in ("mysql", "mariadb"):
+        return mysql.insert(Sorted).values(id=1).on_duplicate_key_update([*clause.items()])
+    make = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    return make(Sorted).values(id=1).on_conflict_do_update(index_elements=["id"], set_=clause)
+
+
+@pytest.mark.parametrize("names", [("first", "second"), ("second", "first")])
+@pytest.mark.parametrize("missing", ["first", "second", None])
+def test_a_conflict_clause_that_sets_some_columns_to_none(engine, exact, names, missing):
+    with Session(engine) as session:
+        session.add(Sorted(id=1, first=DataStore(n="old"), second=DataStore(n="old")))
+        session.commit()
+        clause = {name: None if name == missing else DataStore(n=name) for name in names}
+        session.execute(setting(engine, clause))
+        session.commit()
+        row = session.get(Sorted, 1)
+        for name in names:
+            found = getattr(row, name)
+            if name == missing:
+                assert found is None
+            else:
+                assert found.n == name
+                assert found.url.startswith(f"file:///{name}/")
+    exact(1 if missing else 2)
+
+
+def test_a_conflict_clause_that_compares_with_a_value_is_refused(engine, exact):
+    if engine.dialect.name in ("mysql", "mariadb"):
+        pytest.skip("its conflict clause has no criteria")
+    with Session(engine) as session:
+        session.add(Sorted(id=1, first=DataStore(n=1)))
+        session.commit()
+        make = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+        statement = make(Sorted).values(id=1)
+        for where, refused in ((Sorted.first == session.get(Sorted, 1).first, True), (None, False)):
+            upserting = statement.on_conflict_do_update(
+                index_elements=["id"], set_={"second": DataStore(n=2)}, where=where
+            )
+            if refused:
+                with pytest.raises(RefusedStatementError, match="compare with a URL"):
+                    session.execute(upserting)
+            else:
+                session.execute(upserting)
+        session.commit()
+    exact(2)
 
 
 def test_one_value_of_a_conflict_clause_for_several_rows_is_refused(engine, exact, two_rows):

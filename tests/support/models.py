@@ -52,6 +52,15 @@ class Keyed(Base):
     data: Mapped[DataStore | None] = mapped_column(DataStoreType())
 
 
+class Sorted(Base):
+    """Its columns have folders of their own."""
+
+    __tablename__ = "sorted"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    first: Mapped[DataStore | None] = mapped_column(DataStoreType(folder="first/{id}"))
+    second: Mapped[DataStore | None] = mapped_column(DataStoreType(folder="second/{id}"))
+
+
 class Project(Base):
     """Owns a folder without a column."""
 
