@@ -14,17 +14,16 @@ loaded anew, at the latest before COMMIT.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Column, inspect
-from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy import inspect
+from sqlalchemy.orm import InstanceState, Session
 
 from sqla_datastore.exceptions import StaleValueError
-from sqla_datastore.schema.columns import is_declared
 from sqla_datastore.schema.sqlalchemy_compat import observe_flush
 from sqla_datastore.unitofwork.commit_checks import unwatch_connection, watch_connection
+from sqla_datastore.unitofwork.values_of_rows import is_edited, values_of
 from sqla_datastore.value.datastore import DataStore
 from sqla_datastore.value.holding import is_held_elsewhere
 
@@ -35,8 +34,6 @@ _LATE = (
 
 watches: weakref.WeakKeyDictionary[Session, SessionWatch] = weakref.WeakKeyDictionary()
 """The watches of Sessions that have one."""
-
-_attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 class SessionWatch:
@@ -294,45 +291,12 @@ def _pop(found: dict[Any, dict[int, Any]], key: Any, value: DataStore) -> None:
         found.pop(key, None)
 
 
-def is_edited(value: DataStore) -> bool:
-    """Return whether a value has edits that are not stored."""
-    try:
-        return value._changed or value._scan()
-    except StaleValueError:
-        # it is edited: `changed` raised because the attribute was expired
-        return True
-
-
 def _is_current(row: Any, value: DataStore) -> bool:
     return bool(_keys(row, value))
 
 
 def _keys(row: Any, value: DataStore) -> list[str]:
     return [key for key, held in values_of(inspect(row)) if held is value]
-
-
-# -- the attributes that hold values ---------------------------------------------------------------
-
-
-def declared_attributes(mapper: Mapper[Any]) -> tuple[str, ...]:
-    """Return the names of a mapper's attributes that hold values."""
-    known = _attributes.get(mapper)
-    if known is None:
-        known = _attributes[mapper] = tuple(
-            prop.key
-            for prop in mapper.column_attrs
-            if isinstance(prop.columns[0], Column) and is_declared(prop.columns[0])
-        )
-    return known
-
-
-def values_of(state: InstanceState[Any]) -> Iterator[tuple[str, DataStore]]:
-    """Yield a row's loaded values, by attribute."""
-    row = state.dict
-    for key in declared_attributes(state.mapper):
-        value = row.get(key)
-        if isinstance(value, DataStore):
-            yield key, value
 
 
 def unlink(value: DataStore) -> None:

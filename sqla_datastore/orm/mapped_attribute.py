@@ -15,8 +15,9 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState, InstrumentedAttribute, Session
 from typing_extensions import override
 
-from sqla_datastore.orm.edits_in_place import SessionWatch, unlink, values_of, watches
+from sqla_datastore.orm.edits_in_place import SessionWatch, unlink, watches
 from sqla_datastore.orm.row_link import RowLink
+from sqla_datastore.unitofwork.values_of_rows import values_of
 from sqla_datastore.value.datastore import DataStore
 
 

@@ -9,7 +9,8 @@ from sqlalchemy.orm import InstanceState, Session, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from sqla_datastore.exceptions import StaleValueError
-from sqla_datastore.orm.edits_in_place import SessionWatch, is_edited, rows_of, unlink
+from sqla_datastore.orm.edits_in_place import SessionWatch, rows_of, unlink
+from sqla_datastore.unitofwork.values_of_rows import is_edited
 from sqla_datastore.value.datastore import DataStore
 
 _GONE = (
