@@ -32,8 +32,13 @@ _LATE = (
     "the edit, before its connection is committed"
 )
 
-watches: weakref.WeakKeyDictionary[Session, SessionWatch] = weakref.WeakKeyDictionary()
-"""The watches of Sessions that have one."""
+# an attribute of the Session: every one that flushes or commits is asked for it
+_WATCH = "_sqla_datastore_watch"
+
+
+def watch_of(session: Session | None) -> SessionWatch | None:
+    """Return the watch of a Session that has one."""
+    return None if session is None else vars(session).get(_WATCH)
 
 
 class SessionWatch:
@@ -60,14 +65,12 @@ class SessionWatch:
         self._of_deleted: list[tuple[DataStore, Any]] = []
         self._connections: set[int] = set()
         observe_flush(session, self.scan)
+        vars(session)[_WATCH] = self
 
     @classmethod
     def of(cls, session: Session) -> SessionWatch:
         """Return the watch of a Session, made at the first time."""
-        found = watches.get(session)
-        if found is None:
-            found = watches[session] = cls(session)
-        return found
+        return watch_of(session) or cls(session)
 
     # -- what is looked after ----------------------------------------------------------------------
 

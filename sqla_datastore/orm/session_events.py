@@ -23,7 +23,7 @@ from sqlalchemy.orm import InstanceState, Mapper, Session, object_session
 
 from sqla_datastore.engine.dialect_observer import transaction_of
 from sqla_datastore.engine.observed_transaction import flushed_by
-from sqla_datastore.orm.edits_in_place import SessionWatch, unlink, watches
+from sqla_datastore.orm.edits_in_place import SessionWatch, unlink, watch_of
 from sqla_datastore.orm.mapped_attribute import UNMET, ValueAttribute
 from sqla_datastore.orm.row_link import RowLink
 from sqla_datastore.schema import declarations
@@ -88,7 +88,7 @@ def _assigned(
 
 
 def _expired(state: InstanceState[Any], _names: Any) -> None:
-    watch = watches.get(state.session) if state.session is not None else None
+    watch = watch_of(state.session)
     if watch is not None:
         watch.discard(state)
 
@@ -121,7 +121,7 @@ def _attached(session: Session, row: Any) -> None:
 def _deleted(session: Session, row: Any) -> None:
     """Look after a row's values no more: what was edited of them goes with the row."""
     state: InstanceState[Any] = inspect(row)
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.forget_row(state)
     for _, value in values_of(state):
@@ -134,7 +134,7 @@ def _deleted(session: Session, row: Any) -> None:
 def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
     if UNMET.armed:
         UNMET.introduce(session)
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.scan_flushed()
 
@@ -213,7 +213,7 @@ def _after_flush(session: Session, _context: Any) -> None:
 
 
 def _after_flush_postexec(session: Session, _context: Any) -> None:
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is None:
         return
     expiring, watch.to_expire = watch.to_expire, []
@@ -234,19 +234,19 @@ def _after_begin(session: Session, _transaction: Any, connection: Connection) ->
 def _before_commit(session: Session) -> None:
     if UNMET.armed:
         UNMET.introduce(session)
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.scan()
 
 
 def _after_rollback(session: Session) -> None:
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.remember_rows()
 
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.to_expire.clear()
         watch.discard_rolled_back()
@@ -255,6 +255,6 @@ def _after_soft_rollback(session: Session, _transaction: Any) -> None:
 
 
 def _after_transaction_end(session: Session, transaction: Any) -> None:
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None and transaction.parent is None:
         watch.end_transaction()
