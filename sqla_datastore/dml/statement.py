@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column
 
+from sqla_datastore.dml.concern import Concern
 from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.parameters import MISSING, Assignments
 from sqla_datastore.dml.reservation import Reservation
@@ -60,14 +61,14 @@ class Statement(ABC):
         connection: the connection that is about to run it.
         context: its execution context, parameters bound.
         dml: the statement.
-        declared: its table.
+        concern: what it has to do with storages: it changes a declared table.
         transaction: what it needs of its transaction.
     """
 
     connection: Connection
     context: Any
     dml: Any
-    declared: DeclaredTable
+    concern: Concern
     transaction: TransactionView
     placed: set[int] = field(default_factory=set)
     _storages: dict[DeclaredColumn, Storage] = field(default_factory=dict)
@@ -75,6 +76,12 @@ class Statement(ABC):
     @abstractmethod
     def effects(self) -> Effects | None:
         """Find out what it will do, or None if nothing."""
+
+    @cached_property
+    def declared(self) -> DeclaredTable:
+        """Its table."""
+        assert self.concern.declared is not None
+        return self.concern.declared
 
     @cached_property
     def assignments(self) -> Assignments:
