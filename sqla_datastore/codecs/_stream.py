@@ -170,11 +170,11 @@ def refused_as_damage(decoder: Decoder, what: str) -> Iterator[None]:
     """Turn whatever a library raises about hostile values into `DamagedObjectError`."""
     try:
         yield
-    except (DataStoreError, Warning, ImportError, NameError):
-        raise  # not the bytes' fault: a warning made an error, a library missing or broken
+    except (DataStoreError, Warning, ImportError, NameError, MemoryError):
+        # not the bytes' fault: a warning made an error, a library missing or broken, too small a
+        # machine
+        raise
     except Exception as err:
-        if type(err) is MemoryError:  # Arrow and NumPy have their own for sizes that are wrong
-            raise
         text = " ".join(str(err).split())[:200]
         raise decoder.damaged(f"{what}: {type(err).__name__}: {text}") from err
 
