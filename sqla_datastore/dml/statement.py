@@ -45,12 +45,14 @@ class TransactionView:
         pending: the identities of values that have a URL already, but are not stored yet.
         superseded: whether an object lost its row in this transaction, so that it may be its row's
             again.
+        is_pending: whether an object is that of a pending value, so that it is not there yet.
     """
 
     flushing: bool
     autocommit: bool
     pending: set[int]
     superseded: Callable[[ObjectName], bool]
+    is_pending: Callable[[ObjectName], bool]
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Statement(ABC):
 
     def names(self, column: DeclaredColumn, url: str | None) -> list[ObjectName]:
         """Return the names behind a URL; none for NULL or what the storage cannot hold."""
-        return names_behind(self.storage(column), url)
+        return names_behind(self.storage(column), url, self.transaction.is_pending)
 
     def folder(self, column: DeclaredColumn, row: Row) -> str | None:
         """Return the folder in a row's URL, else the one that its attributes render."""

@@ -144,7 +144,11 @@ def _look_ahead(
 
 _NO_TRANSACTION = {
     autocommit: TransactionView(
-        flushing=False, autocommit=autocommit, pending=set(), superseded=lambda _: False
+        flushing=False,
+        autocommit=autocommit,
+        pending=set(),
+        superseded=lambda _: False,
+        is_pending=lambda _: False,
     )
     for autocommit in (False, True)
 }
