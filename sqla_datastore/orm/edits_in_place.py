@@ -265,7 +265,7 @@ class SessionWatch:
             # SQLAlchemy expires what was changed in the savepoint itself, but not in one within it
             self._expire(state, value)
             if all(held is not value for _, held in values_of(state)):
-                value._parents.pop(state, None)
+                value._release_from(state)
             unlink(value)
 
     def _expire(self, state: InstanceState[Any], value: DataStore) -> None:
@@ -313,5 +313,5 @@ def rows_of(value: DataStore) -> list[Any]:
     """Return the rows that a value is an attribute of."""
     if value._row is not None:
         value._row.note_parent(value)
-    rows = [state.obj() for state in list(value._holders or ())]
+    rows = [state.obj() for state, _ in value._held_by()]
     return [row for row in rows if row is not None]

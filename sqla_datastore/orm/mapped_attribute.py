@@ -44,7 +44,7 @@ def meet(value: DataStore, state: InstanceState[Any], key: str) -> DataStore:
     link = value._row
     if link is not None and link.is_for(state, key):
         return value
-    value._parents[state] = key
+    value._hold(state, key)
     session = state.session
     if value._unmet is not None or (link is not None and link.session is None):
         # nobody has taken it yet, or merge() has shared it with a row that is in no Session

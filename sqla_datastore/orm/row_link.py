@@ -63,7 +63,7 @@ class RowLink:
         if held._row is not None:
             held._row.was_displaced = True
         set_committed_value(row, self._key, value)
-        value._parents[state] = self._key
+        value._hold(state, self._key)
         value._row = RowLink(state, self._key)
 
     def note_parent(self, value: DataStore) -> None:
@@ -74,7 +74,7 @@ class RowLink:
         """
         state = self._row()
         if state is not None and state.obj() is not None and state.dict.get(self._key) is value:
-            value._parents[state] = self._key
+            value._hold(state, self._key)
 
     def has_lost(self, value: DataStore) -> bool:
         """Whether the row holds another value in its place now, which its user has assigned."""
@@ -82,7 +82,7 @@ class RowLink:
         if state is None or self.was_displaced or self._key not in state.dict:
             return False
         # an assignment takes the parent away, a refresh leaves it
-        return state.dict[self._key] is not value and state not in value._parents
+        return state.dict[self._key] is not value and state not in dict(value._held_by())
 
     def is_for(self, state: InstanceState[Any], key: str) -> bool:
         """Whether this is the attribute of that row."""
@@ -150,7 +150,7 @@ class RowLink:
 
     def restored(self, value: DataStore) -> None:
         """Note the rows that may hold a value wrongly, since a rollback has put it back."""
-        states = [state for state in list(value._parents) if state.session is not None]
+        states = [state for state, _ in value._held_by() if state.session is not None]
         for state in states:
             SessionWatch.of(state.session).restored.append((state, value))
         if not states:

@@ -81,9 +81,9 @@ def _assigned(
         return before  # type: ignore[no-any-return]
     coerced = DataStore.coerce(key, value)
     if coerced is not None:
-        coerced._parents[state] = key
+        coerced._hold(state, key)
     if isinstance(before, DataStore):
-        before._parents.pop(state, None)
+        before._release_from(state)
     return coerced
 
 
@@ -164,7 +164,7 @@ def _tie(value: DataStore, state: InstanceState[Any], key: str) -> None:
     watch = value._watch
     unlink(value)
     value._unmet, value._row = None, RowLink(state, key)
-    value._parents[state] = key
+    value._hold(state, key)
     if watch is not None:
         watch.track(value)
 
@@ -177,7 +177,7 @@ def _made_value(state: InstanceState[Any], key: str) -> DataStore:
     found = state.dict[key]
     if not isinstance(found, DataStore):
         found = state.dict[key] = DataStore(found)
-        found._parents[state] = key
+        found._hold(state, key)
     return found
 
 
@@ -194,8 +194,8 @@ def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
     copy = value.copy()
     copy._row = RowLink(state, key)
     # not by set_committed_value: the change has to stay in the history; and no validator is asked
-    value._parents.pop(state, None)
-    copy._parents[state] = key
+    value._release_from(state)
+    copy._hold(state, key)
     state.dict[key] = copy
 
 

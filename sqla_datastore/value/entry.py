@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, MutableMapping
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -74,7 +75,7 @@ class Nestable:
         self._armed = False
         self._outer: Nestable | None = None
         self._watch: Any = None
-        self._holders: MutableMapping[Any, str] | None = None
+        self._holders: tuple[tuple[weakref.ref[Any], str], ...] = ()
 
     @property
     def _source(self) -> Source | None:

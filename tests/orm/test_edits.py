@@ -1686,7 +1686,7 @@ def test_a_value_at_rest_has_nothing_of_its_own(engine, saved):
         resting = row.__dict__["data"]
         assert type(resting) is DataStore
         assert not hasattr(resting, "__dict__")
-        assert resting._opened is resting._entries is resting._holders is resting._watch is None
+        assert resting._opened is resting._entries is resting._watch is None
         assert resting._row is None
         assert row.data is resting
         assert resting._row is not None
