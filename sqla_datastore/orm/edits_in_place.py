@@ -28,8 +28,8 @@ from sqla_datastore.value.datastore import DataStore
 from sqla_datastore.value.holding import is_held_elsewhere
 
 _LATE = (
-    "a value ({url}) was edited after its row was flushed; commit the Session, or flush it after "
-    "the edit, before its connection is committed"
+    "{edited} was edited after its row was flushed; commit the Session, or flush it after the "
+    "edit, before its connection is committed"
 )
 
 # an attribute of the Session: every one that flushes or commits is asked for it
@@ -221,7 +221,7 @@ class SessionWatch:
         """
         for value in self._all():
             if value._scan() or value._changed:
-                raise StaleValueError(_LATE.format(url=value.url))
+                raise StaleValueError(_LATE.format(edited=value._edited_text()))
 
     def watch_connection(self, raw: Any) -> None:
         """Be asked before each COMMIT of a driver's connection that the Session uses."""

@@ -14,8 +14,8 @@ from sqla_datastore.unitofwork.values_of_rows import is_edited
 from sqla_datastore.value.datastore import DataStore
 
 _GONE = (
-    "the value of {url!r} was edited, but the row that it was loaded for is gone or holds another "
-    "value now; edit the value of a row that is in the Session, or a value.copy()"
+    "{edited} was edited, but the row that it was loaded for is gone or holds another value now; "
+    "edit the value of a row that is in the Session, or a value.copy()"
 )
 
 
@@ -43,6 +43,14 @@ class RowLink:
         self._session = None if session is None else weakref.ref(session)
         # Session.close() makes a new identity map, so another one means that the row was detached
         self._identities = None if session is None else session.identity_map
+
+    @property
+    def label(self) -> str:
+        """The attribute and the row, for messages."""
+        if self._identity is None:
+            return f"{self._key!r} of a new row"
+        class_, key = self._identity[:2]
+        return f"{self._key!r} of {class_.__name__} {', '.join(map(repr, key))}"
 
     @property
     def state_id(self) -> int:
@@ -177,7 +185,7 @@ class RowLink:
             value.changed()
             return
         if held is None or held.url != value.url or is_edited(held):
-            raise StaleValueError(_GONE.format(url=value.url))
+            raise StaleValueError(_GONE.format(edited=value._edited_text()))
         if held._row is not None:
             held._row.was_displaced = True
         setattr(row, self._key, value)

@@ -292,8 +292,8 @@ class DataStore(EntryMapping):
                     flag_modified(row, key)
         except InvalidRequestError as err:
             raise StaleValueError(
-                f"the row does not hold the value of {self.url!r} any more: its attribute was "
-                "expired, by a commit or rollback for instance; get it from the row again"
+                f"an edit of {self._edited_text()} would be lost: the row's attribute was expired, "
+                "by a commit or rollback for instance; get it from the row again"
             ) from err
 
     @classmethod
@@ -333,6 +333,16 @@ class DataStore(EntryMapping):
 
     def _source_at(self, storage: Storage | str | None, url: str) -> Source:
         return Source(storage, url, DataStore._at)
+
+    def _edited_text(self) -> str:
+        """Name the entries that are not stored, the row and the object, for messages."""
+        entries = (self._entries or {}).items()
+        names = [repr(name) for name, entry in entries if entry.is_unsaved()]
+        shown = ", ".join(names[:3]) + ", …" * (len(names) > 3)
+        links = [value._row for value in self._lineage() if value._row is not None]
+        what = f"entry {shown} of " if shown else ""
+        where = links[-1].label if links else "a value that belongs to no row"
+        return f"{what}{where} ({self.url})"
 
     def _held_by(self) -> list[tuple[Any, str]]:
         """Return the states of the rows that it is an attribute of, each with the attribute."""

@@ -282,6 +282,10 @@ class Entry:
         """Return whether a loaded value may differ from the stored one, as far as is cheap."""
         return self.edited or (self.fingerprint is not None and self.fingerprint.changed())
 
+    def is_unsaved(self) -> bool:
+        """Return whether its object does not hold it as it is, as far as was found out."""
+        return self.source is None or self.edited or any(child._changed for child in self.children)
+
     def look_again(self, name: str, holds: Callable[[Entry, str], bool]) -> bool:
         """Find out whether the loaded value was edited in place, and remember it.
 
