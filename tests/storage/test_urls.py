@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sqla_datastore.exceptions import RefusedURLError
-from sqla_datastore.storage import LocalStorage
+from sqla_datastore.storage import LocalStorage, urls
 from sqla_datastore.storage.urls import (
     MANAGED_SUFFIX,
     MAX_NESTED,
@@ -205,3 +207,12 @@ class TestNamesBehindATextOfARow:
 
     def test_what_is_refused_has_none(self, tmp_path):
         assert names_behind(LocalStorage(tmp_path), f"file:///{HEX}-9999999.zip") == []
+
+
+@given(st.text("ab./~%2F-_\\\0 é\n", max_size=8))
+def test_ordinary_paths_are_those_that_a_closer_look_takes_too(path):
+    if urls._ORDINARY.fullmatch(path):
+        nothing = re.compile(r"(?!)")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(urls, "_ORDINARY", nothing)
+            assert check_path(path) == path
