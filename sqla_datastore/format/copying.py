@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise, repeat
 from operator import add, sub
 
-from sqla_datastore.codecs.strict_json import is_text
+from sqla_datastore.codecs.strict_json import NotJSONError
+from sqla_datastore.exceptions import DamagedObjectError
 from sqla_datastore.format.archive import crc32
 from sqla_datastore.format.blobs import StoredBlob
 from sqla_datastore.format.reader import Container
@@ -29,19 +30,21 @@ class CopiedEntries:
     Attributes:
         start: the index of the first one.
         stop: the index behind the last one.
+        nodes: their nodes, as they stand in their manifest; empty until `take_nodes`.
     """
 
-    __slots__ = ("_manifest", "container", "start", "stop")
+    __slots__ = ("_manifest", "container", "nodes", "start", "stop")
 
     def __init__(self, container: Container, name: str) -> None:
         self.container = container
         self._manifest = container.manifest
-        self.start = self._manifest.indexes[name]
+        self.start = self.container.places[name]
         self.stop = self.start + 1
+        self.nodes: list[str | bytes] = []
 
     def grow(self, name: str, container: Container) -> bool:
         """Take in another entry, and return True, if it is the next one."""
-        is_next = container is self.container and self._manifest.indexes[name] == self.stop
+        is_next = container is self.container and self.container.places[name] == self.stop
         self.stop += is_next
         return is_next
 
@@ -49,11 +52,6 @@ class CopiedEntries:
     def names(self) -> list[str]:
         """Their names."""
         return self._manifest.names[self.start : self.stop]
-
-    @property
-    def nodes(self) -> list[str | bytes]:
-        """Their nodes, as they stand in their manifest."""
-        return self._manifest.nodes[self.start : self.stop]
 
     @property
     def counts(self) -> list[int]:
@@ -78,21 +76,19 @@ class CopiedEntries:
         """Return the checksums that were written of blobs."""
         return self._manifest.crcs[blobs.start : blobs.stop]
 
-    def check_index(self) -> list[str]:
-        """Find out whether names and nodes can go into another manifest as they are.
-
-        Returns:
-            Names that UTF-8 cannot express.
+    def take_nodes(self) -> None:
+        """Take their nodes, once all of them are known.
 
         Raises:
-            DamagedObjectError: a node is no text.
+            DamagedObjectError: one is no text; names its entry.
         """
-        names = self.names
-        assert self.container.with_nested.isdisjoint(names)
-        if not self._manifest.are_strings(self.start, self.stop):
-            for name in names:
+        assert self.container.with_nested.isdisjoint(self.names)
+        try:
+            self.nodes = self._manifest.nodes_to_copy(self.start, self.stop)
+        except NotJSONError as err:
+            for name in self.names:
                 self.container.node_text(name)  # raises for the one
-        return [] if is_text("".join(names)) else [name for name in names if not is_text(name)]
+            raise DamagedObjectError(self.container.url, str(err)) from err
 
     def stretches(self, blobs: Sequence[int]) -> Iterator[range]:
         """Yield blobs by what one read can fetch: they lie one behind the other, in a few MiB.

@@ -121,8 +121,8 @@ class _Family:
         self._parts[number] = parts = [*self._encoded(entries, place)]
         for part in parts:
             if isinstance(part, CopiedEntries):
-                for name in part.check_index():
-                    self._check_name(name)
+                part.take_nodes()
+                self._check_names(part.names)
 
     def _encoded(self, entries: Mapping[str, object], place: str) -> Iterator[Part]:
         """Encode entries, or note what of them is copied; entries that stay together are one."""
@@ -159,6 +159,11 @@ class _Family:
             reason = f"its codec failed ({type(err).__name__}: {err}); convert it"
             raise encoder.unsupported(value, reason) from err
         return EncodedEntry(name, node, encoder.payloads, encoder.has_nested)
+
+    def _check_names(self, names: list[str]) -> None:
+        if not is_text("".join(names)):
+            for name in names:
+                self._check_name(name)
 
     def _check_name(self, name: object) -> None:
         reason = "" if isinstance(name, str) else f"is of type {type(name).__name__}, not str"

@@ -48,6 +48,56 @@ class UnknownFeatureError(ValueError):
     """The object requires a feature or version that this reader lacks."""
 
 
+class UnparsedNodes:
+    """The nodes of a large manifest as they stand there: JSON strings without their quotes.
+
+    Immutable to its users, and thread-safe.
+
+    Args:
+        column: the strings, with what is between two of them.
+        count: how many there should be.
+    """
+
+    __slots__ = ("_column", "_count", "_is_asked", "_nodes")
+
+    def __init__(self, column: memoryview, count: int) -> None:
+        self._column = column
+        self._count = count
+        self._is_asked = False
+        self._nodes: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def all(self) -> list[bytes]:
+        """Return all of them.
+
+        Raises:
+            NotJSONError: there are more or fewer.
+        """
+        if self._nodes is None:
+            nodes = bytes(self._column).split(_BETWEEN_NODES)
+            if len(nodes) != self._count:
+                raise NotJSONError("its manifest's columns differ in length")
+            self._nodes = nodes
+        return self._nodes
+
+    def parsed(self, index: int) -> str:
+        """Return one of them as text.
+
+        Raises:
+            NotJSONError: it is no string.
+        """
+        if not self._is_asked:
+            # who asks for one may need no other, and twice the usual length of those before has it
+            self._is_asked = True
+            head = self._column[: (index + 2) * 2 * len(self._column) // self._count]
+            nodes = bytes(head).split(_BETWEEN_NODES, index + 1)
+            if len(nodes) == index + 2:
+                return _parse_string(nodes[index])
+        return _parse_string(self.all()[index])
+
+
 @dataclass(slots=True)
 class Manifest:
     """The columns of a manifest.
@@ -55,8 +105,8 @@ class Manifest:
     Attributes:
         nested: how many nested objects the value's family has.
         names: the entries' names in order.
-        nodes: each entry's node as JSON text; as bytes where it still is as it stands in a
-            manifest, a JSON string without its quotes. `node` reads both.
+        nodes: each entry's node as JSON text, or as bytes where it is taken from another manifest
+            as it stands there; `node` reads what was parsed.
         counts: each entry's number of blobs; the blobs below stand in the order of entries.
         with_nested: the indexes of entries that refer to nested objects.
         offsets: each blob's first byte, from the object's start.
@@ -69,7 +119,7 @@ class Manifest:
 
     nested: int
     names: list[str]
-    nodes: list[str | bytes]
+    nodes: list[str | bytes] | UnparsedNodes
     counts: list[int]
     with_nested: list[int]
     offsets: list[int]
@@ -88,24 +138,31 @@ class Manifest:
         Raises:
             NotJSONError: it is no string; only a part of a manifest that was not parsed is none.
         """
+        if isinstance(self.nodes, UnparsedNodes):
+            return self.nodes.parsed(index)
         node = self.nodes[index]
         return node if isinstance(node, str) else _parse_string(node)
 
-    def are_strings(self, start: int, stop: int) -> bool:
-        """Return whether nodes that were not parsed yet are strings, and nothing else."""
-        nodes = [node for node in self.nodes[start:stop] if isinstance(node, bytes)]
-        if not nodes:
-            return True
-        try:
-            found = parse_json(f'["{_BETWEEN_NODES.join(nodes).decode()}"]')
-        except (NotJSONError, UnicodeDecodeError):
-            return False
-        return len(found) == len(nodes) and _kinds(found) == {str}
+    def nodes_to_copy(self, start: int, stop: int) -> list[str | bytes]:
+        """Return nodes as another manifest takes them.
+
+        Raises:
+            NotJSONError: one of them is no string.
+        """
+        if not isinstance(self.nodes, UnparsedNodes):
+            return self.nodes[start:stop]
+        nodes = self.nodes.all()[start:stop]
+        # all at once, because what is no string would break the other manifest as a whole
+        found = parse_json(f'["{_decoded(_BETWEEN_NODES.join(nodes))}"]')
+        if len(found) != len(nodes) or not _kinds(found) <= {str}:
+            raise NotJSONError("a node of its manifest is no text")
+        return [*nodes]
 
     def dump(self) -> bytes:
         """Return the manifest's bytes, UTF-8."""
-        nodes = [node for node in self.nodes if isinstance(node, str)]
-        apart = len(nodes) < len(self.nodes)
+        given = self.nodes.all() if isinstance(self.nodes, UnparsedNodes) else self.nodes
+        nodes = [node for node in given if isinstance(node, str)]
+        apart = len(nodes) < len(given)
         entries: JSON = {
             "names": [*self.names],
             "nodes": [] if apart else [*nodes],
@@ -128,7 +185,7 @@ class Manifest:
         }
         data = dump_json(manifest).encode()
         if apart:
-            data = _with_nodes(data, self.nodes)
+            data = _with_nodes(data, given)
         if len(data) > MAX_MANIFEST:
             raise OverflowError(f"the index of {len(data)} bytes exceeds {MAX_MANIFEST}")
         return data
@@ -148,7 +205,7 @@ class Manifest:
             MalformedError: it is not what `dump` writes.
             UnknownFeatureError: it needs a newer reader.
         """
-        rest, nodes = (data, None) if whole or len(data) < _APART_FROM else _without_nodes(data)
+        rest, column = (data, None) if whole or len(data) < _APART_FROM else _without_nodes(data)
         try:
             found = _parse_text(rest)
             if not isinstance(found, dict) or found["format"] != FORMAT:
@@ -156,14 +213,16 @@ class Manifest:
             # first: a column that a newer version does without would count as damage below
             _refuse_newer(found)
             entries, blobs = found["entries"], found["blobs"]
-            if nodes is not None and (entries["nodes"] or len(nodes) != len(entries["names"])):
-                # it was another column, or written in another way than by `dump`
-                return cls.parse(data, end, whole=True)
-            numbers = _numbers if nodes is None else _natural_numbers
+            if column is not None and entries["nodes"]:
+                return cls.parse(data, end, whole=True)  # it was another column
+            numbers = _numbers if column is None else _natural_numbers
+            names = _texts(entries["names"], MAX_ENTRIES)
             manifest = cls(
                 nested=_numbers([found["nested"]], MAX_NESTED)[0],
-                names=_texts(entries["names"], MAX_ENTRIES),
-                nodes=[*_texts(entries["nodes"], MAX_ENTRIES)] if nodes is None else nodes,
+                names=names,
+                nodes=[*_texts(entries["nodes"], MAX_ENTRIES)]
+                if column is None
+                else UnparsedNodes(column, len(names)),
                 counts=numbers(entries["blobs"], MAX_BLOBS),
                 with_nested=numbers(entries["nested"], MAX_ENTRIES),
                 offsets=numbers(blobs["offsets"], end),
@@ -206,15 +265,15 @@ class Manifest:
             raise MalformedError("a blob of its manifest reaches beyond the data")
 
 
-def _without_nodes(data: bytes) -> tuple[bytes, list[str | bytes] | None]:
-    """Cut the column of nodes out of a manifest, and that column into nodes.
+def _without_nodes(data: bytes) -> tuple[bytes, memoryview | None]:
+    """Cut the column of nodes out of a manifest.
 
     What `dump` has written is cut where the parser would, and behind the nodes there is nothing but
     columns of natural numbers. Of anything else that looks like it, the pieces that are no strings
     are found when they are needed.
 
     Returns:
-        The manifest without nodes, and these; or all of the manifest and None.
+        The manifest without nodes, and the nodes; or all of the manifest and None.
     """
     begin = data.find(_NODES_BEGIN) + len(_NODES_BEGIN)
     end = data.find(_NODES_END, begin)
@@ -222,7 +281,7 @@ def _without_nodes(data: bytes) -> tuple[bytes, list[str | bytes] | None]:
     is_as_dumped = begin >= len(_NODES_BEGIN) and data.startswith(b'"', begin) and end > begin
     if not is_as_dumped or behind.translate(None, _DIGITS) != _BEHIND_NODES:
         return data, None
-    return data[:begin] + behind, [*data[begin + 1 : end].split(_BETWEEN_NODES)]
+    return data[:begin] + behind, memoryview(data)[begin + 1 : end]
 
 
 def _with_nodes(data: bytes, nodes: Sequence[str | bytes]) -> bytes:
@@ -235,12 +294,16 @@ def _with_nodes(data: bytes, nodes: Sequence[str | bytes]) -> bytes:
 
 
 def _parse_string(text: bytes) -> str:
-    try:
-        found = parse_json(f'"{text.decode()}"')
-    except UnicodeDecodeError as err:
-        raise NotJSONError(f"its text is not UTF-8 ({err})") from err
+    found = parse_json(f'"{_decoded(text)}"')
     assert isinstance(found, str)
     return found
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as err:
+        raise NotJSONError(f"its text is not UTF-8 ({err})") from err
 
 
 def _parse_text(data: bytes) -> Any:

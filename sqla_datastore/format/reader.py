@@ -26,6 +26,7 @@ from sqla_datastore.format.manifest import (
     SUFFIXES,
     Manifest,
     UnknownFeatureError,
+    UnparsedNodes,
 )
 from sqla_datastore.storage.protocol import ObjectReader
 
@@ -78,6 +79,7 @@ class Container:
     Attributes:
         url: the object's URL, for messages.
         names: the entries' names in their order.
+        places: each entry's place in that order, by its name; not to be changed.
         nested_count: how many nested objects the value's family has.
         with_nested: the names of the entries that refer to nested objects.
     """
@@ -100,7 +102,7 @@ class Container:
         self._bytes = ObjectBytes(reader, url, head, verify_always=verify_always)
         self._manifest = manifest
         self._nested = nested
-        self._index = manifest.indexes
+        self.places = manifest.indexes
         self._entry_of_nested: dict[int, str] = {}
 
     @classmethod
@@ -131,7 +133,7 @@ class Container:
         return cls(reader, url, manifest, head, nested=nested, verify_always=verify_always)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._index
+        return name in self.places
 
     def __repr__(self) -> str:
         return f"<Container {self.url!r}: {len(self.names)} entries>"
@@ -142,7 +144,7 @@ class Container:
         Raises:
             KeyError: there is none of that name.
         """
-        self._index[name]
+        self.places[name]
         return StoredEntry(self, name)
 
     def node_text(self, name: str) -> str:
@@ -152,7 +154,7 @@ class Container:
             KeyError: there is none of that name.
             DamagedObjectError: it is no text.
         """
-        index = self._index[name]
+        index = self.places[name]
         try:
             return self._manifest.node(index)
         except NotJSONError as err:
@@ -160,7 +162,7 @@ class Container:
 
     def blobs(self, name: str) -> list[StoredBlob]:
         """Return an entry's blobs in their order; KeyError where there is no such entry."""
-        starts, index = self._manifest.starts, self._index[name]
+        starts, index = self._manifest.starts, self.places[name]
         return [self._blob(name, blob) for blob in range(starts[index], starts[index + 1])]
 
     def _blob(self, name: str, blob: int) -> StoredBlob:
@@ -196,7 +198,7 @@ class Container:
 
     def has_nested(self, name: str) -> bool:
         """Return whether an entry refers to nested objects; KeyError where there is none."""
-        self._index[name]
+        self.places[name]
         return name in self.with_nested
 
     def describe(self, name: str) -> Description:
@@ -224,7 +226,7 @@ class Container:
             UnsupportedFormatError: its codec is unknown, newer, or lacks its library.
         """
         # A missing entry is a KeyError, but none that comes from decoding is let out as one.
-        self._index[name]
+        self.places[name]
         try:
             return self.decode(name)
         except DataStoreError:
@@ -266,7 +268,7 @@ class Container:
 
     def _check_manifest(self) -> Iterator[str]:
         """Yield what is wrong with a manifest whose nodes were left unparsed, as a whole."""
-        if any(isinstance(node, bytes) for node in self._manifest.nodes[:1]):
+        if isinstance(self._manifest.nodes, UnparsedNodes):
             try:
                 _read_manifest(self._reader, self.url, whole=True)
             except DataStoreError as err:

@@ -253,7 +253,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         with source.lock:
             if self._entries is None:
                 # one for all of them, since each gets its own when it is loaded
-                self._entries = dict.fromkeys(source.container().names, Entry(source=source))
+                self._entries = dict.fromkeys(source.container().places, Entry(source=source))
             return self._entries
 
     def _loaded(self, name: str) -> Entry:
