@@ -55,7 +55,7 @@ class UnparsedNodes:
 
     Args:
         column: the strings, with what is between two of them.
-        count: how many there should be.
+        count: how many there are.
     """
 
     __slots__ = ("_column", "_count", "_is_asked", "_nodes")
@@ -70,16 +70,9 @@ class UnparsedNodes:
         return self._count
 
     def all(self) -> list[bytes]:
-        """Return all of them.
-
-        Raises:
-            NotJSONError: there are more or fewer.
-        """
+        """Return all of them."""
         if self._nodes is None:
-            nodes = bytes(self._column).split(_BETWEEN_NODES)
-            if len(nodes) != self._count:
-                raise NotJSONError("its manifest's columns differ in length")
-            self._nodes = nodes
+            self._nodes = bytes(self._column).split(_BETWEEN_NODES)
         return self._nodes
 
     def parsed(self, index: int) -> str:
@@ -205,7 +198,7 @@ class Manifest:
             MalformedError: it is not what `dump` writes.
             UnknownFeatureError: it needs a newer reader.
         """
-        rest, column = (data, None) if whole or len(data) < _APART_FROM else _without_nodes(data)
+        rest, unparsed = (data, None) if whole or len(data) < _APART_FROM else _without_nodes(data)
         try:
             found = _parse_text(rest)
             if not isinstance(found, dict) or found["format"] != FORMAT:
@@ -213,16 +206,15 @@ class Manifest:
             # first: a column that a newer version does without would count as damage below
             _refuse_newer(found)
             entries, blobs = found["entries"], found["blobs"]
-            if column is not None and entries["nodes"]:
-                return cls.parse(data, end, whole=True)  # it was another column
-            numbers = _numbers if column is None else _natural_numbers
-            names = _texts(entries["names"], MAX_ENTRIES)
+            names, nodes = (_texts(entries[key], MAX_ENTRIES) for key in ("names", "nodes"))
+            if unparsed is not None and (nodes or len(unparsed) != len(names)):
+                # it was another column, or is none of `dump`
+                return cls.parse(data, end, whole=True)
+            numbers = _numbers if unparsed is None else _natural_numbers
             manifest = cls(
                 nested=_numbers([found["nested"]], MAX_NESTED)[0],
                 names=names,
-                nodes=[*_texts(entries["nodes"], MAX_ENTRIES)]
-                if column is None
-                else UnparsedNodes(column, len(names)),
+                nodes=[*nodes] if unparsed is None else unparsed,
                 counts=numbers(entries["blobs"], MAX_BLOBS),
                 with_nested=numbers(entries["nested"], MAX_ENTRIES),
                 offsets=numbers(blobs["offsets"], end),
@@ -265,7 +257,7 @@ class Manifest:
             raise MalformedError("a blob of its manifest reaches beyond the data")
 
 
-def _without_nodes(data: bytes) -> tuple[bytes, memoryview | None]:
+def _without_nodes(data: bytes) -> tuple[bytes, UnparsedNodes | None]:
     """Cut the column of nodes out of a manifest.
 
     What `dump` has written is cut where the parser would, and behind the nodes there is nothing but
@@ -281,7 +273,8 @@ def _without_nodes(data: bytes) -> tuple[bytes, memoryview | None]:
     is_as_dumped = begin >= len(_NODES_BEGIN) and data.startswith(b'"', begin) and end > begin
     if not is_as_dumped or behind.translate(None, _DIGITS) != _BEHIND_NODES:
         return data, None
-    return data[:begin] + behind, memoryview(data)[begin + 1 : end]
+    count = data.count(_BETWEEN_NODES, begin + 1, end) + 1
+    return data[:begin] + behind, UnparsedNodes(memoryview(data)[begin + 1 : end], count)
 
 
 def _with_nodes(data: bytes, nodes: Sequence[str | bytes]) -> bytes:
