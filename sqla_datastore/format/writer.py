@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, islice, repeat
+from itertools import accumulate, islice, repeat
 from typing import TypeAlias
 
 from sqla_datastore.codecs.protocol import Payload
@@ -46,7 +46,6 @@ class ObjectPlan:
 
     Attributes:
         entries: the encoded and the copied entries in their order.
-        nbytes: the number of payload bytes, without index and padding.
         names_with_nested: the names of entries that refer to nested values.
     """
 
@@ -54,9 +53,18 @@ class ObjectPlan:
         self.entries = entries
         # grows while the plan is made, so it is counted only when written
         self._nested_values = nested_values
-        self.nbytes = sum(sum(_sizes(part)) for part in entries)
         self.names_with_nested = frozenset(
             entry.name for entry in entries if isinstance(entry, EncodedEntry) and entry.has_nested
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The number of payload bytes, without index and padding."""
+        return sum(
+            sum(part.sizes(part.blobs))
+            if isinstance(part, CopiedEntries)
+            else sum(payload.nbytes for payload in part.payloads)
+            for part in self.entries
         )
 
     def write(self, writer: ObjectWriter) -> None:
@@ -90,18 +98,6 @@ def _dump(manifest: Manifest) -> bytes:
         ) from err
 
 
-def _sizes(part: Part) -> list[int]:
-    if isinstance(part, CopiedEntries):
-        return part.sizes(part.blobs)
-    return [payload.nbytes for payload in part.payloads]
-
-
-def _kinds(part: Part) -> list[int]:
-    if isinstance(part, CopiedEntries):
-        return part.kinds(part.blobs)
-    return [_kind(payload) for payload in part.payloads]
-
-
 class _BlobWriter:
     """Writes the blobs of one object and notes their offsets and checksums."""
 
@@ -112,21 +108,32 @@ class _BlobWriter:
         self._nodes: list[str | bytes] = []
         self._counts: list[int] = []
         self._with_nested: list[int] = []
+        self._sizes: list[int] = []
+        self._kinds: list[int] = []
         for part in parts:
             if isinstance(part, CopiedEntries):
-                self._names += part.names
-                self._nodes += part.nodes
-                self._counts += part.counts
+                self._add_copied(part)
             else:
-                if part.has_nested:
-                    self._with_nested.append(len(self._names))
-                self._names.append(part.name)
-                self._nodes.append(part.node)
-                self._counts.append(len(part.payloads))
-        self._sizes = [*chain.from_iterable(map(_sizes, parts))]
-        self._kinds = [*chain.from_iterable(map(_kinds, parts))]
+                self._add(part)
         self._offsets = [0] * len(self._sizes)
         self._crcs = [0] * len(self._sizes)
+
+    def _add(self, entry: EncodedEntry) -> None:
+        if entry.has_nested:
+            self._with_nested.append(len(self._names))
+        self._names.append(entry.name)
+        self._nodes.append(entry.node)
+        self._counts.append(len(entry.payloads))
+        for payload in entry.payloads:
+            self._sizes.append(payload.nbytes)
+            self._kinds.append(_kind(payload))
+
+    def _add_copied(self, entries: CopiedEntries) -> None:
+        self._names += entries.names
+        self._nodes += entries.nodes
+        self._counts += entries.counts
+        self._sizes += entries.sizes(entries.blobs)
+        self._kinds += entries.kinds(entries.blobs)
 
     def write(self, nested: int) -> Manifest:
         """Write all and return the manifest."""
