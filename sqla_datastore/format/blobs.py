@@ -64,6 +64,12 @@ class ObjectBytes:
         self._refuse_shorter(entry, size, len(data))
         return data
 
+    def copy(self, entry: str, offset: int, size: int) -> bytes:
+        """Do what `read` does, without reading again what was read already."""
+        if offset + size <= len(self._head):
+            return self._head[offset : offset + size]
+        return self.read(entry, offset, size)
+
     def _refuse_shorter(self, entry: str, size: int, found: int) -> None:
         if found != size:
             raise DamagedObjectError(

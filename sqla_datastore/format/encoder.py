@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from typing_extensions import Buffer
@@ -13,9 +13,10 @@ from sqla_datastore.codecs.protocol import JSON, Codec, Payload
 from sqla_datastore.codecs.strict_json import BARE_RULES, dump_json, is_text
 from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
 from sqla_datastore.format.archive import crc32
+from sqla_datastore.format.copying import CopiedEntries
 from sqla_datastore.format.manifest import MAX_DEPTH, MAX_ENTRIES, MAX_NESTED_DEPTH
-from sqla_datastore.format.reader import StoredEntry
-from sqla_datastore.format.writer import EncodedEntry, ObjectPlan
+from sqla_datastore.format.reader import Container, StoredEntry
+from sqla_datastore.format.writer import EncodedEntry, ObjectPlan, Part
 from sqla_datastore.storage.urls import MAX_NESTED
 
 _BARE_TEXT: Final = 4096
@@ -47,7 +48,9 @@ def plan(
 
     Args:
         entries: the value's entries in order. A `StoredEntry` is copied as it is, without decoding;
-            one that refers to nested objects is loaded and encoded again.
+            one that refers to nested objects is loaded and encoded again. A `Container` stands for
+            its entry of the same name, which must not refer to any: those that follow one another
+            there too are copied together.
         nested_entries: gives the entries of a nested value that a codec hands over.
         column: ``table.column`` for messages.
 
@@ -99,13 +102,13 @@ class _Family:
         self.nested_values: list[object] = []
         self.column = column
         self._nested_entries = nested_entries
-        self._encoded: dict[int, list[EncodedEntry]] = {}
+        self._parts: dict[int, list[Part]] = {}
         self._open: set[int] = set()
 
     def objects(self) -> list[ObjectPlan]:
         """Return the plans of all objects, the outermost value's first."""
         return [
-            ObjectPlan(self._encoded[number], self.nested_values)
+            ObjectPlan(self._parts[number], self.nested_values)
             for number in range(-1, len(self.nested_values))
         ]
 
@@ -116,7 +119,22 @@ class _Family:
                 f"{len(entries)} entries are more than {MAX_ENTRIES}; store them as a frame",
                 column=self.column,
             )
-        self._encoded[number] = [self.encode(name, value, place) for name, value in entries.items()]
+        self._parts[number] = parts = [*self._encoded(entries, place)]
+        for part in parts:
+            if isinstance(part, CopiedEntries):
+                part.take_nodes()
+                self._check_names(part.names)
+
+    def _encoded(self, entries: Mapping[str, object], place: str) -> Iterator[Part]:
+        """Encode entries, or note what of them is copied; entries that stay together are one."""
+        copied: CopiedEntries | None = None
+        for name, value in entries.items():
+            if type(value) is not Container:
+                copied = None
+                yield self.encode(name, value, place)
+            elif copied is None or not copied.grow(name, value):
+                copied = CopiedEntries(value, name)
+                yield copied
 
     def encode(self, name: str, value: object, place: str) -> EncodedEntry:
         """Encode one entry of the value at a place."""
@@ -142,6 +160,11 @@ class _Family:
             reason = f"its codec failed ({type(err).__name__}: {err}); convert it"
             raise encoder.unsupported(value, reason) from err
         return EncodedEntry(name, node, encoder.payloads, encoder.has_nested)
+
+    def _check_names(self, names: list[str]) -> None:
+        if not is_text("".join(names)):
+            for name in names:
+                self._check_name(name)
 
     def _check_name(self, name: object) -> None:
         reason = "" if isinstance(name, str) else f"is of type {type(name).__name__}, not str"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
-from operator import add
+from functools import reduce
+from itertools import accumulate, islice, pairwise
+from operator import add, gt, or_
 from typing import Any, Final
 
 from sqla_datastore.codecs.protocol import JSON
@@ -27,9 +28,67 @@ MAX_NESTED_DEPTH: Final = 50
 """How many objects a nested object lies in."""
 _MAX_CRC: Final = 0xFFFFFFFF
 
+# From so many bytes on, nodes are parsed one by one: most of a manifest is nodes, and most of what
+# its parsing takes. Below, one call of the parser is faster than the search for their column.
+_APART_FROM = 256 * 1024
+# How `dump` begins and ends the column of nodes. A quote within a string has a backslash before
+# it, so neither can stand in one, but for a string that ends with the characters in front.
+_NODES_BEGIN: Final = b'],"nodes":['
+_NODES_END: Final = b'"],"'
+_BETWEEN_NODES: Final = b'","'
+# What follows the nodes is numbers. Without their digits it is this, so that one comparison tells
+# the kinds of all of them.
+_DIGITS: Final = b"0123456789,"
+_BEHIND_NODES: Final = (
+    b']"blobs":[]"nested":[]}"blobs":{"offsets":[]"sizes":[]"crcs":[]"kinds":[]}}'
+)
+
 
 class UnknownFeatureError(ValueError):
     """The object requires a feature or version that this reader lacks."""
+
+
+class UnparsedNodes:
+    """The nodes of a large manifest as they stand there: JSON strings without their quotes.
+
+    Immutable to its users, and thread-safe.
+
+    Args:
+        column: the strings, with what is between two of them.
+        count: how many there are.
+    """
+
+    __slots__ = ("_column", "_count", "_is_asked", "_nodes")
+
+    def __init__(self, column: memoryview, count: int) -> None:
+        self._column = column
+        self._count = count
+        self._is_asked = False
+        self._nodes: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def all(self) -> list[bytes]:
+        """Return all of them."""
+        if self._nodes is None:
+            self._nodes = bytes(self._column).split(_BETWEEN_NODES)
+        return self._nodes
+
+    def parsed(self, index: int) -> str:
+        """Return one of them as text.
+
+        Raises:
+            NotJSONError: it is no string.
+        """
+        if not self._is_asked:
+            # who asks for one may need no other, and twice the usual length of those before has it
+            self._is_asked = True
+            head = self._column[: (index + 2) * 2 * len(self._column) // self._count]
+            nodes = bytes(head).split(_BETWEEN_NODES, index + 1)
+            if len(nodes) == index + 2:
+                return _parse_string(nodes[index])
+        return _parse_string(self.all()[index])
 
 
 @dataclass(slots=True)
@@ -39,7 +98,8 @@ class Manifest:
     Attributes:
         nested: how many nested objects the value's family has.
         names: the entries' names in order.
-        nodes: each entry's node as JSON text.
+        nodes: each entry's node as JSON text, or as bytes where it is taken from another manifest
+            as it stands there; `node` reads what was parsed.
         counts: each entry's number of blobs; the blobs below stand in the order of entries.
         with_nested: the indexes of entries that refer to nested objects.
         offsets: each blob's first byte, from the object's start.
@@ -47,11 +107,12 @@ class Manifest:
         crcs: each blob's CRC-32.
         kinds: what each blob is to other tools, as an index into `SUFFIXES`.
         starts: for each entry the index of its first blob; follows from `counts`.
+        indexes: each entry's index by its name; only of a manifest that was parsed.
     """
 
     nested: int
     names: list[str]
-    nodes: list[str]
+    nodes: list[str | bytes] | UnparsedNodes
     counts: list[int]
     with_nested: list[int]
     offsets: list[int]
@@ -59,15 +120,45 @@ class Manifest:
     crcs: list[int]
     kinds: list[int]
     starts: list[int] = field(init=False)
+    indexes: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.starts = [0, *accumulate(self.counts)]
 
+    def node(self, index: int) -> str:
+        """Return an entry's node as JSON text.
+
+        Raises:
+            NotJSONError: it is no string; only a part of a manifest that was not parsed is none.
+        """
+        if isinstance(self.nodes, UnparsedNodes):
+            return self.nodes.parsed(index)
+        node = self.nodes[index]
+        return node if isinstance(node, str) else _parse_string(node)
+
+    def nodes_to_copy(self, start: int, stop: int) -> list[str | bytes]:
+        """Return nodes as another manifest takes them.
+
+        Raises:
+            NotJSONError: one of them is no string.
+        """
+        if not isinstance(self.nodes, UnparsedNodes):
+            return self.nodes[start:stop]
+        nodes = self.nodes.all()[start:stop]
+        # all at once, because what is no string would break the other manifest as a whole
+        found = parse_json(f'["{_decoded(_BETWEEN_NODES.join(nodes))}"]')
+        if len(found) != len(nodes) or not _kinds(found) <= {str}:
+            raise NotJSONError("a node of its manifest is no text")
+        return [*nodes]
+
     def dump(self) -> bytes:
         """Return the manifest's bytes, UTF-8."""
+        given = self.nodes.all() if isinstance(self.nodes, UnparsedNodes) else self.nodes
+        nodes = [node for node in given if isinstance(node, str)]
+        apart = len(nodes) < len(given)
         entries: JSON = {
             "names": [*self.names],
-            "nodes": [*self.nodes],
+            "nodes": [] if apart else [*nodes],
             "blobs": [*self.counts],
             "nested": [*self.with_nested],
         }
@@ -86,39 +177,50 @@ class Manifest:
             "blobs": blobs,
         }
         data = dump_json(manifest).encode()
+        if apart:
+            data = _with_nodes(data, given)
         if len(data) > MAX_MANIFEST:
             raise OverflowError(f"the index of {len(data)} bytes exceeds {MAX_MANIFEST}")
         return data
 
     @classmethod
-    def parse(cls, data: bytes, end: int) -> Manifest:
+    def parse(cls, data: bytes, end: int, *, whole: bool = False) -> Manifest:
         """Read a manifest whose checksum was verified, trusting nothing in it.
+
+        The nodes of a large one are left as they are: `node` finds out whether one is a string.
 
         Args:
             data: its bytes.
             end: the offset that no blob may reach beyond.
+            whole: parse all nodes, of a large one too.
 
         Raises:
             MalformedError: it is not what `dump` writes.
             UnknownFeatureError: it needs a newer reader.
         """
+        rest, unparsed = (data, None) if whole or len(data) < _APART_FROM else _without_nodes(data)
         try:
-            found = _parse_text(data)
+            found = _parse_text(rest)
             if not isinstance(found, dict) or found["format"] != FORMAT:
                 raise MalformedError("its manifest is of another format")
             # first: a column that a newer version does without would count as damage below
             _refuse_newer(found)
             entries, blobs = found["entries"], found["blobs"]
+            names, nodes = (_texts(entries[key], MAX_ENTRIES) for key in ("names", "nodes"))
+            if unparsed is not None and (nodes or len(unparsed) != len(names)):
+                # it was another column, or is none of `dump`
+                return cls.parse(data, end, whole=True)
+            numbers = _numbers if unparsed is None else _natural_numbers
             manifest = cls(
                 nested=_numbers([found["nested"]], MAX_NESTED)[0],
-                names=_texts(entries["names"], MAX_ENTRIES),
-                nodes=_texts(entries["nodes"], MAX_ENTRIES),
-                counts=_numbers(entries["blobs"], MAX_BLOBS),
-                with_nested=_numbers(entries["nested"], MAX_ENTRIES),
-                offsets=_numbers(blobs["offsets"], end),
-                sizes=_numbers(blobs["sizes"], end),
-                crcs=_numbers(blobs["crcs"], _MAX_CRC),
-                kinds=_numbers(blobs["kinds"], len(SUFFIXES) - 1),
+                names=names,
+                nodes=[*nodes] if unparsed is None else unparsed,
+                counts=numbers(entries["blobs"], MAX_BLOBS),
+                with_nested=numbers(entries["nested"], MAX_ENTRIES),
+                offsets=numbers(blobs["offsets"], end),
+                sizes=numbers(blobs["sizes"], end),
+                crcs=numbers(blobs["crcs"], _MAX_CRC),
+                kinds=numbers(blobs["kinds"], len(SUFFIXES) - 1),
             )
         except (KeyError, TypeError, UnicodeDecodeError) as err:
             raise MalformedError(
@@ -133,22 +235,68 @@ class Manifest:
             raise MalformedError("its manifest's columns differ in length")
         if not blobs == len(self.sizes) == len(self.crcs) == len(self.kinds) == self.starts[-1]:
             raise MalformedError("its manifest's blob columns differ in length")
-        if len(set(self.names)) != entries:
+        self.indexes = dict(zip(self.names, range(entries), strict=True))
+        if len(self.indexes) != entries:
             raise MalformedError("an entry occurs twice in its manifest")
         if any(index >= entries for index in self.with_nested):
             raise MalformedError("its manifest names entries that it does not have")
         self._check_ranges(end)
 
     def _check_ranges(self, end: int) -> None:
-        if any(offset % ALIGNMENT for offset in self.offsets):
+        offsets = self.offsets
+        if reduce(or_, offsets, 0) % ALIGNMENT:
             raise MalformedError("a blob of its manifest is not aligned")
-        # Sorted, because packed blobs lie behind the others. Blobs that overlap would let a small
-        # object fill the memory.
-        ranges = sorted(zip(self.offsets, map(add, self.offsets, self.sizes), strict=True))
-        if any(first[1] > second[0] for first, second in pairwise(ranges)):
-            raise MalformedError("blobs of its manifest overlap")
-        if ranges and ranges[-1][1] > end:
+        ends = [*map(add, offsets, self.sizes)]
+        # Blobs that overlap would let a small object fill the memory. They need not be in order,
+        # because packed blobs lie behind the others; where they are, a sorted copy is spared.
+        if any(map(gt, ends, islice(offsets, 1, None))):
+            ranges = sorted(zip(offsets, ends, strict=True))
+            if any(first[1] > second[0] for first, second in pairwise(ranges)):
+                raise MalformedError("blobs of its manifest overlap")
+        if max(ends, default=0) > end:
             raise MalformedError("a blob of its manifest reaches beyond the data")
+
+
+def _without_nodes(data: bytes) -> tuple[bytes, UnparsedNodes | None]:
+    """Cut the column of nodes out of a manifest.
+
+    What `dump` has written is cut where the parser would, and behind the nodes there is nothing but
+    columns of natural numbers. Of anything else that looks like it, the pieces that are no strings
+    are found when they are needed.
+
+    Returns:
+        The manifest without nodes, and the nodes; or all of the manifest and None.
+    """
+    begin = data.find(_NODES_BEGIN) + len(_NODES_BEGIN)
+    end = data.find(_NODES_END, begin)
+    behind = data[end + 1 :]
+    is_as_dumped = begin >= len(_NODES_BEGIN) and data.startswith(b'"', begin) and end > begin
+    if not is_as_dumped or behind.translate(None, _DIGITS) != _BEHIND_NODES:
+        return data, None
+    count = data.count(_BETWEEN_NODES, begin + 1, end) + 1
+    return data[:begin] + behind, UnparsedNodes(memoryview(data)[begin + 1 : end], count)
+
+
+def _with_nodes(data: bytes, nodes: Sequence[str | bytes]) -> bytes:
+    """Put nodes into the empty column of a manifest."""
+    at = data.index(_NODES_BEGIN) + len(_NODES_BEGIN)
+    column = _BETWEEN_NODES.join(
+        node if isinstance(node, bytes) else dump_json(node).encode()[1:-1] for node in nodes
+    )
+    return b'%b"%b"%b' % (data[:at], column, data[at:])
+
+
+def _parse_string(text: bytes) -> str:
+    found = parse_json(f'"{_decoded(text)}"')
+    assert isinstance(found, str)
+    return found
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as err:
+        raise NotJSONError(f"its text is not UTF-8 ({err})") from err
 
 
 def _parse_text(data: bytes) -> Any:
@@ -176,7 +324,13 @@ def _texts(column: object, limit: int) -> list[str]:
 def _numbers(column: object, largest: int) -> list[int]:
     _check_column(column, int, MAX_BLOBS)
     numbers: list[int] = column  # type: ignore[assignment]
-    if numbers and (min(numbers) < 0 or max(numbers) > largest):
+    if min(numbers, default=0) < 0:
+        raise MalformedError("a number of its manifest is out of range")
+    return _natural_numbers(numbers, largest)
+
+
+def _natural_numbers(numbers: list[int], largest: int) -> list[int]:
+    if len(numbers) > MAX_BLOBS or max(numbers, default=0) > largest:
         raise MalformedError("a number of its manifest is out of range")
     return numbers
 

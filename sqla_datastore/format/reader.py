@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from sqla_datastore.format.manifest import (
     SUFFIXES,
     Manifest,
     UnknownFeatureError,
+    UnparsedNodes,
 )
 from sqla_datastore.storage.protocol import ObjectReader
 
@@ -77,7 +79,9 @@ class Container:
     Attributes:
         url: the object's URL, for messages.
         names: the entries' names in their order.
+        places: each entry's place in that order, by its name; not to be changed.
         nested_count: how many nested objects the value's family has.
+        with_nested: the names of the entries that refer to nested objects.
     """
 
     def __init__(
@@ -93,12 +97,12 @@ class Container:
         self.url = url
         self.names = tuple(manifest.names)
         self.nested_count = manifest.nested
+        self.with_nested = frozenset(map(manifest.names.__getitem__, manifest.with_nested))
         self._reader = reader
         self._bytes = ObjectBytes(reader, url, head, verify_always=verify_always)
         self._manifest = manifest
         self._nested = nested
-        self._index = {name: index for index, name in enumerate(manifest.names)}
-        self._with_nested = frozenset(manifest.with_nested)
+        self.places = manifest.indexes
         self._entry_of_nested: dict[int, str] = {}
 
     @classmethod
@@ -129,7 +133,7 @@ class Container:
         return cls(reader, url, manifest, head, nested=nested, verify_always=verify_always)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._index
+        return name in self.places
 
     def __repr__(self) -> str:
         return f"<Container {self.url!r}: {len(self.names)} entries>"
@@ -140,31 +144,62 @@ class Container:
         Raises:
             KeyError: there is none of that name.
         """
-        self._index[name]
+        self.places[name]
         return StoredEntry(self, name)
 
     def node_text(self, name: str) -> str:
-        """Return an entry's node as JSON text; KeyError where there is no such entry."""
-        return self._manifest.nodes[self._index[name]]
+        """Return an entry's node as JSON text.
+
+        Raises:
+            KeyError: there is none of that name.
+            DamagedObjectError: it is no text.
+        """
+        index = self.places[name]
+        try:
+            return self._manifest.node(index)
+        except NotJSONError as err:
+            raise self._damaged(name, str(err)) from err
 
     def blobs(self, name: str) -> list[StoredBlob]:
         """Return an entry's blobs in their order; KeyError where there is no such entry."""
-        manifest, index = self._manifest, self._index[name]
-        return [
-            StoredBlob(
-                source=self._bytes,
-                entry=name,
-                offset=manifest.offsets[blob],
-                nbytes=manifest.sizes[blob],
-                crc=manifest.crcs[blob],
-                suffix=SUFFIXES[manifest.kinds[blob]],
-            )
-            for blob in range(manifest.starts[index], manifest.starts[index + 1])
-        ]
+        starts, index = self._manifest.starts, self.places[name]
+        return [self._blob(name, blob) for blob in range(starts[index], starts[index + 1])]
+
+    def _blob(self, name: str, blob: int) -> StoredBlob:
+        manifest = self._manifest
+        return StoredBlob(
+            source=self._bytes,
+            entry=name,
+            offset=manifest.offsets[blob],
+            nbytes=manifest.sizes[blob],
+            crc=manifest.crcs[blob],
+            suffix=SUFFIXES[manifest.kinds[blob]],
+        )
+
+    @property
+    def manifest(self) -> Manifest:
+        """The columns of its index, for who copies entries; not to be changed."""
+        return self._manifest
+
+    def blob_at(self, blob: int) -> StoredBlob:
+        """Return the blob of a number, counted through all entries."""
+        # an entry without blobs starts where the next one does, so the last of these has it
+        entry = bisect_right(self._manifest.starts, blob) - 1
+        return self._blob(self.names[entry], blob)
+
+    def read(self, blobs: range) -> bytes:
+        """Return the bytes of adjacent blobs and what lies between them, unverified, by one read.
+
+        Raises:
+            DamagedObjectError: the object has become shorter.
+        """
+        first, last = self.blob_at(blobs[0]), self.blob_at(blobs[-1])
+        return self._bytes.copy(last.entry, first.offset, last.offset + last.nbytes - first.offset)
 
     def has_nested(self, name: str) -> bool:
         """Return whether an entry refers to nested objects; KeyError where there is none."""
-        return self._index[name] in self._with_nested
+        self.places[name]
+        return name in self.with_nested
 
     def describe(self, name: str) -> Description:
         """Return type, dtype, shape and size of an entry from the index alone.
@@ -192,7 +227,7 @@ class Container:
             MemoryError: there is not enough memory for it.
         """
         # A missing entry is a KeyError, but none that comes from decoding is let out as one.
-        self._index[name]
+        self.places[name]
         try:
             return self.decode(name)
         except DataStoreError:
@@ -230,8 +265,17 @@ class Container:
             deep: read all payloads and compare their checksums.
         """
         yield from check_archive(self._reader, self._manifest, deep=deep)
+        yield from self._check_manifest()
         for name in self.names:
             yield from self._check_entry(name, deep=deep)
+
+    def _check_manifest(self) -> Iterator[str]:
+        """Yield what is wrong with a manifest whose nodes were left unparsed, as a whole."""
+        if isinstance(self._manifest.nodes, UnparsedNodes):
+            try:
+                _read_manifest(self._reader, self.url, whole=True)
+            except DataStoreError as err:
+                yield str(err)
 
     def _check_entry(self, name: str, *, deep: bool) -> Iterator[str]:
         try:
@@ -263,7 +307,9 @@ class Container:
         return DamagedObjectError(self.url, reason, entry=name)
 
 
-def _read_manifest(reader: ObjectReader, url: str) -> tuple[Manifest, bytes]:
+def _read_manifest(
+    reader: ObjectReader, url: str, *, whole: bool = False
+) -> tuple[Manifest, bytes]:
     """Return the manifest, and all bytes before it where they were read with it."""
     try:
         anchor, suffix = read_anchor(reader)
@@ -274,7 +320,7 @@ def _read_manifest(reader: ObjectReader, url: str) -> tuple[Manifest, bytes]:
             raise crc_error(url, None, anchor.crc, found)
         is_whole = len(suffix) == reader.size_bytes
         head = suffix[: anchor.offset] if is_whole else b""
-        return Manifest.parse(data, anchor.offset), head
+        return Manifest.parse(data, anchor.offset, whole=whole), head
     except MalformedError as err:
         raise DamagedObjectError(url, str(err)) from err
     except UnknownFeatureError as err:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate, islice, repeat
+from typing import TypeAlias
 
 from sqla_datastore.codecs.protocol import Payload
 from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
 from sqla_datastore.format.archive import ALIGNMENT, MANIFEST, PACKED, WrongSizeError, ZipWriter
 from sqla_datastore.format.blobs import StoredBlob
+from sqla_datastore.format.copying import CopiedEntries
 from sqla_datastore.format.manifest import FORMAT_VERSION, SUFFIXES, Manifest
 from sqla_datastore.storage.protocol import ObjectWriter
 
@@ -34,21 +37,35 @@ class EncodedEntry:
     has_nested: bool = False
 
 
+Part: TypeAlias = EncodedEntry | CopiedEntries
+"""One entry, or several that are copied together."""
+
+
 class ObjectPlan:
     """One object to be written.
 
     Attributes:
-        entries: the encoded entries in their order.
-        nbytes: the number of payload bytes, without index and padding.
+        entries: the encoded and the copied entries in their order.
         names_with_nested: the names of entries that refer to nested values.
     """
 
-    def __init__(self, entries: list[EncodedEntry], nested_values: list[object]) -> None:
+    def __init__(self, entries: Sequence[Part], nested_values: list[object]) -> None:
         self.entries = entries
         # grows while the plan is made, so it is counted only when written
         self._nested_values = nested_values
-        self.nbytes = sum(payload.nbytes for entry in entries for payload in entry.payloads)
-        self.names_with_nested = frozenset(entry.name for entry in entries if entry.has_nested)
+        self.names_with_nested = frozenset(
+            entry.name for entry in entries if isinstance(entry, EncodedEntry) and entry.has_nested
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The number of payload bytes, without index and padding."""
+        return sum(
+            sum(part.sizes(part.blobs))
+            if isinstance(part, CopiedEntries)
+            else sum(payload.nbytes for payload in part.payloads)
+            for part in self.entries
+        )
 
     def write(self, writer: ObjectWriter) -> None:
         """Write the object in one pass; at most once, since payloads hand over their bytes once.
@@ -84,62 +101,159 @@ def _dump(manifest: Manifest) -> bytes:
 class _BlobWriter:
     """Writes the blobs of one object and notes their offsets and checksums."""
 
-    def __init__(self, out: ZipWriter, entries: list[EncodedEntry]) -> None:
+    def __init__(self, out: ZipWriter, parts: Sequence[Part]) -> None:
         self._out = out
-        self._entries = entries
-        self._payloads = [(entry, payload) for entry in entries for payload in entry.payloads]
-        self._offsets = [0] * len(self._payloads)
-        self._crcs = [0] * len(self._payloads)
+        self._parts = parts
+        self._names: list[str] = []
+        self._nodes: list[str | bytes] = []
+        self._counts: list[int] = []
+        self._with_nested: list[int] = []
+        self._sizes: list[int] = []
+        self._kinds: list[int] = []
+        for part in parts:
+            if isinstance(part, CopiedEntries):
+                self._add_copied(part)
+            else:
+                self._add(part)
+        self._offsets = [0] * len(self._sizes)
+        self._crcs = [0] * len(self._sizes)
+
+    def _add(self, entry: EncodedEntry) -> None:
+        if entry.has_nested:
+            self._with_nested.append(len(self._names))
+        self._names.append(entry.name)
+        self._nodes.append(entry.node)
+        self._counts.append(len(entry.payloads))
+        for payload in entry.payloads:
+            self._sizes.append(payload.nbytes)
+            self._kinds.append(_kind(payload))
+
+    def _add_copied(self, entries: CopiedEntries) -> None:
+        self._names += entries.names
+        self._nodes += entries.nodes
+        self._counts += entries.counts
+        self._sizes += entries.sizes(entries.blobs)
+        self._kinds += entries.kinds(entries.blobs)
 
     def write(self, nested: int) -> Manifest:
         """Write all and return the manifest."""
-        sizes = [payload.nbytes for _, payload in self._payloads]
-        small = [index for index, size in enumerate(sizes) if size < _SMALL]
+        small = [index for index, size in enumerate(self._sizes) if size < _SMALL]
         packed = small if len(small) > _PACK_ABOVE else []
-        self._write_members(set(packed), sizes)
+        if len(packed) < len(self._sizes):
+            self._write_members(from_size=_SMALL if packed else 0)
         if packed:
-            self._write_packed(packed, sizes)
+            self._write_packed(packed)
         return Manifest(
             nested=nested,
-            names=[entry.name for entry in self._entries],
-            nodes=[entry.node for entry in self._entries],
-            counts=[len(entry.payloads) for entry in self._entries],
-            with_nested=[i for i, entry in enumerate(self._entries) if entry.has_nested],
+            names=self._names,
+            nodes=self._nodes,
+            counts=self._counts,
+            with_nested=self._with_nested,
             offsets=self._offsets,
-            sizes=sizes,
+            sizes=self._sizes,
             crcs=self._crcs,
-            kinds=[_kind(payload) for _, payload in self._payloads],
+            kinds=self._kinds,
         )
 
-    def _write_members(self, packed: set[int], sizes: list[int]) -> None:
-        for index, name in enumerate(_member_names(self._entries)):
-            if index not in packed:
-                with _named_errors(self._payloads[index][0].name):
-                    self._offsets[index] = self._out.begin(name, sizes[index])
-                    self._payloads[index][1].write_to(self._out.write)
-                    self._take_crc(index, self._out.end())
+    def _placed_parts(self) -> Iterator[tuple[int, Part]]:
+        """Yield all parts, each with the index of its first blob."""
+        index = 0
+        for part in self._parts:
+            yield index, part
+            index += len(part.blobs if isinstance(part, CopiedEntries) else part.payloads)
 
-    def _write_packed(self, packed: list[int], sizes: list[int]) -> None:
-        rounded = [-(-sizes[index] // ALIGNMENT) * ALIGNMENT for index in packed]
+    def _write_members(self, *, from_size: int) -> None:
+        names = [*_member_names(self._names, self._counts, self._kinds)]
+        for first, part in self._placed_parts():
+            if isinstance(part, CopiedEntries):
+                self._copy_members(part, first, names, from_size)
+                continue
+            for index, payload in enumerate(part.payloads, first):
+                if self._sizes[index] >= from_size:
+                    self._write_member(index, names[index], part.name, payload)
+
+    def _write_member(self, index: int, name: str, entry: str, payload: Payload) -> None:
+        with _named_errors(entry):
+            self._offsets[index] = self._out.begin(name, self._sizes[index])
+            payload.write_to(self._out.write)
+            self._take_crc(index, payload, self._out.end())
+
+    def _copy_members(
+        self, part: CopiedEntries, first: int, names: list[str], from_size: int
+    ) -> None:
+        blobs, shift = part.blobs, first - part.blobs.start
+        wanted = [blob for blob in blobs if self._sizes[blob + shift] >= from_size]
+        for stretch in part.stretches(wanted):
+            if len(stretch) == 1:
+                # it may be of any size, so it is not read at once
+                blob, index = part.container.blob_at(stretch.start), stretch.start + shift
+                self._write_member(index, names[index], blob.entry, blob)
+                continue
+            with _named_errors_of(part, stretch):
+                found = part.read(stretch)
+            for index, (blob, data) in enumerate(found, stretch.start + shift):
+                with _named_errors(blob.entry):
+                    self._offsets[index] = self._out.begin(names[index], blob.nbytes)
+                    self._out.write(data)
+                    self._take_crc(index, blob, self._out.end())
+
+    def _write_packed(self, packed: list[int]) -> None:
         # nothing follows the last one
-        rounded[-1] = sizes[packed[-1]]
-        self._out.begin(PACKED, sum(rounded))
-        for index in packed:
-            with _named_errors(self._payloads[index][0].name):
-                self._offsets[index] = self._out.part()
-                self._payloads[index][1].write_to(self._out.write)
-                # `end` compares only the sum: a part could have grown into its own padding
-                if self._out.position != self._offsets[index] + sizes[index]:
-                    raise WrongSizeError(f"not the {sizes[index]} bytes that were announced")
-                self._take_crc(index, self._out.part_crc)
+        rounded = sum(_rounded([self._sizes[index] for index in packed[:-1]]))
+        self._out.begin(PACKED, rounded + self._sizes[packed[-1]])
+        for first, part in self._placed_parts():
+            if isinstance(part, CopiedEntries):
+                self._copy_packed(part, first)
+                continue
+            for index, payload in enumerate(part.payloads, first):
+                if self._sizes[index] < _SMALL:
+                    self._write_part(index, part.name, payload)
         self._out.end()
 
-    def _take_crc(self, index: int, crc: int) -> None:
-        payload = self._payloads[index][1]
+    def _write_part(self, index: int, entry: str, payload: Payload) -> None:
+        with _named_errors(entry):
+            self._offsets[index] = self._out.part()
+            payload.write_to(self._out.write)
+            # `end` compares only the sum: a part could have grown into its own padding
+            if self._out.position != self._offsets[index] + self._sizes[index]:
+                raise WrongSizeError(f"not the {self._sizes[index]} bytes that were announced")
+            self._take_crc(index, payload, self._out.part_crc)
+
+    def _copy_packed(self, part: CopiedEntries, first: int) -> None:
+        blobs, shift = part.blobs, first - part.blobs.start
+        wanted = [blob for blob in blobs if self._sizes[blob + shift] < _SMALL]
+        for stretch in part.stretches(wanted):
+            with _named_errors_of(part, stretch):
+                pieces = part.read_verified(stretch)
+                start, stop = stretch.start + shift, stretch.stop + shift
+                # their padding is made anew: no checksum of an entry covers it
+                rounded = _rounded(self._sizes[start : stop - 1])
+                offsets = accumulate(rounded, initial=self._out.part())
+                self._offsets[start:stop] = offsets
+                self._crcs[start:stop] = part.crcs(stretch)
+                rounded.append(0)
+                self._out.write(b"".join(map(bytes.ljust, pieces, rounded, repeat(b"\0"))))
+
+    def _take_crc(self, index: int, payload: Payload, crc: int) -> None:
         # copied unverified: damage must not get a right checksum in the copy
         if isinstance(payload, StoredBlob) and crc != payload.crc:
             payload.refuse(crc)
         self._crcs[index] = crc
+
+
+def _rounded(sizes: list[int]) -> list[int]:
+    return [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
+
+
+@contextmanager
+def _named_errors_of(part: CopiedEntries, stretch: range) -> Iterator[None]:
+    """Say which entries were copied at once when an error was raised."""
+    try:
+        yield
+    except Exception as err:
+        first, last = (part.container.blob_at(at).entry for at in (stretch[0], stretch[-1]))
+        err.add_note(f"while copying entries {first!r} to {last!r}")
+        raise
 
 
 @contextmanager
@@ -157,21 +271,23 @@ def _named_errors(entry: str) -> Iterator[None]:
         raise
 
 
-def _member_names(entries: list[EncodedEntry]) -> Iterator[str]:
+def _member_names(
+    names: Iterable[str], counts: Iterable[int], kinds: Iterable[int]
+) -> Iterator[str]:
     """Yield a member's name for each blob: safe everywhere, unique whatever the case."""
     taken: Counter[str] = Counter()
-    for entry in entries:
+    suffixes = map(SUFFIXES.__getitem__, kinds)
+    for name, count in zip(names, counts, strict=True):
         # '-' and '.' are unsafe, so only this function writes them: no entry's name can meet
         # PACKED, MANIFEST or the numbered name of another entry
-        stem = _UNSAFE.sub("_", entry.name.lower()[:_MAX_STEM]) or "_"
+        stem = _UNSAFE.sub("_", name.lower()[:_MAX_STEM]) or "_"
         if stem in _RESERVED:
             stem += "_"
         taken[stem] += 1
         if taken[stem] > 1:
             stem = f"{stem}-{taken[stem]}"
-        for number, payload in enumerate(entry.payloads):
-            suffix = SUFFIXES[_kind(payload)]
-            yield f"{stem}.{number}{suffix}" if len(entry.payloads) > 1 else stem + suffix
+        for number, suffix in enumerate(islice(suffixes, count)):
+            yield f"{stem}.{number}{suffix}" if count > 1 else stem + suffix
 
 
 def _kind(payload: Payload) -> int:

@@ -95,7 +95,8 @@ def decode_value(text: str, blobs: Sequence[Buffer] = ()) -> Any:
 def _stored(value: object) -> Container:
     """Return the object of a value."""
     planned = plan({_ENTRY: value}, nested_entries=dict).objects[0]  # type: ignore[arg-type]
-    payloads = [payload for entry in planned.entries for payload in entry.payloads]
+    (entry,) = planned.entries
+    payloads = entry.payloads if isinstance(entry, EncodedEntry) else []
     suffixes = {payload.suffix for payload in payloads}
     assert suffixes <= {*SUFFIXES}, f"a payload's suffix is none of {SUFFIXES}"
     return _written(planned)

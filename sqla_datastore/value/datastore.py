@@ -19,7 +19,7 @@ from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
 from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.value.entry import Entry, Nestable, Source
+from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 from sqla_datastore.value.equality import equal
 from sqla_datastore.value.mapping import EntryMapping, Unmet
 
@@ -222,6 +222,8 @@ class DataStore(EntryMapping):
 
     @staticmethod
     def _copied(entry: Entry) -> Entry:
+        if entry.value is UNLOADED:
+            return entry
         if entry.source is None or entry.edited or any(child._changed for child in entry.children):
             return Entry(entry.value)
         return Entry(source=entry.source)

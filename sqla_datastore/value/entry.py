@@ -249,6 +249,9 @@ class Entry:
     ======== ======== ======== =============================================================
 
     `children` are the nested `DataStore` values in a loaded or assigned value.
+
+    One that is not loaded never changes: many names and values share it, and each name gets an
+    entry of its own when it is loaded.
     """
 
     __slots__ = ("children", "edited", "fingerprint", "handed_out", "source", "value")
@@ -273,6 +276,10 @@ class Entry:
                     child._outer = outer
                 self.watch(value)
                 self.value = value  # last: other threads look at it without the lock
+
+    def is_from(self, other: Entry) -> bool:
+        """Return whether it is the other one, or what that became when it was loaded."""
+        return self is other or (other.value is UNLOADED and self.source is other.source)
 
     def watch(self, value: Any) -> None:
         """Remember what an editable value looks like now."""

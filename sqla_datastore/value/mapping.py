@@ -167,7 +167,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
     def __getitem__(self, name: str) -> Any:
         entry = self._index()[name]
         if entry.value is UNLOADED:
-            self._load(name, entry)
+            entry = self._loaded(name)
         if entry.fingerprint is not None:
             entry.handed_out = True
             self._arm()
@@ -256,8 +256,25 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         assert source is not None
         with source.lock:
             if self._entries is None:
-                self._entries = {name: Entry(source=source) for name in source.container().names}
+                # one for all of them, since each gets its own when it is loaded
+                self._entries = dict.fromkeys(source.container().places, Entry(source=source))
             return self._entries
+
+    def _loaded(self, name: str) -> Entry:
+        """Return an entry after it was loaded, once, whatever the number of threads that ask."""
+        entries = self._index()
+        entry = entries[name]
+        source = entry.source
+        if source is None:
+            return entry
+        with source.lock:
+            entry = entries[name]
+            if entry.value is UNLOADED and entry.source is source:
+                own = Entry(source=source)
+                self._load(name, own)
+                entries[name] = entry = own
+        # another thread has assigned it meanwhile, an entry of another object perhaps
+        return self._loaded(name) if entry.value is UNLOADED else entry
 
     def _put(self, name: str, entry: Entry) -> None:
         """Place a new entry at the end, or in the place of an earlier one."""

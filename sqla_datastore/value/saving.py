@@ -32,20 +32,20 @@ Undo: TypeAlias = Callable[[], None]
 
 @dataclass(slots=True)
 class _Taken:
-    """An entry as it went into a plan, with what its object looked like then."""
+    """The entries that went into a plan, with what those that stay in place looked like then."""
 
-    entry: Entry
-    fingerprint: Fingerprint | Layout | None
+    entries: dict[str, Entry]
+    fingerprints: dict[str, Fingerprint | Layout]
 
 
 class ValuePlan(Plan):
     """A plan that knows which entries went into it.
 
     Attributes:
-        taken: the entries by name, for each value of the family by its identity.
+        taken: the entries of each value of the family, by its identity.
     """
 
-    def __init__(self, family: Plan, taken: dict[int, dict[str, _Taken]]) -> None:
+    def __init__(self, family: Plan, taken: dict[int, _Taken]) -> None:
         super().__init__(family.objects, family.nested_values)
         self.taken = taken
 
@@ -57,7 +57,10 @@ def scan(value: EntryMapping) -> bool:
     """Look for edits in place in a value and in those nested in it; see `DataStore._scan`."""
     value._armed = False
     found = False
-    for name, entry in list((value._entries or {}).items()):
+    # a copy of its own: another thread may assign entries
+    for name, entry in dict(value._entries or {}).items():
+        if entry.value is UNLOADED:
+            continue
         if entry.source is not None and entry.look_again(name, _holds):
             found = True
         for child in entry.children:
@@ -103,29 +106,43 @@ def _digest(family: Plan) -> bytes:
 
 def plan(value: EntryMapping, column: str | None) -> ValuePlan:
     """Encode a value with all that is nested in it; see `DataStore._plan`."""
-    taken: dict[int, dict[str, _Taken]] = {}
+    taken: dict[int, _Taken] = {}
 
     def parts(each: Any) -> Mapping[str, object]:
-        entries = list(each._index().items())
-        taken[id(each)] = {name: _Taken(entry, None) for name, entry in entries}
-        return {name: _part(name, entry, each) for name, entry in entries}
+        entries = dict(each._index())
+        taken[id(each)] = _Taken(entries, {})
+        return _parts(entries, each)
 
     family = plan_objects(parts(value), nested_entries=parts, column=column)
-    for entries in taken.values():
-        for item in entries.values():
-            item.fingerprint = _fingerprint_to_keep(item.entry)
+    for item in taken.values():
+        for name, entry in item.entries.items():
+            fingerprint = None if entry.value is UNLOADED else _fingerprint_to_keep(entry)
+            if fingerprint is not None:
+                item.fingerprints[name] = fingerprint
     return ValuePlan(family, taken)
 
 
-def _part(name: str, entry: Entry, outer: EntryMapping) -> object:
-    """Return what goes into the plan: the object, or a reference to what is already stored."""
-    if entry.source is None or entry.may_be_edited():
-        return entry.value
-    reference = entry.source.entry(name)
-    if not reference.has_nested:
-        return reference
-    entry.load(name, outer)
-    return entry.value
+def _parts(entries: dict[str, Entry], outer: EntryMapping) -> dict[str, object]:
+    """Return what goes into the plan: objects, or what those that are stored lie in.
+
+    Loads entries that refer to nested objects, and replaces them in `entries`.
+    """
+    parts: dict[str, object] = {}
+    container = resting = None
+    for name, entry in entries.items():
+        if entry is not resting:
+            if entry.source is None or entry.may_be_edited():
+                parts[name] = entry.value
+                continue
+            # the next ones are often the same, not loaded as well
+            container, resting = entry.source.container(), entry
+        assert container is not None
+        if name in container.with_nested:
+            entries[name] = loaded = outer._loaded(name)
+            parts[name] = loaded.value
+        else:
+            parts[name] = container
+    return parts
 
 
 def _fingerprint_to_keep(entry: Entry) -> Fingerprint | Layout | None:
@@ -196,26 +213,44 @@ def _children(value: EntryMapping) -> Iterator[Any]:
 
 
 def _switched(
-    value: EntryMapping, source: Source, written: dict[str, _Taken], with_nested: frozenset[str]
+    value: EntryMapping, source: Source, written: _Taken, with_nested: frozenset[str]
 ) -> Undo:
     """Switch one value; entries that were replaced since they were planned stay unsaved."""
     before = dict(value._index())
     after: dict[str, Entry] = {}
+    stored, taken = Entry(source=source), written.entries
+    changed = list(before) != list(taken)
     for name, entry in before.items():
-        item = written.get(name)
-        is_current = item is not None and item.entry is entry
-        if item and is_current:
-            entry = _stored_form(item, source, value, has_nested=name in with_nested)
-        after[name] = entry
+        was = taken.get(name)
+        if was is None or not (entry is was or _has_become(entry, was)):
+            after[name], changed = entry, True
+        elif entry.value is UNLOADED:
+            after[name] = stored
+        else:
+            looked = _fingerprint_of_written(name, entry, written)
+            after[name] = _stored_form(entry, looked, stored, value, nested=name in with_nested)
     undo = _Undo(value, source, before, after)
-    changed = any(entry.source is not source for entry in after.values())
     value._entries, value._source = dict(after), source
-    value._changed = changed or list(after) != list(written)
-    value._armed = False
+    value._changed, value._armed = changed, False
     if any(entry.fingerprint for entry in after.values()):
         for each in value._lineage():
             each._handed_out = True
     return undo
+
+
+def _has_become(entry: Entry, taken: Entry) -> bool:
+    """Return whether an entry is what went into the plan, loaded since by another thread."""
+    return entry.is_from(taken) and not entry.edited
+
+
+def _fingerprint_of_written(
+    name: str, entry: Entry, written: _Taken
+) -> Fingerprint | Layout | None:
+    """Return what an entry that was written looked like; None where it need not stay in place."""
+    if entry is written.entries[name]:
+        return written.fingerprints.get(name)
+    # loaded since, by another thread
+    return entry.fingerprint if entry.handed_out else None
 
 
 class _Undo:
@@ -253,7 +288,10 @@ class _Undo:
             # stored anew since: this storing is over
             return
         now = value._entries or {}
-        edited = list(now.items()) != list(after.items())
+        edited = list(now) != list(after) or not all(
+            entry.is_from(stored)
+            for entry, stored in zip(now.values(), after.values(), strict=True)
+        )
         names = now if edited else before
         entries = {name: _restored(now[name], after.get(name), before.get(name)) for name in names}
         value._entries, value._source = entries, self._source
@@ -266,33 +304,38 @@ class _Undo:
             value._row.restored(value)
 
 
-def _stored_form(item: _Taken, source: Source, outer: EntryMapping, *, has_nested: bool) -> Entry:
-    """Return a written entry as it is from now on."""
-    value, stored = item.entry.value, Entry(source=source)
-    if not _stays(item):
+def _stored_form(
+    entry: Entry,
+    fingerprint: Fingerprint | Layout | None,
+    stored: Entry,
+    outer: EntryMapping,
+    *,
+    nested: bool,
+) -> Entry:
+    """Return what a written entry is from now on: an own one where its object stays in place."""
+    if not _stays(entry, fingerprint):
         return stored
-    children = item.entry.children
-    if has_nested and not children:
-        children = tuple(_nested_in(value))
+    children = entry.children
+    if nested and not children:
+        children = tuple(_nested_in(entry.value))
     if not _can_live_in(outer, children):
         return stored
     for child in children:
         child._outer = outer
-    stored.value, stored.children = value, children
-    stored.fingerprint, stored.handed_out = item.fingerprint, item.fingerprint is not None
-    return stored
+    own = Entry(entry.value, stored.source)
+    own.children = children
+    own.fingerprint, own.handed_out = fingerprint, fingerprint is not None
+    return own
 
 
-def _stays(item: _Taken) -> bool:
+def _stays(entry: Entry, fingerprint: Fingerprint | Layout | None) -> bool:
     """Return whether an object stays in place: what is editable and what takes no memory."""
-    value = item.entry.value
-    if value is UNLOADED:
-        return False
-    if item.fingerprint is not None or type(value) in _SCALARS:
+    value = entry.value
+    if fingerprint is not None or type(value) in _SCALARS:
         return True
     if isinstance(value, (str, bytes)):
         return len(value) <= _SHORT
-    return any(child is value for child in item.entry.children)
+    return any(child is value for child in entry.children)
 
 
 def _can_live_in(outer: EntryMapping, children: tuple[Nestable, ...]) -> bool:
@@ -315,8 +358,11 @@ def _nested_in(value: object) -> Iterator[EntryMapping]:
 
 def _restored(now: Entry, stored: Entry | None, before: Entry | None) -> Entry:
     """Return an entry as it was before it was stored, unless it was edited or handed out since."""
-    if before is None or now is not stored:
+    if before is None or stored is None or not now.is_from(stored):
         return now
     if now.handed_out and now.value is not before.value:
-        return Entry(now.value)
+        kept = Entry(now.value)
+        # a frame of read-only memory can be edited only while the fingerprint has its twin
+        kept.fingerprint = now.fingerprint
+        return kept
     return before
