@@ -45,6 +45,8 @@ INDEX_TYPES = (
     pd.PeriodIndex,
     pd.IntervalIndex,
 )
+_MAX_CLAIMED: Final = 1 << 20
+"""Items that take no room in a blob, and that pandas turns into memory when it looks at them."""
 _TIMED = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}
 _TIMES = pd.arrays.DatetimeArray | pd.arrays.TimedeltaArray
 
@@ -89,7 +91,27 @@ def decode_array(node: Any, columns: ColumnReader) -> Any:
         return rule(node, columns)
 
 
+def is_claimed(index: Any, items: int) -> bool:
+    """Return whether an index is longer than what is stored of it: a range, or a sparse one.
+
+    Args:
+        index: an index or array, of any kind.
+        items: how many items the value stores beside it.
+    """
+    return len(index) > max(_MAX_CLAIMED, items, int(index.nbytes))
+
+
+def _refuse_claimed(index: Any, items: int, columns: ColumnWriter, label: str) -> None:
+    if is_claimed(index, items):
+        raise columns.unsupported(
+            f"{label or 'its array'} has {len(index)} items and uses a few of them; remove those "
+            "that are unused, or make them dense"
+        )
+
+
 def _encode_interval(array: Any, columns: ColumnWriter, label: str) -> Node:
+    for each in (array.left, array.right):
+        _refuse_claimed(each, 0, columns, label)
     left = encode_array(array.left.array, columns, f"{label} left")
     right = encode_array(array.right.array, columns, f"{label} right")
     return {"kind": "interval", "left": left, "right": right, "closed": array.closed}
@@ -97,10 +119,14 @@ def _encode_interval(array: Any, columns: ColumnWriter, label: str) -> Node:
 
 def _decode_interval(node: Any, columns: ColumnReader) -> Any:
     left, right = (decode_array(node[each], columns) for each in ("left", "right"))
+    if is_claimed(left, 0) or is_claimed(right, 0):
+        raise columns.decoder.damaged("an interval array is longer than what is stored of it")
     return pd.arrays.IntervalArray.from_arrays(left, right, closed=node["closed"])
 
 
 def _encode_categorical(array: Any, columns: ColumnWriter, label: str) -> Node:
+    if type(array.categories) is not pd.RangeIndex:
+        _refuse_claimed(array.categories, len(array), columns, f"{label} categories")
     return {
         "kind": "categorical",
         "codes": columns.array(array.codes),
@@ -111,8 +137,12 @@ def _encode_categorical(array: Any, columns: ColumnWriter, label: str) -> Node:
 
 def _decode_categorical(node: Any, columns: ColumnReader) -> Any:
     categories: Any = decode_index(node["categories"], columns)
+    codes = columns.array(node["codes"])
+    # pandas keeps a range of categories as it is
+    if type(categories) is not pd.RangeIndex and is_claimed(categories, len(codes)):
+        raise columns.decoder.damaged("categories are more than what is stored of them")
     dtype = pd.CategoricalDtype(categories, ordered=node["ordered"])
-    codes = _check_codes(columns.array(node["codes"]), len(dtype.categories), columns)
+    codes = _check_codes(codes, len(dtype.categories), columns)
     return pd.Categorical.from_codes(codes, dtype=dtype)
 
 
@@ -146,6 +176,9 @@ def _decode_sparse(node: Any, columns: ColumnReader) -> Any:
     length = read_int(node["length"], columns.decoder)
     positions = columns.array(node["positions"])
     _check_positions(positions, length, columns)
+    # those of a sparse array are dense: another one's would be made so here
+    if node["values"]["kind"] not in ("numpy", "object"):
+        raise columns.decoder.damaged("the values of a sparse array are of another kind")
     values: Any = np.asarray(decode_array(node["values"], columns))
     index = make_sparse_index(length, positions, "block" if node["block"] is True else "integer")
     fill = columns.decoder.decode(node["fill"])
@@ -220,6 +253,8 @@ def _decode_flat(node: Any, columns: ColumnReader, name: Any) -> Any:
 
 def _encode_multi(index: Any, columns: ColumnWriter, label: str) -> Node:
     numbered = enumerate(index.levels)
+    for level in index.levels:
+        _refuse_claimed(level, len(index), columns, f"a level of its {label}")
     return {
         "levels": [encode_index(each, columns, f"{label} {number}") for number, each in numbered],
         "codes": [columns.array(np.asarray(each)) for each in index.codes],
@@ -232,6 +267,8 @@ def _decode_multi(node: Any, columns: ColumnReader) -> Any:
     levels = [decode_index(each, columns) for each in node["levels"]]
     pairs = zip(node["codes"], levels, strict=True)
     codes = [_check_codes(columns.array(each), len(level), columns) for each, level in pairs]
+    if any(is_claimed(level, len(each)) for each, level in zip(codes, levels, strict=True)):
+        raise columns.decoder.damaged("a level has more items than what is stored of them")
     names = [columns.decoder.decode(name) for name in node["names"]]
     return pd.MultiIndex(levels, codes, sortorder=node["sortorder"], names=names)
 

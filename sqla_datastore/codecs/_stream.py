@@ -20,7 +20,10 @@ from .protocol import Decoder, Encoder
 
 _FOREIGN = "its extension type is not one of pyarrow's own; store .storage, or register a codec"
 # of the union `MessageHeader`
-_DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
+_SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
+_EXTENSION_NAME = b"ARROW:extension:name"
+# of types that lie in the stream as a pickle
+_PICKLED = b"arrow.py_extension_type"
 _WIDE_OF_VIEW = {
     "string_view": pa.large_string(),
     "binary_view": pa.large_binary(),
@@ -106,9 +109,14 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
     """
     data = decoder.blob(number)
     with refused_as_damage(decoder, "an Arrow stream"):
-        # first: to read a batch would unpack it
-        if any(_is_compressed(message.metadata) for message in _messages(data)):
-            raise decoder.damaged("an Arrow stream is compressed, which this library never writes")
+        # first: to read a batch would unpack it, and to read a schema runs the code of its types
+        for message in _messages(data):
+            if _is_compressed(message.metadata):
+                raise decoder.damaged(
+                    "an Arrow stream is compressed, which this library never writes"
+                )
+            if names := [*filter(_is_foreign, _extension_names(message.metadata))]:
+                raise decoder.damaged(f"an Arrow stream has foreign extension types: {names}")
         reader = pa.ipc.open_stream(pa.py_buffer(data))
         schema, batches = reader.schema, list(reader)
         for batch in batches:
@@ -130,23 +138,78 @@ def _messages(data: Buffer) -> Iterator[Any]:
             return
 
 
+def _is_foreign(name: bytes) -> bool:
+    """Return whether reading an extension type of this name runs code that is not pyarrow's own.
+
+    A name that the program has not registered is metadata of a column that is read as it is stored.
+    """
+    if name == _PICKLED:
+        return True
+    # only a private list tells without reading or registering a type
+    registered = getattr(pa.lib, "_python_extension_types_registry", None)
+    if registered is None:
+        return not name.startswith(b"arrow.")
+    return any(each.extension_name.encode() == name and refusal(each) for each in registered)
+
+
+def _extension_names(metadata: Buffer) -> Iterator[bytes]:
+    """Yield the names of extension types in a message, if it is a schema, at any depth.
+
+    As `_is_compressed`. In tables of ``Schema.fbs``, Schema has its fields as 1, Field its children
+    as 5 and its metadata as 6, KeyValue its key as 0 and its value as 1.
+    """
+    number, table = _header(metadata)
+    # Arrow has verified the message, so no table is met more often than its bytes allow
+    todo = list(_tables(metadata, table, 1)) if number == _SCHEMA else []
+    while todo:
+        column = todo.pop()
+        todo += _tables(metadata, column, 5)
+        for pair in _tables(metadata, column, 6):
+            if _string(metadata, pair, 0) == _EXTENSION_NAME:
+                yield _string(metadata, pair, 1)
+
+
 def _is_compressed(metadata: Buffer) -> bool:
     """Return whether a message's body is compressed, so that few bytes could fill the memory.
 
     pyarrow does not tell, so this reads the fields of Arrow's ``Message.fbs``.
     """
+    # DictionaryBatch has its data as 1, RecordBatch its compression as 3
+    number, table = _header(metadata)
+    if number == _DICTIONARY_BATCH and (data := _field(metadata, table, 1)):
+        table, number = _target(metadata, data), _RECORD_BATCH
+    return number == _RECORD_BATCH and _field(metadata, table, 3) > 0
+
+
+def _header(metadata: Buffer) -> tuple[int, int]:
+    """Return the kind of a message's header and where its table is; 0 and 0 without one."""
     # Fields are numbered as declared, a union takes two numbers: Message has the header's type as 1
-    # and the header as 2, DictionaryBatch its data as 1, RecordBatch its compression as 3.
+    # and the header as 2.
     root = struct.unpack_from("<I", metadata)[0]
     kind = _field(metadata, root, 1)
     header = _field(metadata, root, 2)
     if not kind or not header:
-        return False
-    table = _target(metadata, header)
-    number = struct.unpack_from("<B", metadata, kind)[0]
-    if number == _DICTIONARY_BATCH and (data := _field(metadata, table, 1)):
-        table, number = _target(metadata, data), _RECORD_BATCH
-    return number == _RECORD_BATCH and _field(metadata, table, 3) > 0
+        return 0, 0
+    return struct.unpack_from("<B", metadata, kind)[0], _target(metadata, header)
+
+
+def _tables(metadata: Buffer, table: int, number: int) -> Iterator[int]:
+    """Yield where the tables are that a field lists."""
+    if found := _field(metadata, table, number):
+        vector = _target(metadata, found)
+        (count,) = struct.unpack_from("<I", metadata, vector)
+        for position in range(vector + 4, vector + 4 + 4 * count, 4):
+            yield _target(metadata, position)
+
+
+def _string(metadata: Buffer, table: int, number: int) -> bytes:
+    """Return the text of a field, empty where there is none."""
+    found = _field(metadata, table, number)
+    if not found:
+        return b""
+    start = _target(metadata, found)
+    (size,) = struct.unpack_from("<I", metadata, start)
+    return bytes(memoryview(metadata)[start + 4 : start + 4 + size])
 
 
 def _field(metadata: Buffer, table: int, number: int) -> int:
@@ -170,11 +233,11 @@ def refused_as_damage(decoder: Decoder, what: str) -> Iterator[None]:
     """Turn whatever a library raises about hostile values into `DamagedObjectError`."""
     try:
         yield
-    except (DataStoreError, Warning, ImportError, NameError):
-        raise  # not the bytes' fault: a warning made an error, a library missing or broken
+    except (DataStoreError, Warning, ImportError, NameError, MemoryError):
+        # not the bytes' fault: a warning made an error, a library missing or broken, too small a
+        # machine
+        raise
     except Exception as err:
-        if type(err) is MemoryError:  # Arrow and NumPy have their own for sizes that are wrong
-            raise
         text = " ".join(str(err).split())[:200]
         raise decoder.damaged(f"{what}: {type(err).__name__}: {text}") from err
 

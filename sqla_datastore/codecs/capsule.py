@@ -156,10 +156,25 @@ def _frame_of(table: Any, node: Any) -> Any:
     types = [_type_of(each) for each in node["types"]]
     # the stream's names count for nothing; two of them may be equal, which polars refuses
     columns = [column.rename(str(at)) for at, column in enumerate(_columns(table))]
+    if any(_fills_nulls(column.dtype, each) for column, each in zip(columns, types, strict=True)):
+        raise ValueError("a column of nulls is of another type")
     casts = [column.cast(dtype) for column, dtype in zip(columns, types, strict=True)]
     frame = pl.DataFrame(casts)
     frame.columns = [str(name) for name in node["names"]]
     return frame
+
+
+def _fills_nulls(found: Any, wanted: Any) -> bool:
+    """Return whether a cast makes memory of Arrow's nulls, which take no bytes of an object."""
+    pl = _polars()
+    if found == pl.Null:
+        return bool(wanted != pl.Null)
+    if isinstance(found, pl.Struct) and isinstance(wanted, pl.Struct):
+        pairs = zip(found.fields, wanted.fields, strict=True)
+        return any(_fills_nulls(each.dtype, other.dtype) for each, other in pairs)
+    if isinstance(found, pl.List | pl.Array) and isinstance(wanted, pl.List | pl.Array):
+        return _fills_nulls(found.inner, wanted.inner)
+    return False
 
 
 def _columns(table: Any) -> list[Any]:

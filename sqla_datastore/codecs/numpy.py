@@ -31,6 +31,8 @@ from .protocol import JSON, Codec, Decoder, Description, Encoder
 _STRING_BYTES: Final = 16
 """The item size of `StringDType`, whose longer texts lie elsewhere."""
 _MAX_BYTES: Final = 1 << 62
+_MAX_DEFAULT_BYTES: Final = 1 << 20
+"""For structures, NumPy makes an item as the default fill value, also where there are no items."""
 
 
 class _ArrayCodec(ExactCodec):
@@ -82,6 +84,8 @@ class _MaskedCodec(ExactCodec):
     def encode(self, value: Any, encoder: Encoder) -> JSON:
         if value.baseclass is not np.ndarray:
             raise encoder.unsupported(value, "it masks a subclass of ndarray")
+        if _has_large_default(value.data):
+            raise encoder.unsupported(value, f"it has no items, of {value.itemsize} bytes each")
         node: dict[str, JSON] = {"data": array_node(value.data, encoder), "hard": value.hardmask}
         if value.mask is not np.ma.nomask:
             node["mask"] = array_node(value.mask, encoder)
@@ -92,6 +96,8 @@ class _MaskedCodec(ExactCodec):
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
         data = read_array(field(node, "data", decoder), decoder)
+        if _has_large_default(data):
+            raise decoder.damaged(f"it masks no items, of {data.itemsize} bytes each")
         mask: Any = np.ma.nomask
         if "mask" in node:
             mask = read_array(node["mask"], decoder)
@@ -182,6 +188,10 @@ class _DtypeCodec(ExactCodec):
 
     def describe(self, node: Any) -> Description:
         return Description(self.described, dtype_text(node))
+
+
+def _has_large_default(data: Array) -> bool:
+    return not data.size and data.dtype.names is not None and data.itemsize > _MAX_DEFAULT_BYTES
 
 
 def _fill_of(value: Any) -> Array | None:

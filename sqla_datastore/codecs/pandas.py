@@ -27,7 +27,14 @@ import pandas as pd
 
 from ._base import field
 from ._npy import Array
-from ._pandas_arrays import INDEX_TYPES, decode_array, decode_index, encode_array, encode_index
+from ._pandas_arrays import (
+    INDEX_TYPES,
+    decode_array,
+    decode_index,
+    encode_array,
+    encode_index,
+    is_claimed,
+)
 from ._pandas_columns import ColumnReader, ColumnWriter
 from ._pandas_time import SCALARS
 from ._stream import refused_as_damage
@@ -282,6 +289,10 @@ def _attached(value: Any, columns: ColumnWriter) -> dict[str, JSON]:
     if value.attrs:
         node["attrs"] = columns.encoder.encode(dict(value.attrs), ".attrs")
     if not value.flags.allows_duplicate_labels:
+        if not _can_be_unique(value):
+            raise columns.unsupported(
+                "its index is sparse and its labels have to be unique; make the index dense"
+            )
         node["unique_labels"] = True
     return node
 
@@ -290,8 +301,15 @@ def _attach(value: Any, node: Any, columns: ColumnReader) -> Any:
     if "attrs" in node:
         value.attrs = columns.decoder.decode(node["attrs"])
     if node.get("unique_labels") is True:
+        if not _can_be_unique(value):
+            raise columns.decoder.damaged("an index is longer than what is stored of it")
         value.flags.allows_duplicate_labels = False
     return value
+
+
+def _can_be_unique(value: Any) -> bool:
+    """Return whether pandas can look for duplicate labels without making up an index in memory."""
+    return type(value.index) is pd.RangeIndex or not is_claimed(value.index, 0)
 
 
 CODECS: tuple[Codec, ...] = (_Frame(), _Series(), _Index(), _Array(), *SCALARS)

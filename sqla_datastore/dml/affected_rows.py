@@ -13,13 +13,16 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TupleType
 
-from sqla_datastore.dml.row_queries import CHUNK, Row, any_key, batched, select_rows
+from sqla_datastore.dml.row_queries import CHUNK, Row, any_key, batched, rows_query, select_rows
 from sqla_datastore.schema import sqlalchemy_compat
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 
 if TYPE_CHECKING:
+    from sqlalchemy import Select
     from sqlalchemy.engine import Connection
     from sqlalchemy.sql.compiler import SQLCompiler
+
+    from sqla_datastore.dml.concern import RowsQueries
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class AffectedRows:
         compiled: the compiled statement, perhaps cached and first run with other parameters.
         criterion: its WHERE criterion, or None.
         declared: its table.
+        queries: the SELECTs that were built for it, by the columns whose URLs they tell.
     """
 
     connection: Connection
@@ -39,6 +43,7 @@ class AffectedRows:
     compiled: SQLCompiler
     criterion: Any
     declared: DeclaredTable
+    queries: RowsQueries
 
     def by_parameters(self, columns: Sequence[DeclaredColumn]) -> Iterator[tuple[int, list[Row]]]:
         """Select the rows, locked; yield them with the index of the set of parameters.
@@ -62,8 +67,21 @@ class AffectedRows:
 
     def _of(self, columns: Sequence[DeclaredColumn], index: int) -> list[Row]:
         """Select the rows that one set of parameters affects."""
-        criteria = [self._filled(each, index) for each in _conjuncts(self.criterion)]
-        return select_rows(self.connection, self.declared, columns, criteria)
+        query, binds = self._query(columns)
+        parameters = {name: self._value_of(bind, index) for name, bind in binds.items()}
+        return select_rows(self.connection, self.declared, columns, query, parameters)
+
+    def _query(
+        self, columns: Sequence[DeclaredColumn]
+    ) -> tuple[Select[Any], dict[str, BindParameter[Any]]]:
+        """Return the SELECT by the statement's criteria, and its parameters: kept with it."""
+        kept = self.queries.get(tuple(columns))
+        if kept is None:
+            binds: dict[str, BindParameter[Any]] = {}
+            criteria = [_with_own_names(each, binds) for each in _conjuncts(self.criterion)]
+            query = rows_query(self.declared, columns, criteria)
+            kept = self.queries[tuple(columns)] = query, binds
+        return kept
 
     def _by_keys(
         self, columns: Sequence[DeclaredColumn], keys: dict[Column[Any], str]
@@ -73,8 +91,9 @@ class AffectedRows:
         wanted = [tuple(parameters[name] for name in keys.values()) for parameters in given]
         found: dict[tuple[Any, ...], Row] = {}
         for batch in batched(wanted, CHUNK):
-            clause = any_key(list(keys), batch)
-            for row in select_rows(self.connection, self.declared, columns, [clause]):
+            clause, asked = any_key(list(keys), batch)
+            query = rows_query(self.declared, columns, [clause])
+            for row in select_rows(self.connection, self.declared, columns, query, asked):
                 found[row.key(self.declared.table)] = row
         for index, key in enumerate(wanted):
             # the database may compare keys by a collation, or by another type
@@ -100,25 +119,6 @@ class AffectedRows:
             return None
         return {column: names[column] for column in table.primary_key}
 
-    def _filled(self, criterion: Any, index: int) -> Any:
-        """Return a criterion with this execution's values in place of its parameters."""
-
-        def fill(element: Any, **_: Any) -> Any:
-            if not isinstance(element, BindParameter):
-                return None
-            # SQLAlchemy caches the statement, whose parameters keep the values of the execution
-            # that compiled it. Without `expanding` the list of an IN would be bound as one value
-            return BindParameter(
-                None,
-                self._value_of(element, index),
-                type_=element.type,
-                unique=True,
-                expanding=element.expanding,
-                literal_execute=element.literal_execute,
-            )
-
-        return replacement_traverse(criterion, {}, fill)
-
     def _value_of(self, element: BindParameter[Any], index: int) -> Any:
         name = self.compiled.bind_names.get(element, element.key)
         given = self.context.compiled_parameters[index]
@@ -130,6 +130,29 @@ class AffectedRows:
         if expanded is not None and not isinstance(element.type, TupleType):
             return [given[part] for part in expanded]
         return sqlalchemy_compat.constructed_parameters(self.context)[name]
+
+
+def _with_own_names(criterion: Any, binds: dict[str, BindParameter[Any]]) -> Any:
+    """Return a criterion whose parameters are given by name, and note which they stand for.
+
+    SQLAlchemy caches the statement, whose parameters keep the values of the execution that compiled
+    it.
+    """
+
+    def rename(element: Any, **_: Any) -> Any:
+        if not isinstance(element, BindParameter):
+            return None
+        name = f"sqla_datastore_{len(binds)}"
+        binds[name] = element
+        return BindParameter(
+            name,
+            type_=element.type,
+            # without it the list of an IN would be bound as one value
+            expanding=element.expanding,
+            literal_execute=element.literal_execute,
+        )
+
+    return replacement_traverse(criterion, {}, rename)
 
 
 def _conjuncts(criterion: Any) -> Iterator[Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
-from sqlalchemy import Table
+from sqlalchemy import BindParameter, Select, Table
 from sqlalchemy.sql.dml import UpdateBase
 
-from sqla_datastore.schema.columns import DeclaredTable, holds_values
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
 from sqla_datastore.schema.declarations import declarations_version, declared_table
 from sqla_datastore.schema.sqlalchemy_compat import statement_of
+
+RowsQueries: TypeAlias = (
+    "dict[tuple[DeclaredColumn, ...], tuple[Select[Any], dict[str, BindParameter[Any]]]]"
+)
+"""SELECTs of rows and the statement's parameters that theirs stand for, by their columns."""
 
 _KNOWN = "_sqla_datastore_concern"
 
@@ -23,11 +28,13 @@ class Concern:
         declared: the declared table that it changes, if any.
         binds_values: whether it has parameters of the column type.
         inner: the name of a declared table that one of its CTEs changes, which is refused.
+        queries: the SELECTs for the rows that it affects, each built once; see `AffectedRows`.
     """
 
     declared: DeclaredTable | None
     binds_values: bool
     inner: str | None
+    queries: RowsQueries = field(default_factory=dict)
 
 
 def concern_of(compiled: Any) -> Concern | None:

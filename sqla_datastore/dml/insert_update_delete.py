@@ -20,7 +20,7 @@ from sqla_datastore.dml.row_queries import Row
 from sqla_datastore.dml.statement import Statement, TransactionView
 from sqla_datastore.dml.upsert import RowsMet, refuse_expressions
 from sqla_datastore.exceptions import RefusedStatementError
-from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
+from sqla_datastore.schema.columns import DeclaredColumn
 from sqla_datastore.schema.sqlalchemy_compat import (
     conflict_keys,
     may_meet_rows,
@@ -65,7 +65,7 @@ def effects_of(
     effects = None
     if concern.declared is not None:
         _refuse_own_schemas(connection, context)
-        effects = _statement(connection, context, concern.declared, transaction).effects()
+        effects = _statement(connection, context, concern, transaction).effects()
     if concern.binds_values:
         _refuse_elsewhere(context, effects.reserved if effects else ())
     return effects
@@ -85,14 +85,14 @@ def stands_for_urls(context: Any) -> bool:
 
 
 def _statement(
-    connection: Connection, context: Any, declared: DeclaredTable, transaction: TransactionView
+    connection: Connection, context: Any, concern: Concern, transaction: TransactionView
 ) -> Statement:
     kind: type[Statement] = DeleteStatement
     if context.isinsert:
         kind = InsertStatement
     elif context.isupdate:
         kind = UpdateStatement
-    return kind(connection, context, statement_of(context.compiled), declared, transaction)
+    return kind(connection, context, statement_of(context.compiled), concern, transaction)
 
 
 def _refuse_own_schemas(connection: Connection, context: Any) -> None:
@@ -228,6 +228,7 @@ class _Matching(Statement):
             self.context.compiled,
             self.dml.whereclause,
             self.declared,
+            self.concern.queries,
         )
 
 

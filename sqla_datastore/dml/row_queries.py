@@ -10,10 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Column, String, Table, and_, or_, select, type_coerce
+from sqlalchemy import (
+    Column,
+    Select,
+    String,
+    Table,
+    and_,
+    bindparam,
+    or_,
+    select,
+    type_coerce,
+)
 from sqlalchemy.sql import operators
 
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
+from sqla_datastore.schema.declarations import declared_table
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
@@ -30,6 +41,7 @@ OWN = "sqla_datastore_own"
 """The execution option of these SELECTs: a listener need not look at them."""
 
 _OWN = {OWN: True}
+_ASKED = "sqla_datastore_asked"
 
 T = TypeVar("T")
 
@@ -46,29 +58,39 @@ class Row:
         return tuple(self.values[column] for column in table.primary_key)
 
 
-def select_rows(
-    connection: Connection,
-    declared: DeclaredTable,
-    columns: Sequence[DeclaredColumn],
-    criteria: Iterable[Any],
-) -> list[Row]:
-    """Select rows of a table with the raw text of their URLs, locked for update."""
-    needs = declared.needs
-    if not needs and not columns:
-        return []
-    query = (
-        select(*needs, *(type_coerce(c.column, String()).label(None) for c in columns))
+def rows_query(
+    declared: DeclaredTable, columns: Sequence[DeclaredColumn], criteria: Iterable[Any]
+) -> Select[Any]:
+    """Return the SELECT of rows with the raw text of their URLs, locked for update.
+
+    It costs more to build than to run, so it is kept where it is needed again.
+    """
+    return (
+        select(*declared.needs, *(type_coerce(c.column, String()).label(None) for c in columns))
         .select_from(declared.table)
         .where(*criteria)
         # `of`: criteria may join other tables, whose rows PostgreSQL would lock as well
         .with_for_update(of=declared.table)
     )
+
+
+def select_rows(
+    connection: Connection,
+    declared: DeclaredTable,
+    columns: Sequence[DeclaredColumn],
+    query: Select[Any],
+    parameters: Mapping[str, Any] | None = None,
+) -> list[Row]:
+    """Select rows of a table by what `rows_query` returned."""
+    needs = declared.needs
+    if not needs and not columns:
+        return []
     rows = [
         Row(
             dict(zip(needs, found[: len(needs)], strict=True)),
             dict(zip(columns, found[len(needs) :], strict=True)),
         )
-        for found in connection.execute(query, execution_options=_OWN)
+        for found in connection.execute(query, parameters, execution_options=_OWN)
     ]
     if not declared.table.primary_key:
         return rows
@@ -98,13 +120,22 @@ def held_urls(
     options = {**_OWN, **in_schemas(schemas)}
     held: set[str] = set()
     for column in columns:
-        text = type_coerce(column, String())
+        query = _held_query(column, locked=locked)
         for batch in batched(urls, batch_size(connection.dialect)):
-            query = select(text).where(text.in_(batch))
-            if locked:
-                query = query.with_for_update(read=True)
-            held.update(connection.scalars(query, execution_options=options))
+            held.update(connection.scalars(query, {_ASKED: batch}, execution_options=options))
     return held
+
+
+def _held_query(column: Column[Any], *, locked: bool) -> Select[Any]:
+    declared = declared_table(column.table)
+    kept = {} if declared is None else declared.queries
+    query = kept.get(("by url", column, locked))
+    if query is None:
+        text = type_coerce(column, String())
+        query = select(text).where(text.in_(bindparam(_ASKED, expanding=True)))
+        query = query.with_for_update(read=True) if locked else query
+        kept["by url", column, locked] = query
+    return query
 
 
 def urls_of_rows(
@@ -126,20 +157,36 @@ def urls_of_rows(
     """
     options = {**_OWN, **in_schemas(schemas)}
     columns = declared.plain_columns if columns is None else columns
-    texts = [type_coerce(column, String()).label(None) for column in columns]
     key = list(declared.table.primary_key)
+    # the rows were selected for update, which sees what others have committed since the snapshot;
+    # without a lock MySQL would read a row that was then left alone from before
+    locked = connection.dialect.name in ("mysql", "mariadb")
     held: set[str] = set()
     # SQLite takes 1,000 levels of an expression, and keys of several columns are joined by OR
     size = batch_size(connection.dialect) if len(key) == 1 else CHUNK
     for batch in batched(list(keys), size):
-        query = select(*texts).where(any_key(key, batch))
-        if connection.dialect.name in ("mysql", "mariadb"):
-            # the rows were selected for update, which sees what others have committed since the
-            # snapshot; without a lock a row that was then left alone would be read from before
-            query = query.with_for_update(read=True)
-        for urls in connection.execute(query, execution_options=options):
+        query, parameters = _of_keys(declared, columns, batch, locked=locked)
+        for urls in connection.execute(query, parameters, execution_options=options):
             held.update(url for url in urls if url is not None)
     return held
+
+
+def _of_keys(
+    declared: DeclaredTable,
+    columns: Sequence[Column[Any]],
+    keys: Sequence[tuple[Any, ...]],
+    *,
+    locked: bool,
+) -> tuple[Select[Any], dict[str, Any]]:
+    criterion, parameters = any_key(list(declared.table.primary_key), keys)
+    kept = declared.queries if parameters else {}
+    query: Any = kept.get(("by key", *columns, locked))
+    if query is None:
+        texts = [type_coerce(column, String()).label(None) for column in columns]
+        query = select(*texts).where(criterion)
+        query = query.with_for_update(read=True) if locked else query
+        kept["by key", *columns, locked] = query
+    return query, parameters
 
 
 def in_schemas(schemas: Schemas | None) -> dict[str, Any]:
@@ -188,8 +235,14 @@ def _inherited_key(table: Table, base: Any) -> dict[Column[Any], Column[Any]]:
     return link
 
 
-def any_key(columns: list[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> Any:
-    """Return the criterion that the columns have one of the keys."""
+def any_key(
+    columns: list[Column[Any]], keys: Sequence[tuple[Any, ...]]
+) -> tuple[Any, dict[str, Any]]:
+    """Return the criterion that the columns have one of the keys, and its parameters.
+
+    That of a single column is the same for any keys.
+    """
     if len(columns) == 1:
-        return columns[0].in_([key[0] for key in keys])
-    return or_(*(and_(*map(operators.eq, columns, key)) for key in keys))
+        criterion = columns[0].in_(bindparam(_ASKED, expanding=True))
+        return criterion, {_ASKED: [key[0] for key in keys]}
+    return or_(*(and_(*map(operators.eq, columns, key)) for key in keys)), {}

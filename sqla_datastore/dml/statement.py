@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column
 
+from sqla_datastore.dml.concern import Concern
 from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.parameters import MISSING, Assignments
 from sqla_datastore.dml.reservation import Reservation
@@ -44,12 +45,14 @@ class TransactionView:
         pending: the identities of values that have a URL already, but are not stored yet.
         superseded: whether an object lost its row in this transaction, so that it may be its row's
             again.
+        is_pending: whether an object is that of a pending value, so that it is not there yet.
     """
 
     flushing: bool
     autocommit: bool
     pending: set[int]
     superseded: Callable[[ObjectName], bool]
+    is_pending: Callable[[ObjectName], bool]
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,14 @@ class Statement(ABC):
         connection: the connection that is about to run it.
         context: its execution context, parameters bound.
         dml: the statement.
-        declared: its table.
+        concern: what it has to do with storages: it changes a declared table.
         transaction: what it needs of its transaction.
     """
 
     connection: Connection
     context: Any
     dml: Any
-    declared: DeclaredTable
+    concern: Concern
     transaction: TransactionView
     placed: set[int] = field(default_factory=set)
     _storages: dict[DeclaredColumn, Storage] = field(default_factory=dict)
@@ -75,6 +78,12 @@ class Statement(ABC):
     @abstractmethod
     def effects(self) -> Effects | None:
         """Find out what it will do, or None if nothing."""
+
+    @cached_property
+    def declared(self) -> DeclaredTable:
+        """Its table."""
+        assert self.concern.declared is not None
+        return self.concern.declared
 
     @cached_property
     def assignments(self) -> Assignments:
@@ -177,7 +186,7 @@ class Statement(ABC):
 
     def names(self, column: DeclaredColumn, url: str | None) -> list[ObjectName]:
         """Return the names behind a URL; none for NULL or what the storage cannot hold."""
-        return names_behind(self.storage(column), url)
+        return names_behind(self.storage(column), url, self.transaction.is_pending)
 
     def folder(self, column: DeclaredColumn, row: Row) -> str | None:
         """Return the folder in a row's URL, else the one that its attributes render."""

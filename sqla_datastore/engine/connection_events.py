@@ -31,6 +31,7 @@ from sqla_datastore.engine.drivers import DriverState, autocommits, driver_state
 from sqla_datastore.engine.observed_transaction import ObservedTransaction, found_on
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
+from sqla_datastore.unitofwork.values_of_rows import expire_met
 
 logger = logging.getLogger("sqla_datastore")
 
@@ -143,7 +144,11 @@ def _look_ahead(
 
 _NO_TRANSACTION = {
     autocommit: TransactionView(
-        flushing=False, autocommit=autocommit, pending=set(), superseded=lambda _: False
+        flushing=False,
+        autocommit=autocommit,
+        pending=set(),
+        superseded=lambda _: False,
+        is_pending=lambda _: False,
     )
     for autocommit in (False, True)
 }
@@ -233,6 +238,8 @@ def _after_execute(
         transaction.defer(effects)
     else:
         writing.carry_out(transaction, [effects])
+    if effects.upsert is not None:
+        expire_met(connection, effects.declared)
 
 
 def _end_own_transaction(transaction: ObservedTransaction, effects: Effects) -> None:

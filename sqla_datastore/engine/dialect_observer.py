@@ -14,12 +14,13 @@ from sqla_datastore.engine.drivers import DriverState, driver_state
 from sqla_datastore.engine.observed_transaction import (
     ObservedTransaction,
     found_on,
+    is_any_open,
     open_transaction,
     opened,
 )
 from sqla_datastore.schema.sqlalchemy_compat import pool_dialect
 from sqla_datastore.unitofwork import writing
-from sqla_datastore.unitofwork.commit_checks import watches_of
+from sqla_datastore.unitofwork.commit_checks import is_any_watched, watches_of
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def observe(connection: Connection) -> None:
 def _wrapped(dialect: Any, original: Callable[..., Any], around: Callable[..., Any]) -> Any:
     @wraps(original)
     def call(connection: Any, *args: Any, **kwargs: Any) -> Any:
+        if around is not _around_savepoint and not (is_any_open() or is_any_watched()):
+            return original(connection, *args, **kwargs)
         raw = _raw_of(connection)
         transaction = open_transaction(raw)
 

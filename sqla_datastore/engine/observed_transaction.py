@@ -251,4 +251,9 @@ def opened(connection: Connection) -> ObservedTransaction:
 
 def flushed_by(session: Any) -> list[ObservedTransaction]:
     """Return the transactions that a Session's running flush has used."""
-    return [found for found in list(_open.values()) if found.flushing is session]
+    return [found for found in list(_open.values()) if found.flushing is session] if _open else []
+
+
+def is_any_open() -> bool:
+    """Return whether any connection of the process has an open transaction."""
+    return bool(_open)

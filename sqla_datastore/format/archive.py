@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from typing_extensions import Buffer
 
-from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter
+from sqla_datastore.storage.protocol import TAIL_BYTES, ObjectReader, ObjectWriter
 
 try:
     # both compute ZIP's CRC-32; on one machine isal did 9.6 GB a second, zlib 2.4
@@ -59,7 +59,6 @@ _PLAIN_VERSION, _ZIP64_VERSION = 20, 45
 _UNIX = 3 << 8
 _FILE_MODE = 0o100644 << 16
 _CRC_AT = 14
-_SUFFIX = 64 * 1024
 
 
 class MalformedError(ValueError):
@@ -330,7 +329,7 @@ def read_anchor(reader: ObjectReader) -> tuple[Anchor, bytes]:
         MalformedError: this is not the end of an object.
     """
     total = reader.size_bytes
-    size = min(total, _SUFFIX)
+    size = min(total, TAIL_BYTES)
     suffix = read_exactly(reader, total - size, size)
     directory = _directory(suffix, total)
     # the last central record has no comment, so its extra field comes right before the end records

@@ -14,9 +14,10 @@ from sqla_datastore.codecs.strict_json import BARE_RULES, dump_json, is_text
 from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
 from sqla_datastore.format.archive import crc32
 from sqla_datastore.format.copying import CopiedEntries
-from sqla_datastore.format.manifest import MAX_DEPTH, MAX_ENTRIES, MAX_NESTED, MAX_NESTED_DEPTH
+from sqla_datastore.format.manifest import MAX_DEPTH, MAX_ENTRIES, MAX_NESTED_DEPTH
 from sqla_datastore.format.reader import Container, StoredEntry
 from sqla_datastore.format.writer import EncodedEntry, ObjectPlan, Part
+from sqla_datastore.storage.urls import MAX_NESTED
 
 _BARE_TEXT: Final = 4096
 """Longer text is a codec's, so that the index of an object stays small."""

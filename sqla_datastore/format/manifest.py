@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.codecs.strict_json import NotJSONError, dump_json, parse_json
 from sqla_datastore.format.archive import ALIGNMENT, MAX_MANIFEST, MalformedError
+from sqla_datastore.storage.urls import MAX_NESTED
 
 FORMAT: Final = "sqla_datastore"
 FORMAT_VERSION: Final = 1
@@ -21,7 +22,6 @@ SUFFIXES: Final = (".bin", ".npy", ".arrow")
 # what writers keep to and readers insist on, so that a small hostile object stays a small value
 MAX_ENTRIES = 1_000_000
 MAX_BLOBS = 4_000_000
-MAX_NESTED = 1_000_000
 MAX_DEPTH: Final = 100
 """How deep codecs' nodes nest within an entry."""
 MAX_NESTED_DEPTH: Final = 50

@@ -224,6 +224,7 @@ class Container:
             KeyError: there is none of that name.
             DamagedObjectError: its bytes are not what was written, or make no value.
             UnsupportedFormatError: its codec is unknown, newer, or lacks its library.
+            MemoryError: there is not enough memory for it.
         """
         # A missing entry is a KeyError, but none that comes from decoding is let out as one.
         self.places[name]
@@ -238,7 +239,9 @@ class Container:
                 url=self.url,
                 entry=name,
             ) from err
-        except NameError:  # a fault of the program; no bytes can cause it
+        # a fault of the program, or too small a machine: what an object claims is compared with its
+        # bytes before anything of that size is allocated
+        except (NameError, MemoryError):
             raise
         except Exception as err:
             raise self._damaged(name, f"it makes no value ({type(err).__name__}: {err})") from err

@@ -14,29 +14,31 @@ loaded anew, at the latest before COMMIT.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Column, inspect
-from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy import inspect
+from sqlalchemy.orm import InstanceState, Session
 
 from sqla_datastore.exceptions import StaleValueError
-from sqla_datastore.schema.columns import is_declared
 from sqla_datastore.schema.sqlalchemy_compat import observe_flush
 from sqla_datastore.unitofwork.commit_checks import unwatch_connection, watch_connection
+from sqla_datastore.unitofwork.values_of_rows import is_edited, values_of
 from sqla_datastore.value.datastore import DataStore
 from sqla_datastore.value.holding import is_held_elsewhere
 
 _LATE = (
-    "a value ({url}) was edited after its row was flushed; commit the Session, or flush it after "
-    "the edit, before its connection is committed"
+    "{edited} was edited after its row was flushed; commit the Session, or flush it after the "
+    "edit, before its connection is committed"
 )
 
-watches: weakref.WeakKeyDictionary[Session, SessionWatch] = weakref.WeakKeyDictionary()
-"""The watches of Sessions that have one."""
+# an attribute of the Session: every one that flushes or commits is asked for it
+_WATCH = "_sqla_datastore_watch"
 
-_attributes: weakref.WeakKeyDictionary[Mapper[Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+def watch_of(session: Session | None) -> SessionWatch | None:
+    """Return the watch of a Session that has one."""
+    return None if session is None else vars(session).get(_WATCH)
 
 
 class SessionWatch:
@@ -63,14 +65,12 @@ class SessionWatch:
         self._of_deleted: list[tuple[DataStore, Any]] = []
         self._connections: set[int] = set()
         observe_flush(session, self.scan)
+        vars(session)[_WATCH] = self
 
     @classmethod
     def of(cls, session: Session) -> SessionWatch:
         """Return the watch of a Session, made at the first time."""
-        found = watches.get(session)
-        if found is None:
-            found = watches[session] = cls(session)
-        return found
+        return watch_of(session) or cls(session)
 
     # -- what is looked after ----------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class SessionWatch:
         """
         for value in self._all():
             if value._scan() or value._changed:
-                raise StaleValueError(_LATE.format(url=value.url))
+                raise StaleValueError(_LATE.format(edited=value._edited_text()))
 
     def watch_connection(self, raw: Any) -> None:
         """Be asked before each COMMIT of a driver's connection that the Session uses."""
@@ -265,7 +265,7 @@ class SessionWatch:
             # SQLAlchemy expires what was changed in the savepoint itself, but not in one within it
             self._expire(state, value)
             if all(held is not value for _, held in values_of(state)):
-                value._parents.pop(state, None)
+                value._release_from(state)
             unlink(value)
 
     def _expire(self, state: InstanceState[Any], value: DataStore) -> None:
@@ -294,45 +294,12 @@ def _pop(found: dict[Any, dict[int, Any]], key: Any, value: DataStore) -> None:
         found.pop(key, None)
 
 
-def is_edited(value: DataStore) -> bool:
-    """Return whether a value has edits that are not stored."""
-    try:
-        return value._changed or value._scan()
-    except StaleValueError:
-        # it is edited: `changed` raised because the attribute was expired
-        return True
-
-
 def _is_current(row: Any, value: DataStore) -> bool:
     return bool(_keys(row, value))
 
 
 def _keys(row: Any, value: DataStore) -> list[str]:
     return [key for key, held in values_of(inspect(row)) if held is value]
-
-
-# -- the attributes that hold values ---------------------------------------------------------------
-
-
-def declared_attributes(mapper: Mapper[Any]) -> tuple[str, ...]:
-    """Return the names of a mapper's attributes that hold values."""
-    known = _attributes.get(mapper)
-    if known is None:
-        known = _attributes[mapper] = tuple(
-            prop.key
-            for prop in mapper.column_attrs
-            if isinstance(prop.columns[0], Column) and is_declared(prop.columns[0])
-        )
-    return known
-
-
-def values_of(state: InstanceState[Any]) -> Iterator[tuple[str, DataStore]]:
-    """Yield a row's loaded values, by attribute."""
-    row = state.dict
-    for key in declared_attributes(state.mapper):
-        value = row.get(key)
-        if isinstance(value, DataStore):
-            yield key, value
 
 
 def unlink(value: DataStore) -> None:
@@ -346,5 +313,5 @@ def rows_of(value: DataStore) -> list[Any]:
     """Return the rows that a value is an attribute of."""
     if value._row is not None:
         value._row.note_parent(value)
-    rows = [state.obj() for state in list(value._holders or ())]
+    rows = [state.obj() for state, _ in value._held_by()]
     return [row for row in rows if row is not None]

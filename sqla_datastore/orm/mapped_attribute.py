@@ -15,8 +15,9 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState, InstrumentedAttribute, Session
 from typing_extensions import override
 
-from sqla_datastore.orm.edits_in_place import SessionWatch, unlink, values_of, watches
+from sqla_datastore.orm.edits_in_place import SessionWatch, unlink, watch_of
 from sqla_datastore.orm.row_link import RowLink
+from sqla_datastore.unitofwork.values_of_rows import values_of
 from sqla_datastore.value.datastore import DataStore
 
 
@@ -43,7 +44,7 @@ def meet(value: DataStore, state: InstanceState[Any], key: str) -> DataStore:
     link = value._row
     if link is not None and link.is_for(state, key):
         return value
-    value._parents[state] = key
+    value._hold(state, key)
     session = state.session
     if value._unmet is not None or (link is not None and link.session is None):
         # nobody has taken it yet, or merge() has shared it with a row that is in no Session
@@ -51,7 +52,7 @@ def meet(value: DataStore, state: InstanceState[Any], key: str) -> DataStore:
         value._unmet, value._row = None, RowLink(state, key)
         if session is not None and (value._handed_out or value._changed):
             SessionWatch.of(session).track(value)
-    watch = watches.get(session) if link is None and session is not None else None
+    watch = watch_of(session) if link is None else None
     if watch is None:
         return value
     watch.give_back(state)

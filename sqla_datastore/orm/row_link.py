@@ -9,12 +9,13 @@ from sqlalchemy.orm import InstanceState, Session, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from sqla_datastore.exceptions import StaleValueError
-from sqla_datastore.orm.edits_in_place import SessionWatch, is_edited, rows_of, unlink
+from sqla_datastore.orm.edits_in_place import SessionWatch, rows_of, unlink
+from sqla_datastore.unitofwork.values_of_rows import is_edited
 from sqla_datastore.value.datastore import DataStore
 
 _GONE = (
-    "the value of {url!r} was edited, but the row that it was loaded for is gone or holds another "
-    "value now; edit the value of a row that is in the Session, or a value.copy()"
+    "{edited} was edited, but the row that it was loaded for is gone or holds another value now; "
+    "edit the value of a row that is in the Session, or a value.copy()"
 )
 
 
@@ -44,6 +45,14 @@ class RowLink:
         self._identities = None if session is None else session.identity_map
 
     @property
+    def label(self) -> str:
+        """The attribute and the row, for messages."""
+        if self._identity is None:
+            return f"{self._key!r} of a new row"
+        class_, key = self._identity[:2]
+        return f"{self._key!r} of {class_.__name__} {', '.join(map(repr, key))}"
+
+    @property
     def state_id(self) -> int:
         """The identity of the row's state, while that lives."""
         return self._state_id
@@ -62,7 +71,7 @@ class RowLink:
         if held._row is not None:
             held._row.was_displaced = True
         set_committed_value(row, self._key, value)
-        value._parents[state] = self._key
+        value._hold(state, self._key)
         value._row = RowLink(state, self._key)
 
     def note_parent(self, value: DataStore) -> None:
@@ -73,7 +82,7 @@ class RowLink:
         """
         state = self._row()
         if state is not None and state.obj() is not None and state.dict.get(self._key) is value:
-            value._parents[state] = self._key
+            value._hold(state, self._key)
 
     def has_lost(self, value: DataStore) -> bool:
         """Whether the row holds another value in its place now, which its user has assigned."""
@@ -81,7 +90,7 @@ class RowLink:
         if state is None or self.was_displaced or self._key not in state.dict:
             return False
         # an assignment takes the parent away, a refresh leaves it
-        return state.dict[self._key] is not value and state not in value._parents
+        return state.dict[self._key] is not value and state not in dict(value._held_by())
 
     def is_for(self, state: InstanceState[Any], key: str) -> bool:
         """Whether this is the attribute of that row."""
@@ -149,7 +158,7 @@ class RowLink:
 
     def restored(self, value: DataStore) -> None:
         """Note the rows that may hold a value wrongly, since a rollback has put it back."""
-        states = [state for state in list(value._parents) if state.session is not None]
+        states = [state for state, _ in value._held_by() if state.session is not None]
         for state in states:
             SessionWatch.of(state.session).restored.append((state, value))
         if not states:
@@ -176,7 +185,7 @@ class RowLink:
             value.changed()
             return
         if held is None or held.url != value.url or is_edited(held):
-            raise StaleValueError(_GONE.format(url=value.url))
+            raise StaleValueError(_GONE.format(edited=value._edited_text()))
         if held._row is not None:
             held._row.was_displaced = True
         setattr(row, self._key, value)

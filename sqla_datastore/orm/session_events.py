@@ -7,7 +7,7 @@
 ``set`` of an attribute         a value learns which rows its edits flag
 ``expire``                      edits of what was expired are discarded on purpose
 ``after_soft_rollback``         edits that were rolled back are discarded
-``do_orm_execute``              values that a bulk statement made wrong are read again
+``refresh``                     values that a bulk UPDATE made wrong are read again
 ==============================  ===================================================================
 """
 
@@ -19,23 +19,21 @@ from typing import Any
 
 from sqlalchemy import Column, event, inspect
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, object_session
+from sqlalchemy.orm import InstanceState, Mapper, Session, object_session
 
 from sqla_datastore.engine.dialect_observer import transaction_of
 from sqla_datastore.engine.observed_transaction import flushed_by
-from sqla_datastore.orm.edits_in_place import (
-    SessionWatch,
-    declared_attributes,
-    is_edited,
-    unlink,
-    values_of,
-    watches,
-)
+from sqla_datastore.orm.edits_in_place import SessionWatch, unlink, watch_of
 from sqla_datastore.orm.mapped_attribute import UNMET, ValueAttribute
 from sqla_datastore.orm.row_link import RowLink
 from sqla_datastore.schema import declarations
-from sqla_datastore.schema.sqlalchemy_compat import conflict_clause, replace_attribute_class
+from sqla_datastore.schema.sqlalchemy_compat import replace_attribute_class
 from sqla_datastore.unitofwork import writing
+from sqla_datastore.unitofwork.values_of_rows import (
+    declared_attributes,
+    expire_unchanged,
+    values_of,
+)
 from sqla_datastore.value.datastore import DataStore
 
 
@@ -45,9 +43,6 @@ def install() -> None:
     event.listen(Mapper, "after_mapper_constructed", declarations.note_mapper)
     event.listen(Mapper, "mapper_configured", _mapper_configured)
     event.listen(Mapper, "after_configured", declarations.check_registries)
-    event.listen(Mapper, "before_insert", _before_row)
-    event.listen(Mapper, "before_update", _before_row)
-    event.listen(Mapper, "before_delete", _before_delete)
     event.listen(Session, "after_begin", _after_begin)
     event.listen(Session, "detached_to_persistent", _attached)
     event.listen(Session, "persistent_to_deleted", _deleted)
@@ -59,7 +54,6 @@ def install() -> None:
     event.listen(Session, "after_rollback", _after_rollback)
     event.listen(Session, "after_soft_rollback", _after_soft_rollback)
     event.listen(Session, "after_transaction_end", _after_transaction_end)
-    event.listen(Session, "do_orm_execute", _do_orm_execute)
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -72,7 +66,11 @@ def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
         event.listen(attribute, "set", partial(_assigned, key), raw=True, retval=True)
     if declared_attributes(mapper):
         event.listen(class_, "expire", _expired, raw=True)
+        event.listen(class_, "refresh", _refreshed, raw=True)
         event.listen(class_, "refresh_flush", _defaulted, raw=True)
+        event.listen(mapper, "before_insert", _before_row)
+        event.listen(mapper, "before_update", _before_row)
+        event.listen(mapper, "before_delete", _before_delete)
 
 
 def _assigned(
@@ -83,16 +81,25 @@ def _assigned(
         return before  # type: ignore[no-any-return]
     coerced = DataStore.coerce(key, value)
     if coerced is not None:
-        coerced._parents[state] = key
+        coerced._hold(state, key)
     if isinstance(before, DataStore):
-        before._parents.pop(state, None)
+        before._release_from(state)
     return coerced
 
 
 def _expired(state: InstanceState[Any], _names: Any) -> None:
-    watch = watches.get(state.session) if state.session is not None else None
+    watch = watch_of(state.session)
     if watch is not None:
         watch.discard(state)
+
+
+def _refreshed(state: InstanceState[Any], context: Any, _names: Any) -> None:
+    """Have values read again that a bulk UPDATE has handed to the rows that it matched.
+
+    It may have stored a copy of the value that it was given. A query has a context.
+    """
+    if context is None:
+        expire_unchanged(state, others_only=True)
 
 
 def _defaulted(state: InstanceState[Any], _context: Any, names: Iterable[str] | None) -> None:
@@ -114,7 +121,7 @@ def _attached(session: Session, row: Any) -> None:
 def _deleted(session: Session, row: Any) -> None:
     """Look after a row's values no more: what was edited of them goes with the row."""
     state: InstanceState[Any] = inspect(row)
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.forget_row(state)
     for _, value in values_of(state):
@@ -127,15 +134,13 @@ def _deleted(session: Session, row: Any) -> None:
 def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
     if UNMET.armed:
         UNMET.introduce(session)
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.scan_flushed()
 
 
 def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
     """Make each value the row's own. Called before the INSERT or UPDATE of a flush."""
-    if not declared_attributes(mapper):
-        return
     transaction_of(connection).flushing = object_session(target)
     state: InstanceState[Any] = inspect(target)
     row = state.dict
@@ -159,7 +164,7 @@ def _tie(value: DataStore, state: InstanceState[Any], key: str) -> None:
     watch = value._watch
     unlink(value)
     value._unmet, value._row = None, RowLink(state, key)
-    value._parents[state] = key
+    value._hold(state, key)
     if watch is not None:
         watch.track(value)
 
@@ -172,13 +177,12 @@ def _made_value(state: InstanceState[Any], key: str) -> DataStore:
     found = state.dict[key]
     if not isinstance(found, DataStore):
         found = state.dict[key] = DataStore(found)
-        found._parents[state] = key
+        found._hold(state, key)
     return found
 
 
-def _before_delete(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
-    if declared_attributes(mapper):
-        transaction_of(connection).flushing = object_session(target)
+def _before_delete(_mapper: Mapper[Any], connection: Connection, target: Any) -> None:
+    transaction_of(connection).flushing = object_session(target)
 
 
 def _is_assigned(state: InstanceState[Any], key: str) -> bool:
@@ -190,8 +194,8 @@ def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
     copy = value.copy()
     copy._row = RowLink(state, key)
     # not by set_committed_value: the change has to stay in the history; and no validator is asked
-    value._parents.pop(state, None)
-    copy._parents[state] = key
+    value._release_from(state)
+    copy._hold(state, key)
     state.dict[key] = copy
 
 
@@ -209,7 +213,7 @@ def _after_flush(session: Session, _context: Any) -> None:
 
 
 def _after_flush_postexec(session: Session, _context: Any) -> None:
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is None:
         return
     expiring, watch.to_expire = watch.to_expire, []
@@ -230,19 +234,19 @@ def _after_begin(session: Session, _transaction: Any, connection: Connection) ->
 def _before_commit(session: Session) -> None:
     if UNMET.armed:
         UNMET.introduce(session)
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.scan()
 
 
 def _after_rollback(session: Session) -> None:
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.remember_rows()
 
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None:
         watch.to_expire.clear()
         watch.discard_rolled_back()
@@ -251,43 +255,6 @@ def _after_soft_rollback(session: Session, _transaction: Any) -> None:
 
 
 def _after_transaction_end(session: Session, transaction: Any) -> None:
-    watch = watches.get(session)
+    watch = watch_of(session)
     if watch is not None and transaction.parent is None:
         watch.end_transaction()
-
-
-# -- bulk statements -------------------------------------------------------------------------------
-
-
-def _do_orm_execute(state: ORMExecuteState) -> Any:
-    """Expire values in the Session's rows that a bulk UPDATE or an upsert has made stale.
-
-    An UPDATE hands its value to the rows that it matched, although it may have stored a copy; after
-    an upsert rows may hold a value that was replaced. Rows with changes of their own keep them.
-    """
-    mapper = state.bind_mapper
-    upserts = conflict_clause(state.statement) is not None
-    if mapper is None or not (state.is_update or upserts) or not declared_attributes(mapper):
-        return None
-    result = state.invoke_statement()
-    for row in list(state.session.identity_map.values()):
-        if isinstance(row, mapper.class_):
-            _expire_unchanged(row, others_only=not upserts)
-    return result
-
-
-def _expire_unchanged(row: Any, *, others_only: bool) -> None:
-    """Expire a row's values that have no changes.
-
-    Args:
-        row: a row of a Session.
-        others_only: leave alone those that the row loaded or stored itself.
-    """
-    state: InstanceState[Any] = inspect(row)
-    for key, value in list(values_of(state)):
-        link = value._row
-        own = value._unmet is not None or (link is not None and link.is_for(state, key))
-        if key in state.committed_state or (own and others_only) or is_edited(value):
-            continue
-        if state.session is not None:
-            state.session.expire(row, [key])

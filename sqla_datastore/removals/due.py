@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, func, not_, select, true
 
 from sqla_datastore.dml.row_queries import batch_size, batched, held_urls, in_schemas
-from sqla_datastore.exceptions import RefusedURLError, StorageError
+from sqla_datastore.exceptions import StorageError
 from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.local import base_exists
 from sqla_datastore.storage.protocol import is_there
-from sqla_datastore.storage.urls import OBJECT_NAME, ObjectURL
+from sqla_datastore.storage.urls import OBJECT_NAME, names_behind
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -191,12 +191,8 @@ class DueRemovals:
 
 def _family(url: str, storage: Storage) -> list[str]:
     """Return the paths that a row's URL stands for; none where it is not of this library."""
-    try:
-        parsed = ObjectURL.parse(url)
-    except RefusedURLError:
-        return []
-    is_ours = parsed.scheme == storage.scheme and OBJECT_NAME.fullmatch(parsed.name)
-    return [member.path for member in parsed.family()] if is_ours else []
+    paths = [name.path for name in names_behind(storage, url)]
+    return paths if paths and OBJECT_NAME.fullmatch(paths[0].rpartition("/")[2]) else []
 
 
 def _reads_uncommitted(connection: Connection) -> bool:

@@ -7,11 +7,11 @@ own a folder without having such a column.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
-from sqlalchemy import Column, Table, TypeDecorator
+from sqlalchemy import Column, Select, Table, TypeDecorator
 from sqlalchemy.orm import Mapper
 
 from sqla_datastore.exceptions import ConfigurationError
@@ -55,11 +55,13 @@ class DeclaredTable:
         table: the table.
         columns: its declared columns.
         class_folder: the template of a `__datastore_folder__`, or None.
+        queries: SELECTs about its rows, each built once.
     """
 
     table: Table
     columns: tuple[DeclaredColumn, ...]
     class_folder: FolderTemplate | None
+    queries: dict[Any, Select[Any]] = field(default_factory=dict)
 
     @classmethod
     def resolve(cls, table: Table, mappers: Sequence[Mapper[Any]]) -> DeclaredTable:

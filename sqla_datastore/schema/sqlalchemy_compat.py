@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.inspection import _inspects
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.session import _sessions
 from sqlalchemy.sql.elements import BindParameter, ClauseElement
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
-    from sqlalchemy.engine import Dialect, Engine
+    from sqlalchemy.engine import Connection, Dialect, Engine
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
@@ -189,6 +190,18 @@ def observe_flush(session: Session, before: Callable[[], None]) -> None:
         cls.flush(found, objects)
 
     vars(session)["flush"] = flush
+
+
+def sessions_using(connection: Connection) -> list[Session]:
+    """Return the Sessions whose transactions use a connection.
+
+    A connection does not know them, and a Session lists its connections for itself.
+    """
+    return [
+        session
+        for session in list(_sessions.values())
+        if (used := session.get_transaction()) is not None and connection in used._connections
+    ]
 
 
 # -- engines ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 from typing_extensions import Buffer
 
@@ -53,6 +53,8 @@ class Draft:
 
     def publish(self) -> None:
         """Give the object its name, where nothing has it yet; raise `NameTakenError` else."""
+        # closed first: on NFS, close(2) tells of writes that failed
+        self._close_file()
         posix.link_exclusively(self._temporary, self._name, self._parent)
 
     def discard(self) -> None:
@@ -62,8 +64,15 @@ class Draft:
             os.unlink(self._temporary, dir_fd=self._parent)
 
     def close(self) -> None:
-        """Close both descriptors."""
-        # both are closed even where the first fails: on NFS, close(2) tells of writes that failed
-        with ExitStack() as stack:
-            stack.callback(os.close, self._parent)
-            stack.callback(os.close, self._descriptor)
+        """Close what is open; never fails."""
+        # a file that is still open goes, and through the folder's descriptor nothing was written
+        with suppress(OSError):
+            self._close_file()
+        with suppress(OSError):
+            os.close(self._parent)
+
+    def _close_file(self) -> None:
+        # once: after a failure the number may be another file's
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

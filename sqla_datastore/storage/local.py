@@ -21,7 +21,13 @@ from sqla_datastore.options import options
 from sqla_datastore.storage import linux, listing, posix
 from sqla_datastore.storage.draft import Draft
 from sqla_datastore.storage.parallel import call_for_each
-from sqla_datastore.storage.protocol import ObjectReader, ObjectWriter, Storage, StoredObject
+from sqla_datastore.storage.protocol import (
+    TAIL_BYTES,
+    ObjectReader,
+    ObjectWriter,
+    Storage,
+    StoredObject,
+)
 from sqla_datastore.storage.urls import ObjectURL, check_path
 
 # To set up a map takes some 20 microseconds, longer than to read so little. More is not copied, and
@@ -130,8 +136,11 @@ class LocalStorage:
         posix.make_base(self.base)
 
     def open(self, path: str) -> ObjectReader:
-        """Open an object for reading; costs one `fstat`, reads nothing."""
-        return _Reader(self, path, self.size_bytes(path))
+        """Open an object for reading, and read its end: a container asks for that first."""
+        with self._opened(path) as (descriptor, status):
+            start = max(0, status.st_size - TAIL_BYTES)
+            end = _read(descriptor, start, status.st_size)
+        return _Reader(self, path, status.st_size, end)
 
     def size_bytes(self, path: str) -> int:
         """Return an object's size."""
@@ -329,10 +338,12 @@ class _Reader:
 
     maps = True
 
-    def __init__(self, storage: LocalStorage, path: str, size_bytes: int) -> None:
+    def __init__(self, storage: LocalStorage, path: str, size_bytes: int, end: bytes) -> None:
         self._storage = storage
         self._path = path
         self._size_bytes = size_bytes
+        # given out once and not kept: a container holds what it needs of it
+        self._end = end
         self._map: memoryview | None = None
         self._lock = threading.Lock()
 
@@ -342,16 +353,11 @@ class _Reader:
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         end = min(offset + size_bytes, self._size_bytes)
-        pieces = []
+        known, self._end = self._end, b""
+        if known and offset == self._size_bytes - len(known) and end == self._size_bytes:
+            return known
         with self._storage._opened(self._path) as (descriptor, _):
-            while offset < end:
-                # pread(2) returns at most 2 GiB - 4 KiB at once on Linux
-                piece = os.pread(descriptor, end - offset, offset)
-                if not piece:
-                    break
-                pieces.append(piece)
-                offset += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return _read(descriptor, offset, end)
 
     def view(self, offset: int, size_bytes: int) -> memoryview:
         if size_bytes < _MAPPED_FROM:
@@ -372,6 +378,18 @@ class _Reader:
 
 def _resolved(base: str | os.PathLike[str]) -> str:
     return os.path.realpath(os.fspath(base))
+
+
+def _read(descriptor: int, offset: int, end: int) -> bytes:
+    pieces = []
+    while offset < end:
+        # pread(2) returns at most 2 GiB - 4 KiB at once on Linux
+        piece = os.pread(descriptor, end - offset, offset)
+        if not piece:
+            break
+        pieces.append(piece)
+        offset += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _fail(err: OSError, _path: str) -> NoReturn:

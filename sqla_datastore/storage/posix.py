@@ -266,8 +266,9 @@ def _link(temporary: str, name: str, parent: int) -> None:
 
 def _claim_and_rename(temporary: str, name: str, parent: int) -> None:
     """Do the same on file systems without hard links: an empty file claims the name first."""
-    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, dir_fd=parent))
+    claim = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, dir_fd=parent)
     try:
+        os.close(claim)
         # until then a listing shows an empty object, but no committed row names it yet
         os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
     except BaseException:

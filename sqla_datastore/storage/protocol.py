@@ -63,6 +63,11 @@ class ObjectReader(Protocol):
         """Whether `view` maps the object, so that its pages may change or be read later."""
 
 
+TAIL_BYTES = 64 * 1024
+"""How much of an object's end is read first: it tells what the object holds. A storage that can
+read it while it opens the object saves a round."""
+
+
 class Storage(Protocol):
     """A place that keeps immutable objects under relative paths.
 

@@ -13,25 +13,34 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from sqla_datastore.exceptions import RefusedURLError
-from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.storage.protocol import Storage, is_there
 
 SUFFIX = ".zip"
 MANAGED_SUFFIX = ".io.zip"
-_STEM = r"[0-9a-f]{32}(-(?P<n>[1-9][0-9]{0,6})(\.(?P<i>[1-9][0-9]{0,6}))?)?"
+MAX_NESTED = 1_000_000
+"""How many nested values a value has at most."""
+_NUMBER = "(?:[1-9][0-9]{0,5}|1000000)"
+_STEM = rf"[0-9a-f]{{32}}(-(?P<n>{_NUMBER})(\.(?P<i>{_NUMBER}))?)?"
 OBJECT_NAME = re.compile(rf"{_STEM}\.zip")
 _FAMILY_NAME = re.compile(rf"{_STEM}(\.io)?\.zip")
 _MANAGED_NAME = re.compile(rf"{_STEM}\.io\.zip|[0-9a-f]{{32}}\.bin")
+# what would be a family's name without the limit
+_CLAIM = re.compile(r"[0-9a-f]{32}-(?P<n>[0-9]+)(\.[0-9]+)?(\.io)?\.zip")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _HARMLESS = re.compile(r"[^/\\\0]*")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9_.~!$'()*+,;=:@-]|%[0-9A-F]{2})+")
+# without escapes, dots at the start of a segment, and whatever else asks for a closer look
+_ORDINARY = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9_.~-]*(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*")
 URL_LENGTH = 1024
 """How many characters a column with URLs takes."""
 
+_MAX_BELIEVED = 1_000
 _MAX_SEGMENT = 150
 _ESCAPED = re.compile(r"[~/\\\0]")
 # half an escape, which a cut may leave at the end
@@ -76,6 +85,8 @@ def check_path(path: str, *, url: str | None = None) -> str:
         RefusedURLError: for an empty path or segment, ``.``, ``..``, an encoded slash, backslash
             or NUL, or a character that a URL path cannot hold.
     """
+    if _ORDINARY.fullmatch(path):
+        return path  # the paths of this library's own folders, which each statement checks often
     shown = path if url is None else url
     for segment in path.split("/"):
         if not segment:
@@ -121,7 +132,8 @@ class ObjectURL:
 
         Raises:
             RefusedURLError: for an authority, a query, a fragment, a ``data:`` URL, a path that
-                could leave the base, or more than 1,024 characters.
+                could leave the base, more than 1,024 characters, or a name that claims more
+                nested objects than a value can have.
         """
         if not isinstance(url, str):
             raise RefusedURLError(repr(url), "a URL is a str")
@@ -138,7 +150,11 @@ class ObjectURL:
             raise RefusedURLError(url[:80] + "…", f"it is longer than {URL_LENGTH} characters")
         if "?" in rest or "#" in rest:
             raise RefusedURLError(url, "query and fragment are reserved for a later version")
-        return cls(scheme, check_path(rest[3:], url=url))
+        path = check_path(rest[3:], url=url)
+        claim = _CLAIM.fullmatch(path.rpartition("/")[2])
+        if claim and int(claim["n"]) > MAX_NESTED:
+            raise RefusedURLError(url, f"it claims more than {MAX_NESTED} nested objects")
+        return cls(scheme, path)
 
     @classmethod
     def of(cls, scheme: str, path: str) -> ObjectURL:
@@ -189,9 +205,14 @@ class ObjectURL:
         Args:
             index: from 0; the same for every member of the family.
         """
+        stem, suffix = self._stem_and_suffix()
+        return ObjectURL(self.scheme, f"{stem}.{index + 1}{suffix}")
+
+    def _stem_and_suffix(self) -> tuple[str, str]:
+        """Return what stands before and after the number in the paths of nested objects."""
         suffix = MANAGED_SUFFIX if self.name.endswith(MANAGED_SUFFIX) else SUFFIX
         stem = re.sub(r"(-[0-9]+)(\.[0-9]+)?$", r"\1", self.name.removesuffix(suffix))
-        return ObjectURL(self.scheme, f"{self.folder}/{stem}.{index + 1}{suffix}".lstrip("/"))
+        return f"{self.folder}/{stem}".lstrip("/"), suffix
 
     def root(self) -> ObjectURL:
         """Return the URL that a row holds for this object: its own, or its family's first."""
@@ -200,7 +221,14 @@ class ObjectURL:
 
     def family(self) -> list[ObjectURL]:
         """Return this URL and those of all its nested objects."""
-        return [self, *(self.nested(index) for index in range(self.nested_count))]
+        return [ObjectURL(self.scheme, path) for path in self.family_paths()]
+
+    def family_paths(self) -> Iterator[str]:
+        """Yield the paths of `family`."""
+        yield self.path
+        stem, suffix = self._stem_and_suffix()
+        for number in range(1, self.nested_count + 1):
+            yield f"{stem}.{number}{suffix}"
 
 
 # -- the objects of a row --------------------------------------------------------------------------
@@ -215,18 +243,37 @@ class ObjectName(NamedTuple):
 
 def names_of(storage: Storage, url: ObjectURL) -> list[ObjectName]:
     """Return the objects that a row's URL stands for: a value's and those nested in it."""
-    return [ObjectName(storage, member.path) for member in url.family()]
+    return [ObjectName(storage, path) for path in url.family_paths()]
 
 
-def names_behind(storage: Storage, url: str | None) -> list[ObjectName]:
-    """Return the objects behind a column's text; none for NULL or what the storage cannot hold."""
+def names_behind(
+    storage: Storage, url: str | None, is_pending: Callable[[ObjectName], bool] | None = None
+) -> list[ObjectName]:
+    """Return the objects behind a column's text; none for NULL or what the storage cannot hold.
+
+    A large family is believed only where the storage has its first object: a row's text may be
+    anybody's, and a few characters could stand for a million names. Only then is it looked for.
+
+    Args:
+        storage: the column's.
+        url: what the column holds.
+        is_pending: tells whether an object is going to be written, by default none is.
+    """
     if url is None:
         return []
     try:
         parsed = ObjectURL.parse(url)
     except RefusedURLError:
         return []
-    return names_of(storage, parsed) if parsed.scheme == storage.scheme else []
+    if parsed.scheme != storage.scheme:
+        return []
+    first = ObjectName(storage, parsed.path)
+    is_believed = (
+        parsed.nested_count <= _MAX_BELIEVED
+        or (is_pending is not None and is_pending(first))
+        or is_there(*first)
+    )
+    return names_of(storage, parsed) if is_believed else [first]
 
 
 def row_url(name: ObjectName) -> str:

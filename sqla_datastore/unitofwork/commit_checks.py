@@ -40,6 +40,11 @@ def unwatch_connection(number: int, watch: Watch) -> None:
             _watches.pop(number, None)
 
 
+def is_any_watched() -> bool:
+    """Return whether any Session is asked before COMMIT."""
+    return bool(_watches)
+
+
 def watches_of(raw: Any) -> list[Watch]:
     """Return what has to be asked before a driver's connection commits."""
     return list(_watches.get(id(raw), ()))

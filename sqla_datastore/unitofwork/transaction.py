@@ -89,7 +89,12 @@ class Transaction:
             autocommit=autocommit,
             pending=self._pending_values,
             superseded=self.ledger.is_superseded,
+            is_pending=self._is_pending,
         )
+
+    def _is_pending(self, name: ObjectName) -> bool:
+        reserved = (each for effects in self._pending for each in effects.reserved)
+        return any(each.names[:1] == [name] for each in reserved)
 
     def defer(self, effects: Effects) -> None:
         """Keep what a statement of a running flush did until the flush's end."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from sqlalchemy.exc import InvalidRequestError
@@ -288,16 +288,14 @@ class DataStore(EntryMapping):
 
     def _flag_rows(self) -> None:
         try:
-            for state, key in list(self._parents.items()):
+            for state, key in self._held_by():
                 row = state.obj()  # a state can outlive its instance
-                if row is None:
-                    del self._parents[state]
-                else:
+                if row is not None:
                     flag_modified(row, key)
         except InvalidRequestError as err:
             raise StaleValueError(
-                f"the row does not hold the value of {self.url!r} any more: its attribute was "
-                "expired, by a commit or rollback for instance; get it from the row again"
+                f"an edit of {self._edited_text()} would be lost: the row's attribute was expired, "
+                "by a commit or rollback for instance; get it from the row again"
             ) from err
 
     @classmethod
@@ -338,12 +336,30 @@ class DataStore(EntryMapping):
     def _source_at(self, storage: Storage | str | None, url: str) -> Source:
         return Source(storage, url, DataStore._at)
 
-    @property
-    def _parents(self) -> MutableMapping[Any, str]:
-        """The states of the rows that it is an attribute of, with the attribute, weakly."""
-        if self._holders is None:
-            self._holders = weakref.WeakKeyDictionary()
-        return self._holders
+    def _edited_text(self) -> str:
+        """Name the entries that are not stored, the row and the object, for messages."""
+        entries = (self._entries or {}).items()
+        names = [repr(name) for name, entry in entries if entry.is_unsaved()]
+        shown = ", ".join(names[:3]) + ", …" * (len(names) > 3)
+        links = [value._row for value in self._lineage() if value._row is not None]
+        what = f"entry {shown} of " if shown else ""
+        where = links[-1].label if links else "a value that belongs to no row"
+        return f"{what}{where} ({self.url})"
+
+    def _held_by(self) -> list[tuple[Any, str]]:
+        """Return the states of the rows that it is an attribute of, each with the attribute."""
+        held = ((state(), key) for state, key in self._holders)
+        return [(state, key) for state, key in held if state is not None]
+
+    def _hold(self, state: Any, key: str) -> None:
+        """Note that it is an attribute of a row now, in the place of another one of that row."""
+        others = [(other, name) for other, name in self._holders if other() is not state]
+        # weak references without a callback are one object for each state
+        self._holders = (*others, (weakref.ref(state), key))
+
+    def _release_from(self, state: Any) -> None:
+        """Note that it is no attribute of a row any more."""
+        self._holders = tuple(each for each in self._holders if each[0]() is not state)
 
     def _scan(self) -> bool:
         """Look for edits in place of what was handed out, here and in nested values.
@@ -421,7 +437,7 @@ class DataStore(EntryMapping):
     def _is_held(self) -> bool:
         """Return whether another value or a row has it."""
         linked = self._row is not None or self._unmet is not None
-        return linked or self._outer is not None or bool(self._holders)
+        return linked or self._outer is not None or bool(self._held_by())
 
     def _release(self, entry: Entry) -> None:
         for child in entry.children:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, MutableMapping
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -74,7 +75,7 @@ class Nestable:
         self._armed = False
         self._outer: Nestable | None = None
         self._watch: Any = None
-        self._holders: MutableMapping[Any, str] | None = None
+        self._holders: tuple[tuple[weakref.ref[Any], str], ...] = ()
 
     @property
     def _source(self) -> Source | None:
@@ -287,6 +288,10 @@ class Entry:
     def may_be_edited(self) -> bool:
         """Return whether a loaded value may differ from the stored one, as far as is cheap."""
         return self.edited or (self.fingerprint is not None and self.fingerprint.changed())
+
+    def is_unsaved(self) -> bool:
+        """Return whether its object does not hold it as it is, as far as was found out."""
+        return self.source is None or self.edited or any(child._changed for child in self.children)
 
     def look_again(self, name: str, holds: Callable[[Entry, str], bool]) -> bool:
         """Find out whether the loaded value was edited in place, and remember it.

@@ -43,6 +43,10 @@ class RowLink(Protocol):
         """Return whether the row is, or will be, the one of a table that has this primary key."""
 
     @property
+    def label(self) -> str:
+        """The attribute and the row, for messages."""
+
+    @property
     def state_id(self) -> int:
         """What the row is known by to who looks after its values."""
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import uuid
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -200,6 +201,73 @@ def test_foreign_extension_types_are_refused():
     for value in (array, pa.table({"a": array}), Foreign(), pa.list_(Foreign())):
         with pytest.raises(UnsupportedTypeError, match="storage"):
             encode_value(value)
+
+
+class Recording(pa.ExtensionType):
+    """Notes that Arrow has made it of bytes."""
+
+    made = 0
+
+    def __init__(self, name="tests.recording"):
+        super().__init__(pa.int64(), name)
+
+    def __arrow_ext_serialize__(self):
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        cls.made += 1
+        return cls()
+
+
+def named(name):
+    return {"ARROW:extension:name": name, "ARROW:extension:metadata": ""}
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda each: each,
+        lambda each: pa.field("a", pa.list_(each)),
+        lambda each: pa.field("a", pa.struct([pa.field("n", pa.int8()), each])),
+        lambda each: pa.field("a", pa.map_(pa.int8(), each.with_name("value"))),
+        lambda each: pa.field("a", pa.run_end_encoded(pa.int32(), pa.list_(each))),
+        lambda each: each.with_type(pa.dictionary(pa.int8(), pa.int64())),
+    ],
+    ids=["itself", "list", "struct", "map", "run-end encoded", "dictionary"],
+)
+@pytest.mark.parametrize("as_table", [True, False])
+def test_the_code_of_foreign_extension_types_never_runs(nest, as_table):
+    # pyarrow's list keeps a name that was registered once
+    name = f"tests.{uuid.uuid4().hex}"
+    column = pa.field("x", pa.int64(), metadata=named(name))
+    schema = pa.schema([("first", pa.int8()), nest(column)])
+    # where nobody has registered it, the name is metadata
+    value = schema.empty_table() if as_table else schema
+    text, blobs = encode_value(value)
+    assert decode_value(text, blobs).equals(value, check_metadata=True)
+    pa.register_extension_type(Recording(name))
+    try:
+        Recording.made = 0
+        with pytest.raises(DamagedObjectError, match="foreign extension types"):
+            decode_value(text, blobs)
+    finally:
+        pa.unregister_extension_type(name)
+    assert Recording.made == 0
+
+
+def test_types_that_lie_in_the_stream_as_a_pickle_are_refused():
+    metadata = named("arrow.py_extension_type")
+    schema = pa.schema([pa.field("x", pa.null(), metadata=metadata)])
+    with pytest.raises(DamagedObjectError, match=r"arrow\.py_extension_type"):
+        decode_value(*encode_value(schema))
+
+
+def test_without_the_list_of_registered_types_all_foreign_names_are_refused(monkeypatch):
+    monkeypatch.delattr(pa.lib, "_python_extension_types_registry")
+    text, blobs = encode_value(pa.schema([pa.field("x", pa.int64(), metadata=named("tests.x"))]))
+    with pytest.raises(DamagedObjectError, match=r"tests\.x"):
+        decode_value(text, blobs)
 
 
 def test_deep_types_are_refused():

@@ -409,6 +409,10 @@ REFUSED = {
     "fields over an integer": (np.zeros(1, np.dtype(("i4", [("a", "i2"), ("b", "i2")]))), "int32"),
     "matrix": (np.zeros((1, 1)).view(np.matrix), "numpy.asarray"),
     "masked objects": (np.ma.MaskedArray(np.array([None])), "Python objects"),
+    "no masked items of many bytes": (
+        np.ma.array(np.zeros(0, [("a", "V2000000")])),
+        "no items, of 2000000 bytes each",
+    ),
     "a dtype of objects": (np.dtype("O"), "Python objects"),
 }
 

@@ -447,6 +447,10 @@ REFUSED = {
         pd.date_range("2024", periods=3, freq=pd.DateOffset(months=1, days=1)),
         "freq",
     ),
+    "unused level": (
+        pd.MultiIndex([pd.RangeIndex(2**21)], [[0]], verify_integrity=False),
+        "items and uses a few",
+    ),
     "zone of one's own": (pd.date_range("2024", periods=2, tz=tzoffset(None, 60)), "time zone"),
 }
 

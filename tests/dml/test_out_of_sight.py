@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -14,7 +15,7 @@ from support.models import Base, Counter, Experiment, Keyed, Project, Run
 
 from sqla_datastore import DataStore, RefusedStatementError
 from sqla_datastore.engine import observed_transaction
-from sqla_datastore.maintenance import gc
+from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage.urls import ObjectURL
 
 
@@ -273,3 +274,27 @@ def test_a_row_that_a_snapshot_does_not_show(engine, stored, exact, level, moves
             snapshot.rollback()
     other.dispose()
     exact()
+
+
+@pytest.mark.parametrize("count", [1_000_000, 9_999_999])
+def test_a_text_that_claims_a_million_objects_costs_little(engine, stored, count):
+    """Whoever can write into a row cannot fill the memory of whoever changes or deletes it."""
+    with engine.begin() as connection:
+        for number in range(3):
+            text_of_row = f"file:///{'0' * 31}{number}-{count}.zip"
+            held = text("UPDATE keyed SET data = :url WHERE id = :id")
+            connection.execute(held, {"url": text_of_row, "id": number})
+    tracemalloc.start()
+    with Session(engine) as session:
+        found = session.scalars(select(Keyed).order_by(Keyed.id)).all()
+        found[0].data = DataStore(n=1)
+        session.delete(found[1])
+        session.commit()
+        session.execute(delete(Keyed).where(Keyed.id == 2))
+        session.commit()
+    check(engine, Base.metadata)
+    gc(engine, Base.metadata, apply=True, grace_seconds=0, force=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    assert_exact(engine, Base.metadata, stored)

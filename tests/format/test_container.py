@@ -562,7 +562,7 @@ class TestReading:
             ValueError("v"),
             OverflowError("o"),
             RecursionError("r"),
-            MemoryError("m"),
+            ZeroDivisionError("z"),
             StopIteration(),
         ],
     )
@@ -578,6 +578,12 @@ class TestReading:
         container = stored({"x": Fault(error)})
         with pytest.raises(MissingObjectError) as caught:
             container.load("x")
+        assert caught.value is error
+
+    def test_a_lack_of_memory_is_no_damage(self):
+        error = MemoryError("m")
+        with pytest.raises(MemoryError) as caught:
+            stored({"x": Fault(error)}).load("x")
         assert caught.value is error
 
     def test_a_library_that_is_not_installed(self):

@@ -471,6 +471,85 @@ LIBRARIES = {
 STRANGE = [0, -1, 2**31, 2**63, 1.5, "", "x", None, True, [], {}, "<i8", "O", [2**62, 4], [-1]]
 
 
+def forged_blobs(node, *blobs):
+    """An object with a node and blobs of the attacker's choice."""
+    padded = [blob + bytes(-len(blob) % 64) for blob in blobs]
+
+    def change(manifest):
+        start = manifest["blobs"]["offsets"][0]
+        manifest["entries"].update(nodes=[json.dumps(node)], blobs=[len(blobs)])
+        manifest["blobs"] = {
+            "offsets": [start + len(b"".join(padded[:number])) for number in range(len(blobs))],
+            "sizes": [*map(len, padded)],
+            "crcs": [*map(zip_archive.crc32, padded)],
+            "kinds": [0] * len(blobs),
+        }
+
+    return forged(change, data=b"".join(padded))
+
+
+def _array(dtype, length, blob):
+    return {"dtype": dtype, "shape": [length], "order": "C", "start": 0, "blob": blob}
+
+
+def _sparse(blob, values=None):
+    """The node of a sparse array of 2**30 items, of which sixteen are stored."""
+    return {
+        "kind": "sparse",
+        "length": 1 << 30,
+        "block": False,
+        "positions": ["numpy.array", 1, _array("<i4", 16, blob)],
+        "values": values or {"kind": "object", "values": ["plain.list", 1, {"json": [*range(16)]}]},
+        "fill": 0,
+    }
+
+
+def _pandas(**parts):
+    return {**parts, "physical": {"blocks": [], "streams": []}}
+
+
+_CODES = ["numpy.array", 1, _array("|i1", 64, 0)]
+_RANGE = {"range": [0, 1 << 30, 1]}
+_POSITIONS = np.arange(16, dtype="<i4").tobytes()
+_NO_ITEMS = _array({"fields": [], "itemsize": 2**31 - 1}, 0, 0)
+_LEVEL = {"levels": [_RANGE], "codes": [_CODES], "names": [None], "sortorder": None}
+_CATEGORIES = {"codes": _CODES, "categories": {"array": _sparse(1)}, "ordered": False}
+_SIDES = {"left": _sparse(0), "right": _sparse(1), "closed": "left"}
+CLAIMS = {
+    "a default item": (
+        "it masks no items",
+        "numpy.masked",
+        {"data": _NO_ITEMS, "hard": False},
+        b"",
+    ),
+    "a level": ("a level has more items", "pandas.index", _pandas(index=_LEVEL), bytes(64)),
+    "categories": (
+        "categories are more",
+        "pandas.array",
+        _pandas(array={"kind": "categorical", **_CATEGORIES}),
+        *(bytes(64), _POSITIONS),
+    ),
+    "an interval": (
+        "an interval array is longer",
+        "pandas.array",
+        _pandas(array={"kind": "interval", **_SIDES}),
+        *(_POSITIONS, _POSITIONS),
+    ),
+    "sparse values": (
+        "of another kind",
+        "pandas.array",
+        _pandas(array=_sparse(0, _sparse(1))),
+        *(_POSITIONS, _POSITIONS),
+    ),
+    "an index without duplicates": (
+        "an index is longer",
+        "pandas.series",
+        _pandas(array=_sparse(0), index={"array": _sparse(1)}, name=None, unique_labels=True),
+        *(_POSITIONS, _POSITIONS),
+    ),
+}
+
+
 class TestHostileAuthors:
     """Objects whose checksums are right and whose payloads or nodes were made to harm."""
 
@@ -521,6 +600,30 @@ class TestHostileAuthors:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 20 * len(many)
+
+    @pytest.mark.parametrize("claim", CLAIMS)
+    def test_what_is_longer_than_its_bytes(self, claim):
+        """It is refused before a library makes up memory for it."""
+        message, codec, node, *blobs = CLAIMS[claim]
+        container = opened(forged_blobs([codec, 1, node], *blobs))
+        tracemalloc.start()
+        with pytest.raises(DamagedObjectError, match=message):
+            container.load("x")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 23
+
+    def test_nulls_that_would_become_numbers(self):
+        """Arrow's nulls take no bytes, and polars would fill the memory with numbers for them."""
+        stream = pa.BufferOutputStream()
+        batch = pa.record_batch({"a": pa.nulls(1 << 24)})
+        with pa.ipc.new_stream(stream, batch.schema) as writer:
+            writer.write_batch(batch)
+        for names in (["Int64"], [{"Enum": ["a"]}]):
+            node = {"stream": 0, "names": ["a"], "types": names, "shape": [1 << 24, 1]}
+            data = forged_blobs(["capsule.polars_frame", 1, node], stream.getvalue().to_pybytes())
+            with pytest.raises(DamagedObjectError, match="nulls"):
+                opened(data).load("x")
 
     def test_an_entry_is_loaded_as_often_as_one_likes(self):
         container = opened(written(LIBRARIES))

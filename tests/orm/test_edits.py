@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pandas as pd
 import pytest
-from sqlalchemy import StaticPool, String, create_engine, select
+from sqlalchemy import StaticPool, String, create_engine, delete, select
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -1686,7 +1686,7 @@ def test_a_value_at_rest_has_nothing_of_its_own(engine, saved):
         resting = row.__dict__["data"]
         assert type(resting) is DataStore
         assert not hasattr(resting, "__dict__")
-        assert resting._opened is resting._entries is resting._holders is resting._watch is None
+        assert resting._opened is resting._entries is resting._watch is None
         assert resting._row is None
         assert row.data is resting
         assert resting._row is not None
@@ -1795,3 +1795,38 @@ def test_a_subclass_may_process_what_is_loaded(engine):
             session.commit()
     finally:
         Base.metadata.drop_all(engine)
+
+
+# -- what a refused edit says ----------------------------------------------------------------------
+
+
+def test_a_refused_edit_names_the_entry_and_the_row(engine, saved):
+    with Session(engine) as session:
+        numbers = session.get(Entity, saved).data.numbers
+        session.execute(delete(Entity), execution_options={"synchronize_session": False})
+        numbers.append(3)
+        with pytest.raises(StaleValueError) as info:
+            session.commit()
+    said = str(info.value)
+    assert said.startswith("entry 'numbers' of 'data' of Entity 1 (file:///entities/1/")
+    assert "value.copy()" in said
+
+
+def test_an_edit_after_the_flush_names_the_entry_and_the_row(engine, saved):
+    with engine.connect() as connection, Session(connection) as session:
+        numbers = session.get(Entity, saved).data.inner.numbers
+        numbers.append(3)
+        with pytest.raises(StaleValueError, match=r"^entry 'inner' of 'data' of Entity 1 .*flush"):
+            connection.commit()
+
+
+def test_an_edit_of_an_expired_value_names_the_row(engine, saved):
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        value = row.data
+        session.expire(row)
+        with pytest.raises(
+            StaleValueError, match=r"'data' of Entity 1 .* get it from the row again"
+        ):
+            value["n"] = 5
+        assert row.data["n"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import uuid
 
@@ -23,7 +24,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects import mssql
+from sqlalchemy.dialects import mssql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.databases import make_engine
 from support.exactness import statements
@@ -36,6 +37,7 @@ from sqla_datastore.maintenance import (
     drain,
     drop_removal_triggers,
 )
+from sqla_datastore.removals.triggers.base import RemovalTriggers
 from sqla_datastore.removals.triggers.statements import removal_triggers
 
 
@@ -451,6 +453,102 @@ def test_a_column_is_converted_with_its_triggers(own, stored):
     run_sql(own, "DELETE FROM samples")
     assert drain(own, metadata).carried_out == 1
     assert files_of_samples(stored) == set()
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+LONG = "measurements_of_the_third_laboratory"
+WHATS = ["delete", "update", "truncate", "note", *(f"cascade_{n}" for n in (0, 9, 10, 123))]
+
+
+def triggers_of(table, column="data"):
+    return removal_triggers(sqlite.dialect(), table, column)
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["runs", LONG, 2 * LONG, "ü" * 40, "x" + "ü" * 40],
+    ids=["short", "long", "longer", "two bytes a letter", "two bytes a letter, but one"],
+)
+def test_names_have_63_bytes_at_most_and_differ(table):
+    names = [
+        triggers_of(each, column).name(what)
+        for each in (table, f"{table}s")
+        for column in ("data", "data2")
+        for what in WHATS
+    ]
+    assert len(set(names)) == len(names)
+    assert max(len(name.encode()) for name in names) <= 63
+
+
+def test_short_names_are_those_of_earlier_versions():
+    assert triggers_of("runs").names("delete") == ["datastore_runs_data_1ac09d5d_delete"]
+    longest = triggers_of("x" * 29)  # with the column 34 bytes, of which nothing is cut off
+    assert longest.names("cascade_0") == [longest.name("cascade_0")]
+
+
+@pytest.fixture
+def long_table(empty):
+    """A table with a long name, whose rows go with those of eleven others."""
+    metadata = MetaData()
+    enable_removals(metadata)
+    key = {"primary_key": True, "autoincrement": False}
+    parents = [Table(f"parent_{n}", metadata, Column("id", Integer, **key)) for n in range(11)]
+    references = [
+        Column(f"id_{n}", ForeignKey(parent.c.id, ondelete="CASCADE"))
+        for n, parent in enumerate(parents)
+    ]
+    own = Column("id", Integer, **key)
+    table = Table(LONG, metadata, own, *references, Column("data", String(1024)))
+    metadata.create_all(empty)
+    with empty.begin() as connection:
+        for number, parent in enumerate(parents):
+            connection.execute(insert(parent), {"id": 1})
+            row = {"id": number, f"id_{number}": 1, "data": f"file:///{number}"}
+            connection.execute(insert(table), row)
+    return table
+
+
+def test_triggers_of_a_table_with_a_long_name(empty, long_table):
+    add_triggers(empty, LONG, "data")
+    run_sql(
+        empty,
+        f"DELETE FROM {LONG} WHERE id = 0",
+        f"UPDATE {LONG} SET data = NULL WHERE id = 1",
+        *(f"DELETE FROM parent_{number}" for number in range(11)),
+    )
+    assert sources(empty) == 11 * [f"{LONG}.data"]
+
+
+def test_triggers_of_earlier_versions_are_renewed_and_dropped(empty, long_table, monkeypatch):
+    """Their names were longer; PostgreSQL cut them off."""
+    if empty.dialect.name in ("mysql", "mariadb"):
+        # which refused names of triggers for cascades
+        run_sql(empty, f"ALTER TABLE {LONG} RENAME TO {LONG}_before")
+        run_sql(empty, f"CREATE TABLE {LONG} (id INTEGER PRIMARY KEY, data VARCHAR(1024))")
+        run_sql(empty, f"INSERT INTO {LONG} SELECT id, data FROM {LONG}_before")
+
+    def name(self, what):
+        digest = hashlib.sha256(f"{self.table}.{self.column}".encode()).hexdigest()[:8]
+        return f"datastore_{f'{self.table}_{self.column}'[:38]}_{digest}_{what}"
+
+    def create_as_before():
+        with monkeypatch.context() as patched:
+            patched.setattr(RemovalTriggers, "name", name)
+            add_triggers(empty, LONG, "data")
+
+    assert name(triggers_of(LONG), "delete") != triggers_of(LONG).name("delete")
+    create_as_before()
+    add_triggers(empty, LONG, "data")
+    run_sql(empty, f"DELETE FROM {LONG} WHERE id < 2")
+    assert sources(empty) == 2 * [f"{LONG}.data"], "noted once a row"
+    with empty.begin() as connection:
+        drop_removal_triggers(connection, LONG, "data")
+    create_as_before()
+    with empty.begin() as connection:
+        drop_removal_triggers(connection, LONG, "data")
+    run_sql(empty, f"DELETE FROM {LONG}")
+    assert len(sources(empty)) == 2
 
 
 # -- rights ----------------------------------------------------------------------------------------

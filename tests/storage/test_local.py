@@ -8,6 +8,7 @@ import errno
 import os
 import pickle
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -284,6 +285,77 @@ class TestFailures:
         assert caught.value.url == "file:///new/b.zip"
         assert files_below(base) == {"kept/a.zip"}
         assert os.listdir(base) == ["kept"]
+
+    @pytest.mark.parametrize(("links", "which"), [(True, 0), (False, 0), (False, 1)])
+    def test_a_file_that_cannot_be_closed_leaves_nothing(
+        self, storage, base, monkeypatch, links, which
+    ):
+        """NFS tells so of writes that failed; the second file claims a name without hard links."""
+        write(storage, "kept/a.zip")
+        closed = []
+        real = os.close
+
+        def close(descriptor):
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            real(descriptor)
+            if is_file:
+                closed.append(descriptor)
+                if len(closed) == which + 1:
+                    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        def no_links(*args, **kwargs):
+            raise OSError(errno.EPERM, "no links here")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "close", close)
+            if not links:
+                patched.setattr(os, "link", no_links)
+            with pytest.raises(StorageError) as caught:
+                write(storage, "new/b.zip")
+        assert caught.value.__cause__.errno == errno.EDQUOT
+        assert len(closed) == which + 1
+        assert files_below(base) == {"kept/a.zip"}
+        assert os.listdir(base) == ["kept"]
+
+    def test_a_folder_that_cannot_be_closed_is_no_failure(self, storage, base, monkeypatch):
+        """Nothing was written through its descriptor, and the object has its name."""
+        failures = []
+        real = os.close
+
+        def close(descriptor):
+            is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            real(descriptor)
+            if is_folder and (base / "new" / "a.zip").exists():
+                failures.append(descriptor)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "close", close)
+            write(storage, "new/a.zip")
+        assert len(failures) == 1
+        assert files_below(base) == {"new/a.zip"}
+
+    def test_an_error_of_the_caller_is_raised_though_closing_fails(
+        self, storage, base, monkeypatch
+    ):
+        real = os.close
+
+        def close(descriptor):
+            real(descriptor)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with storage.create("new/b.zip") as writer:
+            writer.write(b"data")
+
+        def fail():
+            with storage.create("new/a.zip"):
+                monkeypatch.setattr(os, "close", close)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        monkeypatch.undo()
+        assert files_below(base) == {"new/b.zip"}
 
     def test_file_systems_without_hard_links(self, storage, base, monkeypatch):
         def no_links(*args, **kwargs):

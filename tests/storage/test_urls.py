@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sqla_datastore.exceptions import RefusedURLError
+from sqla_datastore.storage import LocalStorage, urls
 from sqla_datastore.storage.urls import (
     MANAGED_SUFFIX,
+    MAX_NESTED,
     OBJECT_NAME,
     ObjectURL,
     check_path,
     is_managed,
+    names_behind,
     new_object_name,
     quote_segment,
 )
@@ -170,3 +175,44 @@ class TestFamilies:
     def test_foreign_names_have_no_family(self, name):
         assert not OBJECT_NAME.fullmatch(name)
         assert ObjectURL.parse(f"file:///{name}").nested_count == 0
+
+    @pytest.mark.parametrize("count", [MAX_NESTED + 1, 9_999_999, 10**30])
+    @pytest.mark.parametrize("rest", [".zip", ".1.zip", ".io.zip"])
+    def test_more_than_a_value_can_have_is_refused(self, count, rest):
+        with pytest.raises(RefusedURLError, match="more than 1000000"):
+            ObjectURL.parse(f"file:///runs/{HEX}-{count}{rest}")
+        assert not OBJECT_NAME.fullmatch(f"{HEX}-{count}{rest}")
+
+    def test_as_many_as_a_value_can_have(self):
+        url = ObjectURL.parse(f"file:///runs/{HEX}-{MAX_NESTED}.zip")
+        *_, last = url.family_paths()
+        assert last == f"runs/{HEX}-{MAX_NESTED}.{MAX_NESTED}.zip"
+
+
+class TestNamesBehindATextOfARow:
+    def test_a_large_family_whose_first_object_is_missing_is_not_believed(self, tmp_path):
+        name = f"runs/{HEX}-{MAX_NESTED}.zip"
+        storage = LocalStorage(tmp_path)
+        assert [each.path for each in names_behind(storage, f"file:///{name}")] == [name]
+
+    def test_a_large_family_whose_first_object_is_there(self, tmp_path):
+        name, storage = f"runs/{HEX}-2000.zip", LocalStorage(tmp_path)
+        with storage.create(name):
+            pass
+        assert len(names_behind(storage, f"file:///{name}")) == 2001
+
+    def test_a_large_family_that_is_going_to_be_written(self, tmp_path):
+        url, storage = f"file:///runs/{HEX}-2000.zip", LocalStorage(tmp_path)
+        assert len(names_behind(storage, url, lambda name: name.path in url)) == 2001
+
+    def test_what_is_refused_has_none(self, tmp_path):
+        assert names_behind(LocalStorage(tmp_path), f"file:///{HEX}-9999999.zip") == []
+
+
+@given(st.text("ab./~%2F-_\\\0 é\n", max_size=8))
+def test_ordinary_paths_are_those_that_a_closer_look_takes_too(path):
+    if urls._ORDINARY.fullmatch(path):
+        nothing = re.compile(r"(?!)")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(urls, "_ORDINARY", nothing)
+            assert check_path(path) == path

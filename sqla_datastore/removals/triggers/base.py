@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 INSERTED_COLUMNS = ("url", "source", "superseded_at")
 """The columns of the table of removals that a trigger fills."""
 
-_READABLE_BYTES = 38
+# PostgreSQL cuts identifiers off at 63 bytes (NAMEDATALEN), MySQL and MariaDB refuse more than 64
+# characters
+_MAX_NAME_BYTES = 63
+_MAX_READABLE_BYTES = 38
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,25 @@ class RemovalTriggers(ABC):
         return rendered.replace("%%", "%") if doubles else rendered
 
     def name(self, what: str) -> str:
-        """Return a trigger's name: another one for each column, within PostgreSQL's 63 bytes."""
+        """Return a trigger's name: another one for each column, within 63 bytes.
+
+        Args:
+            what: the trigger among those of the column.
+        """
+        others = len(self._name("", what))
+        return self._name(self._readable(_MAX_NAME_BYTES - others), what)
+
+    def names(self, what: str) -> list[str]:
+        """Return `name`, and the longer one that earlier versions gave the trigger."""
+        longer = self._name(self._readable(_MAX_READABLE_BYTES), what)
+        return list(dict.fromkeys((self.name(what), longer)))
+
+    def _readable(self, size_bytes: int) -> str:
+        cut = f"{self.table}_{self.column}".encode()[: min(size_bytes, _MAX_READABLE_BYTES)]
+        return cut.decode(errors="ignore")
+
+    def _name(self, readable: str, what: str) -> str:
         digest = hashlib.sha256(f"{self.table}.{self.column}".encode()).hexdigest()[:8]
-        readable = f"{self.table}_{self.column}".encode()[:_READABLE_BYTES].decode(errors="ignore")
         return f"datastore_{readable}_{digest}_{what}"
 
     @property

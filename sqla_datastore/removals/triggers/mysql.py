@@ -23,6 +23,8 @@ from sqla_datastore.removals.triggers.cascades import CascadePaths, CascadingKey
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
+_WHAT = re.compile(r"(delete|update|cascade_[0-9]+)$")
+
 
 class MySQLTriggers(RemovalTriggers):
     """One trigger for DELETE, one for UPDATE, and one for each table that cascades come from."""
@@ -105,10 +107,13 @@ class MySQLTriggers(RemovalTriggers):
             "SELECT TRIGGER_NAME FROM INFORMATION_SCHEMA.TRIGGERS "
             "WHERE TRIGGER_SCHEMA = COALESCE(:schema, DATABASE())"
         )
-        pattern = re.compile(re.escape(self.name("")) + r"(delete|update|cascade_[0-9]+)")
         names = _online(connection).scalars(query, {"schema": self.schema})
-        found = [name for name in names if pattern.fullmatch(name)]
+        found = [name for name in names if self._is_ours(name)]
         return [f"DROP TRIGGER IF EXISTS {self.qualified(name)}" for name in found]
+
+    def _is_ours(self, name: str) -> bool:
+        what = _WHAT.search(name)
+        return what is not None and name in self.names(what[0])
 
 
 def _online(connection: Connection | None) -> Connection:

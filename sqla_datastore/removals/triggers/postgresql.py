@@ -72,6 +72,7 @@ class PostgreSQLTriggers(RemovalTriggers):
     @override
     def drops(self, connection: Connection | None) -> list[str]:
         table = self.qualified(self.table)
-        names = (self.quoted(self.name(what)) for what in ("delete", "update", "truncate"))
-        drops = [f"DROP TRIGGER IF EXISTS {name} ON {table}" for name in names]
+        # a longer name of before is cut off here as it was when the trigger was created
+        names = (name for what in ("delete", "update", "truncate") for name in self.names(what))
+        drops = [f"DROP TRIGGER IF EXISTS {self.quoted(name)} ON {table}" for name in names]
         return [*drops, f"DROP FUNCTION IF EXISTS {self._function}"]

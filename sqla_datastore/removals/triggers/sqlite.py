@@ -44,5 +44,5 @@ class SQLiteTriggers(RemovalTriggers):
 
     @override
     def drops(self, connection: Connection | None) -> list[str]:
-        names = map(self.name, ("delete", "update"))
+        names = (name for what in ("delete", "update") for name in self.names(what))
         return [f"DROP TRIGGER IF EXISTS {self.qualified(name)}" for name in names]
