@@ -17,7 +17,6 @@ from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.engine import connection_events
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.orm import session_events
-from sqla_datastore.orm.mapped_attribute import UNMET
 from sqla_datastore.schema.columns import DeclaredType
 from sqla_datastore.schema.folder_templates import check_template
 from sqla_datastore.storage.binding import storage_for
@@ -81,7 +80,7 @@ class DataStoreType(DeclaredType):
     def process_result_value(self, value: Any, dialect: Dialect) -> DataStore | None:
         if value is None:
             return None
-        return DataStore._at(storage_for(self.url, dialect), value, UNMET)
+        return DataStore._at(storage_for(self.url, dialect), value)
 
     @override
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
@@ -94,7 +93,7 @@ class DataStoreType(DeclaredType):
             if value is None:
                 return None
             # `DataStore._at` without the call, since this runs for each row of a query
-            fields: Any = Nestable(storage_for(url, dialect), value, UNMET)
+            fields: Any = Nestable(storage_for(url, dialect), value)
             fields.__class__ = DataStore
             return fields
 

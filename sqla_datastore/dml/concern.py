@@ -45,11 +45,13 @@ def concern_of(compiled: Any) -> Concern | None:
     Args:
         compiled: what an execution context calls its ``compiled``; no DDL.
     """
-    version, found = vars(compiled).get(_KNOWN, (None, None))
-    # a class that is mapped later may declare a folder for a table that was used before
-    if version != declarations_version():
+    known, found = vars(compiled).get(_KNOWN, (None, None))
+    # read before looking: another thread may map a class meanwhile. One that is mapped later may
+    # declare a folder for a table that was used before
+    version = declarations_version()
+    if known != version:
         found = _look_at(compiled)
-        vars(compiled)[_KNOWN] = (declarations_version(), found)
+        vars(compiled)[_KNOWN] = (version, found)
     return found  # type: ignore[no-any-return]
 
 

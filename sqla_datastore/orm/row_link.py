@@ -19,12 +19,38 @@ _GONE = (
 )
 
 
+class Home:
+    """Where the values of one attribute were loaded by one query: what their links share.
+
+    A query makes a value for each row, and most are never touched. So the listener gives each only
+    its row's state and this; the link is made once it is needed.
+
+    Args:
+        key: the attribute.
+        session: the Session, or None.
+    """
+
+    __slots__ = ("identities", "key", "session")
+
+    def __init__(self, key: str, session: Session | None) -> None:
+        self.key = key
+        self.session = None if session is None else weakref.ref(session)
+        # Session.close() makes a new identity map, so another one means that the row was detached
+        self.identities = None if session is None else session.identity_map
+
+    def link(self, value: DataStore) -> RowLink:
+        """Return the link of a value to the row that it was loaded for; note that it holds it."""
+        value._hold(value._state, self.key)
+        return RowLink(value._state, self.key, self)
+
+
 class RowLink:
     """Ties a value to a row.
 
     Args:
         state: the row's state.
         key: the attribute.
+        home: where it was loaded; by default the Session that the row is in now.
     """
 
     __slots__ = (
@@ -32,17 +58,15 @@ class RowLink:
         "was_displaced",
     )
 
-    def __init__(self, state: InstanceState[Any], key: str) -> None:
+    def __init__(self, state: InstanceState[Any], key: str, home: Home | None = None) -> None:
         # by another value of the same row, which was edited while it was gone
         self.was_displaced = False
         self._key = key
         self._row = weakref.ref(state)
         self._state_id = id(state)
         self._identity = state.key
-        session = state.session
-        self._session = None if session is None else weakref.ref(session)
-        # Session.close() makes a new identity map, so another one means that the row was detached
-        self._identities = None if session is None else session.identity_map
+        home = home or Home(key, state.session)
+        self._session, self._identities = home.session, home.identities
 
     @property
     def label(self) -> str:

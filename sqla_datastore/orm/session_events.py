@@ -7,7 +7,8 @@
 ``set`` of an attribute         a value learns which rows its edits flag
 ``expire``                      edits of what was expired are discarded on purpose
 ``after_soft_rollback``         edits that were rolled back are discarded
-``refresh``                     values that a bulk UPDATE made wrong are read again
+``load``, ``refresh``           a value learns where it was loaded; what a bulk UPDATE made wrong
+                                is read again
 ==============================  ===================================================================
 """
 
@@ -24,10 +25,8 @@ from sqlalchemy.orm import InstanceState, Mapper, Session, object_session
 from sqla_datastore.engine.dialect_observer import transaction_of
 from sqla_datastore.engine.observed_transaction import flushed_by
 from sqla_datastore.orm.edits_in_place import SessionWatch, unlink, watch_of
-from sqla_datastore.orm.mapped_attribute import UNMET, ValueAttribute
-from sqla_datastore.orm.row_link import RowLink
+from sqla_datastore.orm.row_link import Home, RowLink
 from sqla_datastore.schema import declarations
-from sqla_datastore.schema.sqlalchemy_compat import replace_attribute_class
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.values_of_rows import (
     declared_attributes,
@@ -35,6 +34,7 @@ from sqla_datastore.unitofwork.values_of_rows import (
     values_of,
 )
 from sqla_datastore.value.datastore import DataStore
+from sqla_datastore.value.entry import Nestable
 
 
 def install() -> None:
@@ -62,9 +62,11 @@ def install() -> None:
 def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
     for key in declared_attributes(mapper):
         attribute: Any = mapper.class_manager[key]
-        replace_attribute_class(attribute, ValueAttribute)
         event.listen(attribute, "set", partial(_assigned, key), raw=True, retval=True)
     if declared_attributes(mapper):
+        event.listen(class_, "load", partial(_loaded, declared_attributes(mapper)), raw=True)
+        event.listen(class_, "_sa_event_merge_wo_load", _merged, raw=True)
+        event.listen(class_, "unpickle", _unpickled, raw=True)
         event.listen(class_, "expire", _expired, raw=True)
         event.listen(class_, "refresh", _refreshed, raw=True)
         event.listen(class_, "refresh_flush", _defaulted, raw=True)
@@ -93,13 +95,58 @@ def _expired(state: InstanceState[Any], _names: Any) -> None:
         watch.discard(state)
 
 
-def _refreshed(state: InstanceState[Any], context: Any, _names: Any) -> None:
-    """Have values read again that a bulk UPDATE has handed to the rows that it matched.
+# without `DataStore.__setattr__`, since these run for each row of a query
+_set_state: Any = vars(Nestable)["_state"].__set__
+_set_home: Any = vars(Nestable)["_home"].__set__
 
-    It may have stored a copy of the value that it was given. A query has a context.
+
+def _loaded(keys: tuple[str, ...], state: InstanceState[Any], context: Any) -> None:
+    """Tell a row's values where they were loaded: briefly, as it runs for each row of a query."""
+    if context is None:
+        _merged(state)
+        return
+    homes = context.attributes.get(keys)
+    if homes is None:
+        # the same for all rows of a query
+        homes = context.attributes[keys] = [(key, Home(key, context.session)) for key in keys]
+    row = state.dict
+    for key, home in homes:
+        value = row.get(key)
+        # a refresh of another attribute leaves a value that its user has assigned
+        if value is not None and value._state is None and value._link is None:
+            _set_state(value, state)
+            _set_home(value, home)
+    watch = watch_of(context.session)
+    if watch is not None:
+        watch.give_back(state)
+
+
+def _merged(state: InstanceState[Any], *_: Any) -> None:
+    """Tie values to a row that merge(load=False) has made: it shares them with the other row."""
+    for key, value in list(values_of(state)):
+        if value._row is None or value._row.session is None:
+            _tie(value, state, key)
+            if state.session is not None and (value._handed_out or value._changed):
+                SessionWatch.of(state.session).track(value)
+        else:
+            value._hold(state, key)
+
+
+def _unpickled(state: InstanceState[Any], _pickled: Any) -> None:
+    for key, value in values_of(state):
+        value._hold(state, key)
+
+
+def _refreshed(state: InstanceState[Any], context: Any, _names: Any) -> None:
+    """Tell a row's values where they were loaded anew.
+
+    A bulk UPDATE has no context. It hands its value to the rows that it matched, although it may
+    have stored a copy, so they are read again.
     """
     if context is None:
         expire_unchanged(state, others_only=True)
+    else:
+        _loaded(declared_attributes(state.mapper), state, context)
 
 
 def _defaulted(state: InstanceState[Any], _context: Any, names: Iterable[str] | None) -> None:
@@ -132,8 +179,6 @@ def _deleted(session: Session, row: Any) -> None:
 
 
 def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
-    if UNMET.armed:
-        UNMET.introduce(session)
     watch = watch_of(session)
     if watch is not None:
         watch.scan_flushed()
@@ -151,11 +196,9 @@ def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> Non
         link = value._row
         if value._outer is not None:
             _replace(state, key, value)
-        elif value._unmet is None and (
-            link is None or (link.is_dead and link.may_be_of(state, key))
-        ):
+        elif link is None or (link.is_dead and link.may_be_of(state, key)):
             _tie(value, state, key)
-        elif (link is None or not link.is_for(state, key)) and _is_assigned(state, key):
+        elif not link.is_for(state, key) and _is_assigned(state, key):
             _replace(state, key, value)
 
 
@@ -163,7 +206,7 @@ def _tie(value: DataStore, state: InstanceState[Any], key: str) -> None:
     """Make a value the row's; what looks after it finds it by its row."""
     watch = value._watch
     unlink(value)
-    value._unmet, value._row = None, RowLink(state, key)
+    value._row = RowLink(state, key)
     value._hold(state, key)
     if watch is not None:
         watch.track(value)
@@ -232,8 +275,6 @@ def _after_begin(session: Session, _transaction: Any, connection: Connection) ->
 
 
 def _before_commit(session: Session) -> None:
-    if UNMET.armed:
-        UNMET.introduce(session)
     watch = watch_of(session)
     if watch is not None:
         watch.scan()

@@ -67,6 +67,7 @@ class Declarations:
         """Note a MetaData that has a declared column."""
         with self._lock:
             self._metadatas.add(found)
+            self._tables.clear()
             self.version += 1
 
     def resolve(self, table: Table) -> DeclaredTable | None:

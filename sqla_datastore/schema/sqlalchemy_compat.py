@@ -160,15 +160,6 @@ def inspects(cls: type) -> Callable[[F], F]:
     return _inspects(cls)
 
 
-def replace_attribute_class(attribute: Any, class_: type) -> None:
-    """Have a mapped attribute get values as a subclass of its own class does.
-
-    No event tells that an attribute is read, and one that tells of each loaded row costs a query
-    for 20,000 rows a sixth.
-    """
-    attribute.__class__ = class_
-
-
 # -- Sessions --------------------------------------------------------------------------------------
 
 
@@ -185,7 +176,10 @@ def observe_flush(session: Session, before: Callable[[], None]) -> None:
     def flush(objects: Sequence[Any] | None = None) -> None:
         found = reference()
         assert found is not None
-        if sys._getframe(1).f_code is not Session._autoflush.__code__:
+        caller = (
+            sys._getframe().f_back
+        )  # none under AsyncSession, which calls it first in a greenlet
+        if caller is None or caller.f_code is not Session._autoflush.__code__:
             before()
         cls.flush(found, objects)
 

@@ -60,7 +60,7 @@ def expire_unchanged(state: InstanceState[Any], *, others_only: bool) -> None:
     row, session = state.obj(), state.session
     for key, value in list(values_of(state)):
         link = value._row
-        own = value._unmet is not None or (link is not None and link.is_for(state, key))
+        own = link is not None and link.is_for(state, key)
         if key in state.committed_state or (own and others_only) or is_edited(value):
             continue
         if row is not None and session is not None:

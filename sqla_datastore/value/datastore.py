@@ -21,7 +21,7 @@ from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 from sqla_datastore.value.equality import equal
-from sqla_datastore.value.mapping import EntryMapping, Unmet
+from sqla_datastore.value.mapping import EntryMapping
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.binding import StorageLike
@@ -282,7 +282,7 @@ class DataStore(EntryMapping):
             StaleValueError: the row's attribute was expired, so that the edit would be lost.
         """
         for value in self._lineage():
-            if value._holders:
+            if value._held_by():
                 value._flag_rows()
             value._changed = True
 
@@ -299,22 +299,19 @@ class DataStore(EntryMapping):
             ) from err
 
     @classmethod
-    def _at(
-        cls, storage: Storage | str | None, url: str | None, unmet: Unmet | None = None
-    ) -> Self:
+    def _at(cls, storage: Storage | str | None, url: str | None) -> Self:
         """Return a stored value; nothing is read, looked up or checked.
 
         Args:
             storage: the storage, or its URL; None for the default one, looked up when needed.
             url: the object's URL; None for a value that is not stored.
-            unmet: who is told when it is touched before it was taken from its row.
         """
         if cls is not DataStore:
             self = object.__new__(cls)
-            Nestable.__init__(self, storage, url, unmet)
+            Nestable.__init__(self, storage, url)
             return self
         # half the price of the above, where each field goes through `__setattr__`
-        fields: Any = Nestable(storage, url, unmet)
+        fields: Any = Nestable(storage, url)
         fields.__class__ = DataStore
         return fields  # type: ignore[no-any-return]
 
@@ -348,6 +345,7 @@ class DataStore(EntryMapping):
 
     def _held_by(self) -> list[tuple[Any, str]]:
         """Return the states of the rows that it is an attribute of, each with the attribute."""
+        _ = self._row  # notes the row that it was loaded for
         held = ((state(), key) for state, key in self._holders)
         return [(state, key) for state, key in held if state is not None]
 
@@ -359,6 +357,7 @@ class DataStore(EntryMapping):
 
     def _release_from(self, state: Any) -> None:
         """Note that it is no attribute of a row any more."""
+        _ = self._row  # whose home would note the row later
         self._holders = tuple(each for each in self._holders if each[0]() is not state)
 
     def _scan(self) -> bool:
@@ -436,8 +435,7 @@ class DataStore(EntryMapping):
 
     def _is_held(self) -> bool:
         """Return whether another value or a row has it."""
-        linked = self._row is not None or self._unmet is not None
-        return linked or self._outer is not None or bool(self._held_by())
+        return self._outer is not None or self._row is not None or bool(self._held_by())
 
     def _release(self, entry: Entry) -> None:
         for child in entry.children:
@@ -457,8 +455,6 @@ class DataStore(EntryMapping):
         for value in self._lineage():
             if value._row is not None:
                 value._row.check_edit(value)
-            elif value._unmet is not None:
-                value._unmet.arm(value)
         self.changed()
 
     def _arm(self) -> None:
@@ -469,8 +465,6 @@ class DataStore(EntryMapping):
             value._armed = value._handed_out = True
             if value._row is not None:
                 value._row.arm(value)
-            elif value._unmet is not None:
-                value._unmet.arm(value)
 
     def __del__(self) -> None:
         if self._watch is not None:
@@ -487,7 +481,7 @@ class DataStore(EntryMapping):
         return html_of(self)
 
 
-_STATE = frozenset({*Nestable.__slots__, "_source"})
+_STATE = frozenset({*Nestable.__slots__, "_source", "_row"})
 _opening = threading.Lock()
 
 

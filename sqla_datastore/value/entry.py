@@ -30,11 +30,11 @@ class Nestable:
     Args:
         storage: the storage, or its URL; None for the default one, looked up when needed.
         url: the URL of the object that holds it, None until it is stored.
-        unmet: who is told when it is touched before it was taken from its row; None for a value
-            that no query has made, or once it was taken.
 
     Attributes:
-        _row: the link to the row that it belongs to; None where no row looks after it.
+        _state: the state of the row that it was loaded for. Held, so that its id stays its own.
+        _home: makes the link to that row, once it is needed.
+        _link: the link to the row that it belongs to, as far as it was needed; see `_row`.
         _opened: the object that holds it, once it was needed; `_source` makes it.
         _entries: its entries; None until the index of a stored value is first needed.
         _changed: whether saving it would write something new.
@@ -52,22 +52,22 @@ class Nestable:
         "_entries",
         "_handed_out",
         "_holders",
+        "_home",
+        "_link",
         "_opened",
         "_outer",
-        "_row",
+        "_state",
         "_storage",
-        "_unmet",
         "_url",
         "_watch",
     )
 
-    def __init__(
-        self, storage: Storage | str | None = None, url: str | None = None, unmet: Any = None
-    ) -> None:
+    def __init__(self, storage: Storage | str | None = None, url: str | None = None) -> None:
         self._storage = storage
         self._url = url
-        self._unmet = unmet
-        self._row: Any = None
+        self._state: Any = None
+        self._home: Any = None
+        self._link: Any = None
         self._opened: Source | None = None
         self._entries: dict[str, Entry] | None = None
         self._changed = False

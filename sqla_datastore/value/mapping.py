@@ -91,11 +91,11 @@ class RowLink(Protocol):
         """
 
 
-class Unmet(Protocol):
-    """Who is told of values that a query has made and nobody has taken from their rows."""
+class Home(Protocol):
+    """Where a query has loaded values: what they share of their links to their rows."""
 
-    def arm(self, value: Any) -> None:
-        """Called when something editable is handed out, or before an entry is assigned."""
+    def link(self, value: Any) -> RowLink:
+        """Return the link of a value to the row that it was loaded for; note that it holds it."""
 
 
 class Watch(Protocol):
@@ -119,9 +119,22 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
 
     __slots__ = ()
 
-    _row: RowLink | None
-    _unmet: Unmet | None
+    _home: Home | None
+    _link: RowLink | None
     _watch: Watch | None
+
+    @property
+    def _row(self) -> RowLink | None:
+        """The link to the row that it belongs to; None for a value that no row looks after."""
+        home = self._home
+        if home is not None:
+            self._home = None
+            self._link = home.link(self)
+        return self._link
+
+    @_row.setter
+    def _row(self, link: RowLink | None) -> None:
+        self._home, self._link = None, link
 
     @property
     @abstractmethod

@@ -1686,10 +1686,9 @@ def test_a_value_at_rest_has_nothing_of_its_own(engine, saved):
         resting = row.__dict__["data"]
         assert type(resting) is DataStore
         assert not hasattr(resting, "__dict__")
-        assert resting._opened is resting._entries is resting._watch is None
-        assert resting._row is None
+        assert resting._opened is resting._entries is resting._watch is resting._link is None
+        assert resting._holders == ()
         assert row.data is resting
-        assert resting._row is not None
 
 
 def test_an_edit_of_a_value_taken_past_the_attribute_is_saved(engine, saved):
