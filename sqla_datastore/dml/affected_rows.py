@@ -14,6 +14,7 @@ from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TupleType
 
 from sqla_datastore.dml.row_queries import CHUNK, Row, any_key, batched, rows_query, select_rows
+from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema import sqlalchemy_compat
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 
@@ -126,9 +127,20 @@ class AffectedRows:
             return given[name]
         # an expanding parameter: SQLAlchemy has replaced it by one parameter for each element
         expanded = sqlalchemy_compat.expanded_parameters(self.context, name)
-        # of an IN of tuples the names are flat, so that they do not tell where a tuple ends
-        if expanded is not None and not isinstance(element.type, TupleType):
-            return [given[part] for part in expanded]
+        if expanded is not None:
+            values = [given[part] for part in expanded]
+            if not isinstance(element.type, TupleType):
+                return values
+            # of an IN of tuples the names are flat
+            width = len(element.type.types)
+            return [tuple(values[at : at + width]) for at in range(0, len(values), width)]
+        if element.literal_execute and not element.unique:
+            raise RefusedStatementError(
+                f"the parameter {element.key!r} is written into the statement (literal_execute), "
+                "so the rows that it affects cannot be found beforehand; give it as an ordinary "
+                "parameter"
+            )
+        # what is the statement's own, and was compiled into it
         return sqlalchemy_compat.constructed_parameters(self.context)[name]
 
 

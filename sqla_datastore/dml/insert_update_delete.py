@@ -174,7 +174,8 @@ class InsertStatement(Statement):
             if value is None:
                 continue
             reservation = take(self._left_over, value)
-            if len(met) > 1 or len(self.context.parameters) > 1:
+            # rows of one VALUES may meet each other, too
+            if max(len(met), len(self.context.parameters), len(self.assignments.rows)) > 1:
                 raise RefusedStatementError(
                     f"the conflict clause of this INSERT would put one value of {column.label} "
                     "into several rows; set it from the new row (excluded, inserted), or run the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from sqlalchemy import bindparam, event, insert, null, update
+from sqlalchemy import bindparam, delete, event, insert, null, tuple_, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -191,6 +191,53 @@ def test_batches_of_an_insert_under_autocommit(engine, exact, caplog):
     assert len(found) == 5
     assert not caplog.records
     exact(5)
+
+
+def test_rows_by_a_parameter_that_is_written_into_the_statement_are_refused(
+    engine, exact, two_rows
+):
+    key = Keyed.__table__.c.id
+    one = bindparam("one", literal_execute=True)
+    some = bindparam("some", expanding=True, literal_execute=True)
+    for criterion, given in ((key == one, {"one": 1}), (key.in_(some), {"some": [1]})):
+        for statement in (delete(Keyed.__table__), update(Keyed.__table__).values(data=null())):
+            with (
+                engine.begin() as connection,
+                pytest.raises(RefusedStatementError, match="ordinary parameter"),
+            ):
+                connection.execute(statement.where(criterion), given)
+    exact(2)
+
+
+@pytest.mark.parametrize("keys", [[(1, "a")], [(1, "a"), (2, "b")], [(1, "b")], []])
+def test_rows_by_tuples_that_are_given(engine, exact, keys):
+    with Session(engine) as session:
+        session.add_all(
+            [Keyed(id=n, name=name, data=DataStore(n=n)) for n, name in ((1, "a"), (2, "b"))]
+        )
+        session.commit()
+    table = Keyed.__table__
+    given = bindparam("keys", expanding=True)
+    with engine.begin() as connection:
+        connection.execute(
+            delete(table).where(tuple_(table.c.id, table.c.name).in_(given)), {"keys": keys}
+        )
+    exact(2 - len([key for key in keys if key in ((1, "a"), (2, "b"))]))
+
+
+def test_one_value_of_a_conflict_clause_for_rows_that_meet_each_other_is_refused(engine, exact):
+    rows = [{"id": key} for key in (7, 7, 8, 8)]
+    if engine.dialect.name in ("mysql", "mariadb"):
+        statement = mysql.insert(Keyed).values(rows).on_duplicate_key_update(data=DataStore(n=9))
+    else:
+        make = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+        statement = make(Keyed).values(rows)
+        statement = statement.on_conflict_do_update(
+            index_elements=["id"], set_={"data": DataStore(n=9)}
+        )
+    with engine.connect() as connection, pytest.raises(RefusedStatementError, match="several rows"):
+        connection.execute(statement)
+    exact(0)
 
 
 @pytest.mark.filterwarnings("ignore:.* cartesian product")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import pickle
 import weakref
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sqlalchemy import StaticPool, String, create_engine, delete, select
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -19,6 +21,7 @@ from sqlalchemy.orm import (
     object_session,
     sessionmaker,
 )
+from sqlalchemy.orm.attributes import get_attribute
 from sqlalchemy.orm.exc import StaleDataError
 from support.exactness import statements
 
@@ -1829,3 +1832,120 @@ def test_an_edit_of_an_expired_value_names_the_row(engine, saved):
         ):
             value["n"] = 5
         assert row.data["n"] == 0
+
+
+# -- values that were got past the mapped attribute ------------------------------------------------
+
+
+def of_row_and_column(session):
+    return session.execute(select(Entity, Entity.data)).one()
+
+
+def by_get_attribute(session):
+    row = session.get(Entity, 1)
+    return row, get_attribute(row, "data")
+
+
+def by_dict(session):
+    row = session.get(Entity, 1)
+    return row, row.__dict__["data"]
+
+
+PAST_THE_ATTRIBUTE = [of_row_and_column, by_get_attribute, by_dict]
+
+
+@pytest.mark.parametrize("get", PAST_THE_ATTRIBUTE)
+def test_an_edit_of_a_value_whose_row_has_gone_is_saved(engine, exact, saved, get):
+    with Session(engine) as session:
+        row, found = get(session)
+        found["numbers"].append(3)
+        del row, found
+        gc.collect()
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("get", PAST_THE_ATTRIBUTE)
+def test_an_edit_before_a_savepoint_stays_when_that_is_rolled_back(engine, exact, saved, get):
+    with Session(engine) as session:
+        row, found = get(session)
+        found["numbers"].append(3)
+        savepoint = session.begin_nested()
+        row.name = "b"
+        session.flush()
+        savepoint.rollback()
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("get", PAST_THE_ATTRIBUTE)
+def test_a_flush_of_ones_own_stores_an_edit(engine, exact, saved, get):
+    with engine.connect() as connection, Session(connection) as session:
+        _row, found = get(session)
+        found["numbers"].append(3)
+        session.flush()
+        connection.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("get", PAST_THE_ATTRIBUTE)
+def test_an_edit_of_a_value_that_was_read_again_is_saved_or_refused(engine, exact, saved, get):
+    with Session(engine) as session:
+        _row, found = get(session)
+        session.scalars(select(Entity).execution_options(populate_existing=True)).all()
+        found["numbers"].append(3)
+        try:
+            session.commit()
+        except StaleValueError:
+            return
+    assert reload(engine)["numbers"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("by_pickle", [False, True])
+def test_an_edit_of_a_row_that_a_cache_gave_back_is_saved(engine, exact, saved, held, by_pickle):
+    with Session(engine) as session:
+        source = session.get(Entity, saved)
+        source.data["n"]
+        session.expunge(source)
+    with Session(engine) as session:
+        source = pickle.loads(pickle.dumps(source)) if by_pickle else source
+        row = session.merge(source, load=False)
+        if not held:
+            del source
+            gc.collect()
+        row.data["numbers"].append(3)
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
+
+
+def test_a_value_of_a_query_for_the_column_can_become_a_rows_own(engine, exact, saved):
+    with Session(engine) as session:
+        found = session.scalars(select(Entity.data)).one()
+        session.add(Entity(id=2, data=found))
+        session.flush()
+        found["numbers"].append(3)
+        session.commit()
+        assert session.get(Entity, 2).data["numbers"] == [1, 2, 3]
+        assert session.get(Entity, 1).data["numbers"] == [1, 2]
+
+
+def test_an_async_session_flushes_more_than_once(tmp_path):
+    async def run():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+        bind_storage(engine, tmp_path / "storage")
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        async with AsyncSession(engine) as session:
+            row = Entity(id=1, data=value())
+            session.add(row)
+            await session.flush()
+            row.data["numbers"].append(3)
+            await session.flush()
+            await session.commit()
+        async with AsyncSession(engine) as session:
+            found = (await session.get(Entity, 1)).data["numbers"]
+        await engine.dispose()
+        return found
+
+    assert asyncio.run(run()) == [1, 2, 3]
