@@ -32,13 +32,13 @@ _LATE = (
     "edit, before its connection is committed"
 )
 
-# an attribute of the Session: every one that flushes or commits is asked for it
-_WATCH = "_sqla_datastore_watch"
+WATCH = "_sqla_datastore_watch"
+"""The attribute of a Session with its watch; every one that flushes or commits is asked for it."""
 
 
 def watch_of(session: Session | None) -> SessionWatch | None:
     """Return the watch of a Session that has one."""
-    return None if session is None else vars(session).get(_WATCH)
+    return None if session is None else vars(session).get(WATCH)
 
 
 class SessionWatch:
@@ -65,7 +65,7 @@ class SessionWatch:
         self._of_deleted: list[tuple[DataStore, Any]] = []
         self._connections: set[int] = set()
         observe_flush(session, self.scan)
-        vars(session)[_WATCH] = self
+        vars(session)[WATCH] = self
 
     @classmethod
     def of(cls, session: Session) -> SessionWatch:

@@ -24,7 +24,7 @@ from sqlalchemy.orm import InstanceState, Mapper, Session, object_session
 
 from sqla_datastore.engine.dialect_observer import transaction_of
 from sqla_datastore.engine.observed_transaction import flushed_by
-from sqla_datastore.orm.edits_in_place import SessionWatch, unlink, watch_of
+from sqla_datastore.orm.edits_in_place import WATCH, SessionWatch, unlink, watch_of
 from sqla_datastore.orm.row_link import Home, RowLink
 from sqla_datastore.schema import declarations
 from sqla_datastore.unitofwork import writing
@@ -116,7 +116,7 @@ def _loaded(keys: tuple[str, ...], state: InstanceState[Any], context: Any) -> N
         if value is not None and value._state is None and value._link is None:
             _set_state(value, state)
             _set_home(value, home)
-    watch = watch_of(context.session)
+    watch: SessionWatch | None = vars(context.session).get(WATCH)
     if watch is not None:
         watch.give_back(state)
 
@@ -168,7 +168,7 @@ def _attached(session: Session, row: Any) -> None:
 def _deleted(session: Session, row: Any) -> None:
     """Look after a row's values no more: what was edited of them goes with the row."""
     state: InstanceState[Any] = inspect(row)
-    watch = watch_of(session)
+    watch: SessionWatch | None = vars(session).get(WATCH)
     if watch is not None:
         watch.forget_row(state)
     for _, value in values_of(state):
@@ -179,7 +179,7 @@ def _deleted(session: Session, row: Any) -> None:
 
 
 def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
-    watch = watch_of(session)
+    watch: SessionWatch | None = vars(session).get(WATCH)
     if watch is not None:
         watch.scan_flushed()
 
@@ -256,7 +256,7 @@ def _after_flush(session: Session, _context: Any) -> None:
 
 
 def _after_flush_postexec(session: Session, _context: Any) -> None:
-    watch = watch_of(session)
+    watch: SessionWatch | None = vars(session).get(WATCH)
     if watch is None:
         return
     expiring, watch.to_expire = watch.to_expire, []
@@ -275,19 +275,19 @@ def _after_begin(session: Session, _transaction: Any, connection: Connection) ->
 
 
 def _before_commit(session: Session) -> None:
-    watch = watch_of(session)
+    watch: SessionWatch | None = vars(session).get(WATCH)
     if watch is not None:
         watch.scan()
 
 
 def _after_rollback(session: Session) -> None:
-    watch = watch_of(session)
+    watch: SessionWatch | None = vars(session).get(WATCH)
     if watch is not None:
         watch.remember_rows()
 
 
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
-    watch = watch_of(session)
+    watch: SessionWatch | None = vars(session).get(WATCH)
     if watch is not None:
         watch.to_expire.clear()
         watch.discard_rolled_back()
@@ -296,6 +296,6 @@ def _after_soft_rollback(session: Session, _transaction: Any) -> None:
 
 
 def _after_transaction_end(session: Session, transaction: Any) -> None:
-    watch = watch_of(session)
+    watch: SessionWatch | None = vars(session).get(WATCH)
     if watch is not None and transaction.parent is None:
         watch.end_transaction()

@@ -21,7 +21,7 @@ from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 from sqla_datastore.value.equality import equal
-from sqla_datastore.value.mapping import EntryMapping
+from sqla_datastore.value.mapping import EntryMapping, RowLink
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.binding import StorageLike
@@ -342,6 +342,19 @@ class DataStore(EntryMapping):
         what = f"entry {shown} of " if shown else ""
         where = links[-1].label if links else "a value that belongs to no row"
         return f"{what}{where} ({self.url})"
+
+    @property
+    def _row(self) -> RowLink | None:
+        """The link to the row that it belongs to; None for a value that no row looks after."""
+        home = self._home
+        if home is not None:
+            self._home = None
+            self._link = home.link(self)
+        return self._link
+
+    @_row.setter
+    def _row(self, link: RowLink | None) -> None:
+        self._home, self._link = None, link
 
     def _held_by(self) -> list[tuple[Any, str]]:
         """Return the states of the rows that it is an attribute of, each with the attribute."""

@@ -124,17 +124,9 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
     _watch: Watch | None
 
     @property
+    @abstractmethod
     def _row(self) -> RowLink | None:
         """The link to the row that it belongs to; None for a value that no row looks after."""
-        home = self._home
-        if home is not None:
-            self._home = None
-            self._link = home.link(self)
-        return self._link
-
-    @_row.setter
-    def _row(self, link: RowLink | None) -> None:
-        self._home, self._link = None, link
 
     @property
     @abstractmethod
