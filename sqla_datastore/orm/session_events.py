@@ -113,7 +113,7 @@ def _loaded(keys: tuple[str, ...], state: InstanceState[Any], context: Any) -> N
     for key, home in homes:
         value = row.get(key)
         # a refresh of another attribute leaves a value that its user has assigned
-        if value is not None and value._state is None and value._link is None:
+        if isinstance(value, DataStore) and value._state is None and value._link is None:
             _set_state(value, state)
             _set_home(value, home)
     watch: SessionWatch | None = vars(context.session).get(WATCH)

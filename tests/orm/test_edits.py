@@ -1949,3 +1949,32 @@ def test_an_async_session_flushes_more_than_once(tmp_path):
         return found
 
     assert asyncio.run(run()) == [1, 2, 3]
+
+
+def test_a_subclass_may_give_rows_their_urls(engine):
+    class Plain(DataStoreType):
+        cache_ok = True
+
+        def process_result_value(self, value, dialect):
+            return value
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Linked(Base):
+        __tablename__ = "linked_values"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        data: Mapped[DataStore] = mapped_column(Plain())
+
+    Base.metadata.create_all(engine)
+    try:
+        with Session(engine) as session:
+            session.add(Linked(id=1, data=DataStore(n=1)))
+            session.commit()
+            row = session.get(Linked, 1)
+            assert row.data.startswith("file:///linked_values/1/")
+            session.refresh(row)
+            session.delete(row)
+            session.commit()
+    finally:
+        Base.metadata.drop_all(engine)
