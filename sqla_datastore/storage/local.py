@@ -68,8 +68,11 @@ class LocalStorage:
 
     def __init__(self, base: str | os.PathLike[str]) -> None:
         # under two names for one folder, each storage removed the other's objects of the same row
-        self.base = _resolved(base)
-        self._above_base = {os.path.dirname(self.base)}
+        resolved = _resolved(base)
+        # a folder that is named again has its storage already, with what `make_durable` has to sync
+        if vars(self).get("base") != resolved:
+            self.base = resolved
+            self._above_base = {os.path.dirname(resolved)}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if type(self) is LocalStorage:

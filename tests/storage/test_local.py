@@ -505,6 +505,17 @@ class TestDurability:
         above = {str(base / "runs"), str(base), str(base.parent), str(base.parent.parent)}
         assert sorted(synced) == sorted(files | folders | above)
 
+    @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+    def test_the_folders_above_a_new_base_are_synced_though_it_is_named_again(
+        self, tmp_path, synced
+    ):
+        base = tmp_path / "new" / "deep" / "storage"
+        storage = LocalStorage(base)
+        write(storage, "a.zip")
+        LocalStorage(base)
+        storage.make_durable(["a.zip"])
+        assert {str(tmp_path), str(tmp_path / "new"), str(tmp_path / "new/deep")} <= set(synced)
+
     @pytest.fixture
     def whole(self, monkeypatch):
         """Sync file systems; return the folders by which that was done."""
