@@ -22,7 +22,6 @@ from sqla_datastore.schema.folder_templates import check_template
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.urls import URL_LENGTH
 from sqla_datastore.value.datastore import DataStore
-from sqla_datastore.value.entry import Nestable
 
 
 class DataStoreType(DeclaredType):
@@ -87,15 +86,10 @@ class DataStoreType(DeclaredType):
         impl, cls = self.impl_instance.result_processor(dialect, coltype), type(self)
         if impl or cls.process_result_value is not DataStoreType.process_result_value:
             return super().result_processor(dialect, coltype)
-        url = self.url
+        url, at = self.url, DataStore._at
 
-        def process(value: Any) -> Any:
-            if value is None:
-                return None
-            # `DataStore._at` without the call, since this runs for each row of a query
-            fields: Any = Nestable(storage_for(url, dialect), value)
-            fields.__class__ = DataStore
-            return fields
+        def process(value: Any) -> DataStore | None:
+            return None if value is None else at(storage_for(url, dialect), value)
 
         return process
 

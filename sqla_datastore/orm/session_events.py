@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -47,13 +47,27 @@ def install() -> None:
     event.listen(Session, "detached_to_persistent", _attached)
     event.listen(Session, "persistent_to_deleted", _deleted)
     event.listen(Session, "deleted_to_persistent", _attached)
-    event.listen(Session, "before_flush", _before_flush)
+    event.listen(Session, "before_flush", _if_watched(lambda watch, *_: watch.scan_flushed()))
     event.listen(Session, "after_flush", _after_flush)
-    event.listen(Session, "after_flush_postexec", _after_flush_postexec)
-    event.listen(Session, "before_commit", _before_commit)
-    event.listen(Session, "after_rollback", _after_rollback)
+    event.listen(Session, "after_flush_postexec", _if_watched(_after_flush_postexec))
+    event.listen(Session, "before_commit", _if_watched(lambda watch, _: watch.scan()))
+    event.listen(Session, "after_rollback", _if_watched(lambda watch, _: watch.remember_rows()))
     event.listen(Session, "after_soft_rollback", _after_soft_rollback)
-    event.listen(Session, "after_transaction_end", _after_transaction_end)
+    event.listen(Session, "after_transaction_end", _if_watched(_after_transaction_end))
+
+
+def _if_watched(listener: Callable[..., None]) -> Callable[..., None]:
+    """Return a listener of Sessions that calls another one with the watch of those that have one.
+
+    Most have none, and pay for this look alone.
+    """
+
+    def listen(session: Session, *args: Any) -> None:
+        watch = vars(session).get(WATCH)
+        if watch is not None:
+            listener(watch, session, *args)
+
+    return listen
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -125,9 +139,7 @@ def _merged(state: InstanceState[Any], *_: Any) -> None:
     """Tie values to a row that merge(load=False) has made: it shares them with the other row."""
     for key, value in list(values_of(state)):
         if value._row is None or value._row.session is None:
-            _tie(value, state, key)
-            if state.session is not None and (value._handed_out or value._changed):
-                SessionWatch.of(state.session).track(value)
+            _tie_and_watch(value, state, key)
         else:
             value._hold(state, key)
 
@@ -156,19 +168,24 @@ def _defaulted(state: InstanceState[Any], _context: Any, names: Iterable[str] | 
         SessionWatch.of(state.session).to_expire.append((state.obj(), keys))
 
 
-def _attached(session: Session, row: Any) -> None:
+def _attached(_session: Session, row: Any) -> None:
     """Tie a row's values to it anew, and look after them."""
     state: InstanceState[Any] = inspect(row)
     for key, value in values_of(state):
-        _tie(value, state, key)
-        if value._handed_out or value._changed:
-            SessionWatch.of(session).track(value)
+        _tie_and_watch(value, state, key)
+
+
+def _tie_and_watch(value: DataStore, state: InstanceState[Any], key: str) -> None:
+    """Make a value the row's, and look after it where somebody may have edited it already."""
+    _tie(value, state, key)
+    if state.session is not None and (value._handed_out or value._changed):
+        SessionWatch.of(state.session).track(value)
 
 
 def _deleted(session: Session, row: Any) -> None:
     """Look after a row's values no more: what was edited of them goes with the row."""
     state: InstanceState[Any] = inspect(row)
-    watch: SessionWatch | None = vars(session).get(WATCH)
+    watch = watch_of(session)
     if watch is not None:
         watch.forget_row(state)
     for _, value in values_of(state):
@@ -176,12 +193,6 @@ def _deleted(session: Session, row: Any) -> None:
 
 
 # -- flush -----------------------------------------------------------------------------------------
-
-
-def _before_flush(session: Session, _context: Any, _instances: Any) -> None:
-    watch: SessionWatch | None = vars(session).get(WATCH)
-    if watch is not None:
-        watch.scan_flushed()
 
 
 def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
@@ -255,10 +266,7 @@ def _after_flush(session: Session, _context: Any) -> None:
                     SessionWatch.of(session).track(value)
 
 
-def _after_flush_postexec(session: Session, _context: Any) -> None:
-    watch: SessionWatch | None = vars(session).get(WATCH)
-    if watch is None:
-        return
+def _after_flush_postexec(watch: SessionWatch, session: Session, _context: Any) -> None:
     expiring, watch.to_expire = watch.to_expire, []
     for row, keys in expiring:
         if row in session:
@@ -274,20 +282,8 @@ def _after_begin(session: Session, _transaction: Any, connection: Connection) ->
         SessionWatch.of(session).watch_connection(connection.connection.dbapi_connection)
 
 
-def _before_commit(session: Session) -> None:
-    watch: SessionWatch | None = vars(session).get(WATCH)
-    if watch is not None:
-        watch.scan()
-
-
-def _after_rollback(session: Session) -> None:
-    watch: SessionWatch | None = vars(session).get(WATCH)
-    if watch is not None:
-        watch.remember_rows()
-
-
 def _after_soft_rollback(session: Session, _transaction: Any) -> None:
-    watch: SessionWatch | None = vars(session).get(WATCH)
+    watch = watch_of(session)
     if watch is not None:
         watch.to_expire.clear()
         watch.discard_rolled_back()
@@ -295,7 +291,6 @@ def _after_soft_rollback(session: Session, _transaction: Any) -> None:
         transaction.flushing = None
 
 
-def _after_transaction_end(session: Session, transaction: Any) -> None:
-    watch: SessionWatch | None = vars(session).get(WATCH)
-    if watch is not None and transaction.parent is None:
+def _after_transaction_end(watch: SessionWatch, _session: Session, transaction: Any) -> None:
+    if transaction.parent is None:
         watch.end_transaction()

@@ -176,9 +176,8 @@ def observe_flush(session: Session, before: Callable[[], None]) -> None:
     def flush(objects: Sequence[Any] | None = None) -> None:
         found = reference()
         assert found is not None
-        caller = (
-            sys._getframe().f_back
-        )  # none under AsyncSession, which calls it first in a greenlet
+        # None under AsyncSession, whose greenlet begins with this call
+        caller = sys._getframe().f_back
         if caller is None or caller.f_code is not Session._autoflush.__code__:
             before()
         cls.flush(found, objects)

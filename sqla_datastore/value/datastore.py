@@ -224,7 +224,7 @@ class DataStore(EntryMapping):
     def _copied(entry: Entry) -> Entry:
         if entry.value is UNLOADED:
             return entry
-        if entry.source is None or entry.edited or any(child._changed for child in entry.children):
+        if entry.is_unsaved():
             return Entry(entry.value)
         return Entry(source=entry.source)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RowLink(Protocol):
-    """What a value knows of the row that it belongs to; the mapped attribute sets it."""
+    """What a value knows of the row that it belongs to; the listeners of mappers set it."""
 
     def arm(self, value: Any) -> None:
         """Called when something editable is handed out, the first time since the last `_scan`.
