@@ -6,7 +6,7 @@ A URL is selected as text because what a row held is a name to drop, not a value
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,14 +127,23 @@ def held_urls(
 
 
 def _held_query(column: Column[Any], *, locked: bool) -> Select[Any]:
+    def build() -> Select[Any]:
+        text = type_coerce(column, String())
+        return select(text).where(text.in_(bindparam(_ASKED, expanding=True)))
+
     declared = declared_table(column.table)
     kept = {} if declared is None else declared.queries
-    query = kept.get(("by url", column, locked))
+    return _built_once(kept, ("by url", column), build, locked=locked)
+
+
+def _built_once(
+    kept: dict[Any, Select[Any]], key: Any, build: Callable[[], Select[Any]], *, locked: bool
+) -> Select[Any]:
+    """Return a SELECT that is kept, with a share lock or without; built at the first time."""
+    query = kept.get((key, locked))
     if query is None:
-        text = type_coerce(column, String())
-        query = select(text).where(text.in_(bindparam(_ASKED, expanding=True)))
-        query = query.with_for_update(read=True) if locked else query
-        kept["by url", column, locked] = query
+        query = build().with_for_update(read=True) if locked else build()
+        kept[key, locked] = query
     return query
 
 
@@ -179,14 +188,14 @@ def _of_keys(
     locked: bool,
 ) -> tuple[Select[Any], dict[str, Any]]:
     criterion, parameters = any_key(list(declared.table.primary_key), keys)
+
+    def build() -> Select[Any]:
+        texts: list[Any] = [type_coerce(column, String()).label(None) for column in columns]
+        return select(*texts).where(criterion)
+
+    # keys of several columns are written into the criterion
     kept = declared.queries if parameters else {}
-    query: Any = kept.get(("by key", *columns, locked))
-    if query is None:
-        texts = [type_coerce(column, String()).label(None) for column in columns]
-        query = select(*texts).where(criterion)
-        query = query.with_for_update(read=True) if locked else query
-        kept["by key", *columns, locked] = query
-    return query, parameters
+    return _built_once(kept, ("by key", *columns), build, locked=locked), parameters
 
 
 def in_schemas(schemas: Schemas | None) -> dict[str, Any]:

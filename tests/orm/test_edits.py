@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import pickle
 import weakref
@@ -1764,6 +1765,25 @@ def test_an_edit_of_an_unpickled_row_is_saved(engine, saved):
         assert (data["n"], data["numbers"]) == (5, [1, 2, 3])
 
 
+@contextlib.contextmanager
+def mapped(engine, column_type):
+    """Give a mapped class whose values have a column type of the test's own."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Kept(Base):
+        __tablename__ = "kept_values"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        data: Mapped[DataStore] = mapped_column(column_type())
+
+    Base.metadata.create_all(engine)
+    try:
+        yield Kept
+    finally:
+        Base.metadata.drop_all(engine)
+
+
 def test_a_subclass_may_process_what_is_loaded(engine):
     seen = []
 
@@ -1774,29 +1794,17 @@ def test_a_subclass_may_process_what_is_loaded(engine):
             seen.append(value)
             return super().process_result_value(value, dialect)
 
-    class Base(DeclarativeBase):
-        pass
-
-    class Kept(Base):
-        __tablename__ = "noted_values"
-        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-        data: Mapped[DataStore] = mapped_column(Noted())
-
-    Base.metadata.create_all(engine)
-    try:
-        with Session(engine) as session:
-            session.add(Kept(id=1, data={"numbers": [1]}))
-            session.commit()
-            row = session.get(Kept, 1)
-            row.data["numbers"].append(2)
-            session.commit()
-            assert row.data["numbers"] == [1, 2]
-            assert seen == [*dict.fromkeys(seen)]
-            assert seen[-1] == row.data.url
-            session.delete(row)
-            session.commit()
-    finally:
-        Base.metadata.drop_all(engine)
+    with mapped(engine, Noted) as kept, Session(engine) as session:
+        session.add(kept(id=1, data={"numbers": [1]}))
+        session.commit()
+        row = session.get(kept, 1)
+        row.data["numbers"].append(2)
+        session.commit()
+        assert row.data["numbers"] == [1, 2]
+        assert seen == [*dict.fromkeys(seen)]
+        assert seen[-1] == row.data.url
+        session.delete(row)
+        session.commit()
 
 
 # -- what a refused edit says ----------------------------------------------------------------------
@@ -1958,23 +1966,11 @@ def test_a_subclass_may_give_rows_their_urls(engine):
         def process_result_value(self, value, dialect):
             return value
 
-    class Base(DeclarativeBase):
-        pass
-
-    class Linked(Base):
-        __tablename__ = "linked_values"
-        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-        data: Mapped[DataStore] = mapped_column(Plain())
-
-    Base.metadata.create_all(engine)
-    try:
-        with Session(engine) as session:
-            session.add(Linked(id=1, data=DataStore(n=1)))
-            session.commit()
-            row = session.get(Linked, 1)
-            assert row.data.startswith("file:///linked_values/1/")
-            session.refresh(row)
-            session.delete(row)
-            session.commit()
-    finally:
-        Base.metadata.drop_all(engine)
+    with mapped(engine, Plain) as kept, Session(engine) as session:
+        session.add(kept(id=1, data=DataStore(n=1)))
+        session.commit()
+        row = session.get(kept, 1)
+        assert row.data.startswith("file:///kept_values/1/")
+        session.refresh(row)
+        session.delete(row)
+        session.commit()
