@@ -10,11 +10,11 @@ from typing import Any
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import operators
-from sqlalchemy.types import String, TypeDecorator
+from sqlalchemy.types import String, TypeDecorator, TypeEngine
 from typing_extensions import override
 
 from sqla_datastore.dml.reservation import Reservation
-from sqla_datastore.engine import connection_events
+from sqla_datastore.engine import dialect_observer
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.orm import session_events
 from sqla_datastore.schema.columns import DeclaredType
@@ -63,6 +63,12 @@ class DataStoreType(DeclaredType):
         if self.folder != "{table}/{pk}":
             arguments.append(f"folder={self.folder!r}")
         return f"{type(self).__name__}({', '.join(arguments)})"
+
+    @override
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        # before the first statement that it is compiled for; a connection may be older than that
+        dialect_observer.observe(dialect)
+        return super().load_dialect_impl(dialect)
 
     @property
     @override
@@ -129,5 +135,5 @@ def _url_of(value: Any) -> Any:
     return url
 
 
-connection_events.install()
+dialect_observer.install()
 session_events.install()

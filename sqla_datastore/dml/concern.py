@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from sqlalchemy import BindParameter, Select, Table
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
 
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, holds_values
-from sqla_datastore.schema.declarations import declarations_version, declared_table
+from sqla_datastore.schema.declarations import DECLARATIONS, declared_table
 from sqla_datastore.schema.sqlalchemy_compat import statement_of
 
 RowsQueries: TypeAlias = (
@@ -17,7 +18,12 @@ RowsQueries: TypeAlias = (
 )
 """SELECTs of rows and the statement's parameters that theirs stand for, by their columns."""
 
+CONCERNS_NOTHING = "_sqla_datastore_concerns_nothing"
+"""The attribute of a compiled statement that holds the declarations' version at which it concerned
+nothing, for those who cannot afford a call of `concern_of`."""
+
 _KNOWN = "_sqla_datastore_concern"
+_UNKNOWN: tuple[int, Concern | None] = (-1, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +49,23 @@ def concern_of(compiled: Any) -> Concern | None:
     SQLAlchemy compiles a statement once and runs it often, so the answer is kept with it.
 
     Args:
-        compiled: what an execution context calls its ``compiled``; no DDL.
+        compiled: what an execution context calls its ``compiled``.
     """
-    known, found = vars(compiled).get(_KNOWN, (None, None))
     # read before looking: another thread may map a class meanwhile. One that is mapped later may
     # declare a folder for a table that was used before
-    version = declarations_version()
+    version = DECLARATIONS.version
+    known, found = getattr(compiled, _KNOWN, _UNKNOWN)
     if known != version:
         found = _look_at(compiled)
-        vars(compiled)[_KNOWN] = (version, found)
-    return found  # type: ignore[no-any-return]
+        setattr(compiled, _KNOWN, (version, found))
+        if found is None:
+            setattr(compiled, CONCERNS_NOTHING, version)
+    return found
 
 
 def _look_at(compiled: Any) -> Concern | None:
+    if not isinstance(compiled, SQLCompiler):
+        return None  # DDL
     declared = _changed_table(compiled)
     binds_values = any(holds_values(bind.type) for bind in compiled.bind_names)
     inner = _changed_by_cte(compiled)

@@ -1,69 +1,85 @@
 """The observer of dialects: it sees what the DBAPI connection is really told to do.
 
-A dialect's own methods are observed, as instance attributes, from the first transaction of its
-engine on. Each one tells the transaction of the connection, if one is open.
+A dialect is observed from the first connection of its pool on. One that is connected before this
+library is imported is observed from the first time on that a Session uses it or that a column type
+of this library is compiled for it. Its own methods are replaced, as instance attributes, and each
+one tells the transaction of the connection, if one is open. So does its kind of execution context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from sqla_datastore.engine.drivers import DriverState, driver_state
+from sqla_datastore.engine.execution import observed
 from sqla_datastore.engine.observed_transaction import (
     ObservedTransaction,
-    found_on,
-    is_any_open,
     open_transaction,
-    opened,
+    open_transactions,
+    transaction_of,
 )
 from sqla_datastore.schema.sqlalchemy_compat import pool_dialect
 from sqla_datastore.unitofwork import writing
-from sqla_datastore.unitofwork.commit_checks import is_any_watched, watches_of
+from sqla_datastore.unitofwork.commit_checks import watched_connections, watches_of
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
 
 _MARK = "_sqla_datastore_observed"
 
 
-def transaction_of(connection: Connection) -> ObservedTransaction:
-    """Return the transaction of a connection, opened now if it is the first time."""
-    found = found_on(connection)
-    if found is None:
-        observe(connection)
-        found = opened(connection)
-    found.used_by(connection)
-    return found
+def install() -> None:
+    """Observe the dialect of every pool that connects."""
+    event.listen(Pool, "connect", _connected)
+    event.listen(Pool, "reset", _reset)
 
 
-def forgotten(raw: Any, _record: Any, state: Any) -> None:
+def observe(dialect: Any) -> None:
+    """Observe a dialect: its methods and its kind of execution context; once."""
+    if _MARK not in vars(dialect):
+        vars(dialect)[_MARK] = True
+        dialect.execution_ctx_cls = observed(dialect.execution_ctx_cls)
+        for name, around in _OBSERVED.items():
+            setattr(dialect, name, _wrapped(dialect, getattr(dialect, name), around))
+        for name in ("do_begin", "do_begin_twophase"):
+            setattr(dialect, name, _beginning(getattr(dialect, name)))
+
+
+def _connected(_raw: Any, record: Any) -> None:
+    dialect = pool_dialect(record)
+    if dialect is not None:
+        observe(dialect)
+
+
+def _reset(raw: Any, _record: Any, state: Any) -> None:
     """End the transaction of a connection that was garbage collected and is only dropped.
 
-    Called by the pool's ``reset``. Nothing is called on an asynchronous driver that cannot
-    terminate, and nobody can send a COMMIT any more: the server rolls back, once we let go of it.
+    Nothing is called on an asynchronous driver that cannot terminate, and nobody can send a COMMIT
+    any more: the server rolls back, once we let go of it.
     """
     transaction = open_transaction(raw) if state.terminate_only else None
     if transaction is not None and not state.asyncio_safe:
         transaction.end(transaction.lost())
 
 
-def observe(connection: Connection) -> None:
-    """Observe the dialect of a connection's engine, and its pool's; once each."""
-    engine = connection.engine
-    for dialect in (engine.dialect, pool_dialect(engine)):
-        if dialect is not None and _MARK not in vars(dialect):
-            vars(dialect)[_MARK] = True
-            for name, around in _OBSERVED.items():
-                setattr(dialect, name, _wrapped(dialect, getattr(dialect, name), around))
+def _beginning(original: Callable[..., Any]) -> Any:
+    @wraps(original)
+    def call(connection: Any, *args: Any) -> Any:
+        transaction = open_transaction(_raw_of(connection)) if open_transactions else None
+        if transaction is not None:
+            transaction.end_if_begun_again()
+        return original(connection, *args)
+
+    return call
 
 
 def _wrapped(dialect: Any, original: Callable[..., Any], around: Callable[..., Any]) -> Any:
     @wraps(original)
     def call(connection: Any, *args: Any, **kwargs: Any) -> Any:
-        if around is not _around_savepoint and not (is_any_open() or is_any_watched()):
+        if around is not _around_savepoint and not (open_transactions or watched_connections):
             return original(connection, *args, **kwargs)
         raw = _raw_of(connection)
         transaction = open_transaction(raw)

@@ -30,7 +30,8 @@ logger = logging.getLogger("sqla_datastore")
 # statement completion unknown (ISO/IEC 9075-2, PostgreSQL appendix A)
 _UNKNOWN_OUTCOME = {"08007", "40003"}
 
-_open: dict[int, ObservedTransaction] = {}
+open_transactions: dict[int, ObservedTransaction] = {}
+"""The open transactions by the id of the driver's connection; mostly none."""
 
 
 class ObservedTransaction(Transaction):
@@ -218,8 +219,8 @@ class ObservedTransaction(Transaction):
 
     @override
     def end(self, outcome: Outcome) -> None:
-        if _open.get(id(self.raw)) is self:
-            del _open[id(self.raw)]
+        if open_transactions.get(id(self.raw)) is self:
+            del open_transactions[id(self.raw)]
         super().end(outcome)
 
 
@@ -228,10 +229,10 @@ class ObservedTransaction(Transaction):
 
 def open_transaction(raw: Any) -> ObservedTransaction | None:
     """Return the open transaction of a driver's connection, if any; a forked child has none."""
-    found = _open.get(id(raw))
+    found = open_transactions.get(id(raw))
     if found is not None and found.process != os.getpid():
         # a forked child's copy: the parent's transaction is not ours to end
-        del _open[id(raw)]
+        del open_transactions[id(raw)]
         return None
     return found
 
@@ -239,21 +240,23 @@ def open_transaction(raw: Any) -> ObservedTransaction | None:
 def found_on(connection: Connection) -> ObservedTransaction | None:
     """Return the open transaction of a connection, if any."""
     # most processes have none open when a statement runs on a table without values
-    return open_transaction(connection.connection.dbapi_connection) if _open else None
+    return open_transaction(connection.connection.dbapi_connection) if open_transactions else None
 
 
-def opened(connection: Connection) -> ObservedTransaction:
-    """Open the transaction of a connection."""
-    raw = connection.connection.dbapi_connection
-    found = _open[id(raw)] = ObservedTransaction(connection, raw)
+def transaction_of(connection: Connection) -> ObservedTransaction:
+    """Return the transaction of a connection, opened now if it is the first time."""
+    found = found_on(connection)
+    if found is None:
+        raw = connection.connection.dbapi_connection
+        found = open_transactions[id(raw)] = ObservedTransaction(connection, raw)
+    found.used_by(connection)
     return found
 
 
 def flushed_by(session: Any) -> list[ObservedTransaction]:
     """Return the transactions that a Session's running flush has used."""
-    return [found for found in list(_open.values()) if found.flushing is session] if _open else []
-
-
-def is_any_open() -> bool:
-    """Return whether any connection of the process has an open transaction."""
-    return bool(_open)
+    return (
+        [found for found in list(open_transactions.values()) if found.flushing is session]
+        if open_transactions
+        else []
+    )

@@ -22,8 +22,12 @@ from sqlalchemy import Column, event, inspect
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import InstanceState, Mapper, Session, object_session
 
-from sqla_datastore.engine.dialect_observer import transaction_of
-from sqla_datastore.engine.observed_transaction import flushed_by
+from sqla_datastore.engine.dialect_observer import observe
+from sqla_datastore.engine.observed_transaction import (
+    flushed_by,
+    open_transactions,
+    transaction_of,
+)
 from sqla_datastore.orm.edits_in_place import WATCH, SessionWatch, unlink, watch_of
 from sqla_datastore.orm.row_link import Home, RowLink
 from sqla_datastore.schema import declarations
@@ -63,9 +67,8 @@ def _if_watched(listener: Callable[..., None]) -> Callable[..., None]:
     """
 
     def listen(session: Session, *args: Any) -> None:
-        watch = vars(session).get(WATCH)
-        if watch is not None:
-            listener(watch, session, *args)
+        if WATCH in session.__dict__:
+            listener(session.__dict__[WATCH], session, *args)
 
     return listen
 
@@ -254,7 +257,7 @@ def _replace(state: InstanceState[Any], key: str, value: DataStore) -> None:
 
 
 def _after_flush(session: Session, _context: Any) -> None:
-    for transaction in flushed_by(session):
+    for transaction in flushed_by(session) if open_transactions else ():
         transaction.flushing = None
         pending = transaction.take_pending()
         writing.carry_out(transaction, pending)
@@ -277,6 +280,7 @@ def _after_flush_postexec(watch: SessionWatch, session: Session, _context: Any) 
 
 
 def _after_begin(session: Session, _transaction: Any, connection: Connection) -> None:
+    observe(connection.dialect)
     # an engine-bound Session commits itself, so that `before_commit` sees all of its edits
     if not isinstance(session.bind, Engine):
         SessionWatch.of(session).watch_connection(connection.connection.dbapi_connection)

@@ -96,7 +96,7 @@ class Declarations:
             self._checked[metadata] = tables
 
 
-_declarations = Declarations()
+DECLARATIONS = Declarations()
 
 
 # -- listeners -----------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ _declarations = Declarations()
 
 def note_mapper(mapper: Mapper[Any], *_: Any) -> None:
     """Remember where mappers are found. Called when one is constructed."""
-    _declarations.add_registry(mapper.registry)
+    DECLARATIONS.add_registry(mapper.registry)
 
 
 def note_column(column: Column[Any], table: Any) -> None:
@@ -116,7 +116,7 @@ def note_column(column: Column[Any], table: Any) -> None:
     if not isinstance(table, Table):
         return
     if is_declared(column):
-        _declarations.add_metadata(table.metadata)
+        DECLARATIONS.add_metadata(table.metadata)
     elif holds_values(column.type):
         raise ConfigurationError(
             f"column {column} wraps DataStoreType in {column.type!r}, where its objects cannot be "
@@ -130,18 +130,13 @@ def check_registries() -> None:
     Raises:
         ConfigurationError: as `declared_table`.
     """
-    for each in _declarations.registries:
+    for each in DECLARATIONS.registries:
         # a registry that was disposed of has no mappers any more
         if any(each.mappers):
             check_metadata(each.metadata)
 
 
 # -- look up -------------------------------------------------------------------------------------
-
-
-def declarations_version() -> int:
-    """Return a number that grows whenever a mapper or a declared column is added."""
-    return _declarations.version
 
 
 def declared_table(table: Any) -> DeclaredTable | None:
@@ -153,9 +148,9 @@ def declared_table(table: Any) -> DeclaredTable | None:
     """
     if not isinstance(table, Table):
         return None
-    declared = _declarations.resolve(table)
+    declared = DECLARATIONS.resolve(table)
     if declared is not None:
-        _declarations.check(table.metadata)
+        DECLARATIONS.check(table.metadata)
     return declared
 
 
@@ -163,7 +158,7 @@ def declared_tables(metadata: MetaData) -> Iterator[DeclaredTable]:
     """Yield every table of a MetaData that has to do with storages."""
     # a copy: another thread may import models meanwhile
     for table in list(metadata.tables.values()):
-        declared = _declarations.resolve(table)
+        declared = DECLARATIONS.resolve(table)
         if declared is not None:
             yield declared
 
@@ -215,7 +210,7 @@ def check_metadata(metadata: MetaData) -> None:
     Raises:
         ConfigurationError: the rows of one table could own what rows of another put there.
     """
-    _declarations.check(metadata)
+    DECLARATIONS.check(metadata)
 
 
 def refuse_owned_prefix(prefix: str, metadatas: Iterable[MetaData] | None = None) -> None:
@@ -228,12 +223,12 @@ def refuse_owned_prefix(prefix: str, metadatas: Iterable[MetaData] | None = None
     Raises:
         RefusedURLError: the prefix could be, or lie in, or hold an owned folder.
     """
-    refuse_prefix(prefix, _templates(_declarations.metadatas if metadatas is None else metadatas))
+    refuse_prefix(prefix, _templates(DECLARATIONS.metadatas if metadatas is None else metadatas))
 
 
 def _templates(metadatas: Iterable[MetaData]) -> Iterator[FolderTemplate]:
     for table in [table for metadata in metadatas for table in metadata.tables.values()]:
         # one that cannot be resolved, not mapped yet for instance, has no rows of ours yet
         with suppress(ConfigurationError):
-            declared = _declarations.resolve(table)
+            declared = DECLARATIONS.resolve(table)
             yield from declared.templates if declared else ()

@@ -19,7 +19,7 @@ from sqlalchemy.sql.elements import BindParameter, ClauseElement
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
-    from sqlalchemy.engine import Connection, Dialect, Engine
+    from sqlalchemy.engine import Connection, Dialect
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
@@ -200,9 +200,12 @@ def sessions_using(connection: Connection) -> list[Session]:
 # -- engines ---------------------------------------------------------------------------------------
 
 
-def pool_dialect(engine: Engine) -> Dialect | None:
-    """Return the dialect by which an engine's pool resets and closes connections.
+def pool_dialect(record: Any) -> Dialect | None:
+    """Return the dialect of the engine whose pool has made a connection.
 
-    ``create_engine(pool=other.pool)`` rebinds it, so it may be another one than the engine's.
+    A pool knows it, to reset and close connections, and tells nobody. One that was made without an
+    engine knows none. ``create_engine(pool=other.pool)`` rebinds it, so it may be another one than
+    that of the engine in use.
     """
-    return getattr(engine.pool, "_dialect", None)
+    dialect = record._ConnectionRecord__pool._dialect
+    return dialect if hasattr(dialect, "execution_ctx_cls") else None

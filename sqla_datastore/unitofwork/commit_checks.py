@@ -17,8 +17,9 @@ class Watch(Protocol):
         """
 
 
-# by the id of the driver's connection; only looked up by key, since other threads change it
-_watches: dict[int, weakref.WeakSet[Any]] = {}
+# only looked up by key, since other threads change it
+watched_connections: dict[int, weakref.WeakSet[Any]] = {}
+"""What is asked before COMMIT, by the id of the driver's connection; mostly nothing."""
 
 
 def watch_connection(raw: Any, watch: Watch) -> int:
@@ -27,24 +28,19 @@ def watch_connection(raw: Any, watch: Watch) -> int:
     Returns:
         The connection's id, which `unwatch_connection` takes; the connection is not held.
     """
-    _watches.setdefault(id(raw), weakref.WeakSet()).add(watch)
+    watched_connections.setdefault(id(raw), weakref.WeakSet()).add(watch)
     return id(raw)
 
 
 def unwatch_connection(number: int, watch: Watch) -> None:
     """Have a watch not asked any more."""
-    watches = _watches.get(number)
+    watches = watched_connections.get(number)
     if watches is not None:
         watches.discard(watch)
         if not watches:
-            _watches.pop(number, None)
-
-
-def is_any_watched() -> bool:
-    """Return whether any Session is asked before COMMIT."""
-    return bool(_watches)
+            watched_connections.pop(number, None)
 
 
 def watches_of(raw: Any) -> list[Watch]:
     """Return what has to be asked before a driver's connection commits."""
-    return list(_watches.get(id(raw), ()))
+    return list(watched_connections.get(id(raw), ()))

@@ -180,7 +180,7 @@ def test_a_connection_lost_at_a_savepoint(engine, exact, moment):
         }
         with pytest.raises(OperationalError):
             end[moment]()
-    assert not observed_transaction._open
+    assert not observed_transaction.open_transactions
     assert mine.url is None
     exact(3)
     with Session(engine) as session:

@@ -961,7 +961,7 @@ def test_a_forgotten_session_on_an_asynchronous_driver(run, driver, tolerant):
             warnings.filterwarnings("ignore", category=ResourceWarning)
             forget(engine)
             garbage.collect()
-        assert not observed_transaction._open, "the ledger holds the connection"
+        assert not observed_transaction.open_transactions, "the ledger holds the connection"
         if driver == "psycopg_async":
             end_idle(engine)
         with engine.begin() as connection:
@@ -1004,8 +1004,10 @@ def test_a_forked_child_leaves_its_parents_transaction_alone(run, driver, stored
                     raw = connection.connection.dbapi_connection
                     # the socket is the parent's too, so the driver itself must not use it
                     quiet = type("Quiet", (), {"close": lambda self: None})()
-                    observed_transaction._open[id(quiet)] = observed_transaction._open.pop(id(raw))
-                    observed_transaction._open[id(quiet)].raw = quiet
+                    observed_transaction.open_transactions[id(quiet)] = (
+                        observed_transaction.open_transactions.pop(id(raw))
+                    )
+                    observed_transaction.open_transactions[id(quiet)].raw = quiet
                     connection.dialect.do_close(quiet)
                 finally:
                     os._exit(0 if len(stored.files()) == 3 else 1)

@@ -14,7 +14,7 @@ from sqla_datastore.schema import declarations
 @pytest.fixture(autouse=True)
 def only_own_declarations(monkeypatch: pytest.MonkeyPatch) -> None:
     # templates of a table that is still remembered would refuse the prefixes of other tests
-    monkeypatch.setattr(declarations, "_declarations", declarations.Declarations())
+    monkeypatch.setattr(declarations, "DECLARATIONS", declarations.Declarations())
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import Pool, QueuePool
 
 from sqla_datastore.schema import sqlalchemy_compat as compat
 
@@ -189,7 +190,16 @@ def test_an_answer_to_inspect():
     assert sqlalchemy.inspect(odd) == ("it", odd)
 
 
-def test_the_dialect_of_a_pool(engine):
-    assert compat.pool_dialect(engine) is engine.dialect
+def test_the_dialect_of_a_pool():
+    engine, found = create_engine("sqlite://"), []
+    event.listen(Pool, "connect", _note := lambda _raw, record: found.append(record))
+    try:
+        with engine.connect():
+            pass
+        QueuePool(engine.raw_connection).connect()
+    finally:
+        event.remove(Pool, "connect", _note)
+    assert compat.pool_dialect(found[0]) is engine.dialect
+    assert compat.pool_dialect(found[-1]) is None, "its pool belongs to no engine"
     other = create_engine("sqlite://", pool=engine.pool)
-    assert compat.pool_dialect(engine) is other.dialect
+    assert compat.pool_dialect(found[0]) is other.dialect

@@ -124,7 +124,7 @@ class DriverRuns:
             self.rows = {url for url in urls if url is not None}
         self.files = {f"file:///{path}" for path in self._stored.files()}
         assert self.rows <= self.files, "a committed row is dangling"
-        assert not observed_transaction._open, "a ledger was left open"
+        assert not observed_transaction.open_transactions, "a ledger was left open"
 
     def exact(self, count: int) -> None:
         """Assert that after the last run the storage held what so many rows referred to."""

@@ -317,7 +317,7 @@ def assert_consistent_rows(engine):
 
 def assert_well(engine, stored, record_property=None):
     """Assert what holds after any concurrent work; return how many orphans there were."""
-    assert not observed_transaction._open, "a ledger was left open"
+    assert not observed_transaction.open_transactions, "a ledger was left open"
     orphans = assert_whole(engine, stored)
     assert_consistent_rows(engine)
     gc(engine, Base.metadata, apply=True, grace_seconds=0)

@@ -171,7 +171,7 @@ def remove_when_a_session_says_that_it_committed(_patch):
     """The event fires where a savepoint is released, or an outer transaction goes on."""
 
     def after_commit(_session):
-        for transaction in list(observed_transaction._open.values()):
+        for transaction in list(observed_transaction.open_transactions.values()):
             found = transaction.ledger._replay()
             for name in found.dropped - found.live:
                 name.storage.remove([name.path])
