@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +44,8 @@ class Effects:
         reserved: values with a URL that the statement will put into rows.
         dropped: names that rows held and will not hold.
         previous: the primary key of the row that held each dropped name, where the table has one.
+        unproven: dropped names outside the folder that the row's attributes render. Another row may
+            hold them too, as a URL can be copied; True where only one of the same table can.
         destinations: the primary key of the row that each reserved name is for, where it is known.
         folders: folders to be emptied.
         upsert: the rows that an INSERT may meet, or None.
@@ -60,6 +62,7 @@ class Effects:
     reserved: list[Reservation] = field(default_factory=list)
     dropped: list[ObjectName] = field(default_factory=list)
     previous: dict[ObjectName, tuple[Any, ...]] = field(default_factory=dict)
+    unproven: dict[ObjectName, bool] = field(default_factory=dict)
     destinations: dict[ObjectName, tuple[Any, ...]] = field(default_factory=dict)
     folders: list[Folder] = field(default_factory=list)
     upsert: Upsert | None = None
@@ -83,9 +86,8 @@ class Effects:
         """Note the rows that one set of parameters of an UPDATE or DELETE matches."""
         self.found_rows = (self.found_rows or 0) + len(rows)
 
-    def drop(self, row: Row, names: Iterable[ObjectName]) -> None:
+    def drop(self, row: Row, names: Sequence[ObjectName]) -> None:
         """Note what a row held and will not hold."""
-        names = list(names)
         self.dropped += names
         # without a key the row cannot be asked for; `ReferringRows` then looks for the URL
         if self.declared.table.primary_key:

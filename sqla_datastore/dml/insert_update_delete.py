@@ -282,7 +282,7 @@ class UpdateStatement(_Matching):
         if reservation is not None and by_key and _keeps(reservation, row.urls.get(column)):
             return
         for each in rows:
-            effects.drop(each, self.names(column, each.urls[column]))
+            self.drop(effects, column, each)
         if reservation is not None:
             self._replace(effects, column, reservation, row, index)
 
@@ -341,8 +341,8 @@ class DeleteStatement(_Matching):
         for _, rows in self.affected.by_parameters(self.declared.columns):
             effects.find(rows)
             for row in rows:
-                for column, url in row.urls.items():
+                for column in row.urls:
                     # it may lie outside the folder: of an older template, or in a parent's
-                    effects.drop(row, self.names(column, url))
+                    self.drop(effects, column, row)
                 effects.folders.extend(self.owned_folders(row))
         return effects

@@ -188,11 +188,24 @@ class Statement(ABC):
         """Return the names behind a URL; none for NULL or what the storage cannot hold."""
         return names_behind(self.storage(column), url, self.transaction.is_pending)
 
+    def drop(self, effects: Effects, column: DeclaredColumn, row: Row) -> None:
+        """Note that a row will not hold any more what it holds in a column."""
+        names = self.names(column, row.urls[column])
+        effects.drop(row, names)
+        folder = names[0].path.rpartition("/")[0] if names else None
+        if folder is not None and folder != self._rendered(column, row):
+            # as of a row whose key the database has made, or that had another key or template
+            is_of_table = column.folder.could_be(folder, self.schemas)
+            effects.unproven.update(dict.fromkeys(names, is_of_table))
+
     def folder(self, column: DeclaredColumn, row: Row) -> str | None:
         """Return the folder in a row's URL, else the one that its attributes render."""
         remembered = self._remembered(column, row)
         if remembered is not None:
             return remembered
+        return self._rendered(column, row)
+
+    def _rendered(self, column: DeclaredColumn, row: Row) -> str | None:
         return column.folder.render(self.inherited(row.values), self.schemas)
 
     def _remembered(self, column: DeclaredColumn, row: Row) -> str | None:

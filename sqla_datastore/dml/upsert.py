@@ -84,7 +84,7 @@ class RowsMet:
         for row in self.before.values():
             for column, url in row.urls.items():
                 if url not in held:
-                    effects.drop(row, self.statement.names(column, url))
+                    self.statement.drop(effects, column, row)
 
     def _select(self, connection: Connection) -> dict[tuple[Any, ...], Row]:
         declared = self.statement.declared

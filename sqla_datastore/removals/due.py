@@ -19,7 +19,7 @@ from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.local import base_exists
 from sqla_datastore.storage.protocol import is_there
-from sqla_datastore.storage.urls import OBJECT_NAME, names_behind
+from sqla_datastore.storage.urls import names_behind
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -128,7 +128,7 @@ class DueRemovals:
                 continue
             # several columns can hold one text; the source tells in which storage the object lies
             storage = storage_for(columns[row.source].type.url, connection.dialect)
-            if family := _family(row.url, storage):
+            if family := [name.path for name in names_behind(storage, row.url)]:
                 storages[row.source] = storage
                 families[row.source][row.url] = family
             else:
@@ -187,12 +187,6 @@ class DueRemovals:
     def _count(self, connection: Connection, *conditions: ColumnElement[bool]) -> int:
         query = select(func.count()).select_from(self.removals.table).where(*conditions)
         return connection.scalar(query, execution_options=in_schemas(self.schemas)) or 0
-
-
-def _family(url: str, storage: Storage) -> list[str]:
-    """Return the paths that a row's URL stands for; none where it is not of this library."""
-    paths = [name.path for name in names_behind(storage, url)]
-    return paths if paths and OBJECT_NAME.fullmatch(paths[0].rpartition("/")[2]) else []
 
 
 def _reads_uncommitted(connection: Connection) -> bool:

@@ -122,6 +122,11 @@ class FolderTemplate:
         known = [text for text in texts if text is not None]
         return check_path("/".join(known)) if len(known) == len(texts) else None
 
+    def could_be(self, folder: str, schemas: Schemas = _AS_DECLARED) -> bool:
+        """Return whether a folder is one that some row of the table could have rendered."""
+        texts, path = folder.split("/"), self.segments_in(schemas)
+        return len(texts) == len(path) and _match(path, texts)
+
     def is_fresh(self, folder: str) -> bool:
         """Return whether a folder bears a fresh UUID where a row's key can be none."""
         # the name of a translated schema may come before

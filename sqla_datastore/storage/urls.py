@@ -199,6 +199,12 @@ class ObjectURL:
         match = _FAMILY_NAME.fullmatch(self.name)
         return int(match["i"]) - 1 if match and match["i"] else -1
 
+    @property
+    def may_be_a_row_s(self) -> bool:
+        """Whether it is named like what a row holds: no nested object, none of `DataStoreIO`."""
+        match = OBJECT_NAME.fullmatch(self.name)
+        return match is not None and not match["i"]
+
     def nested(self, index: int) -> ObjectURL:
         """Return the URL of a nested object of this one's family.
 
@@ -216,6 +222,8 @@ class ObjectURL:
 
     def root(self) -> ObjectURL:
         """Return the URL that a row holds for this object: its own, or its family's first."""
+        if "-" not in self.name:
+            return self  # most values nest none
         name = re.sub(r"^([0-9a-f]{32}-[0-9]+)\.[0-9]+((\.io)?\.zip)$", r"\1\2", self.name)
         return ObjectURL(self.scheme, f"{self.folder}/{name}".lstrip("/"))
 
@@ -226,9 +234,10 @@ class ObjectURL:
     def family_paths(self) -> Iterator[str]:
         """Yield the paths of `family`."""
         yield self.path
-        stem, suffix = self._stem_and_suffix()
-        for number in range(1, self.nested_count + 1):
-            yield f"{stem}.{number}{suffix}"
+        count = self.nested_count
+        if count:
+            stem, suffix = self._stem_and_suffix()
+            yield from (f"{stem}.{number}{suffix}" for number in range(1, count + 1))
 
 
 # -- the objects of a row --------------------------------------------------------------------------
@@ -249,10 +258,12 @@ def names_of(storage: Storage, url: ObjectURL) -> list[ObjectName]:
 def names_behind(
     storage: Storage, url: str | None, is_pending: Callable[[ObjectName], bool] | None = None
 ) -> list[ObjectName]:
-    """Return the objects behind a column's text; none for NULL or what the storage cannot hold.
+    """Return the objects behind a column's text; none for NULL or what no column can own.
 
-    A large family is believed only where the storage has its first object: a row's text may be
-    anybody's, and a few characters could stand for a million names. Only then is it looked for.
+    A row's text may be anybody's. So what is not named like the first object of a value, such as
+    ``report.pdf`` or an object of `DataStoreIO`, is not a row's to remove. A large family is
+    believed only where the storage has its first object: a few characters could stand for a million
+    names. Only then is it looked for.
 
     Args:
         storage: the column's.
@@ -265,7 +276,7 @@ def names_behind(
         parsed = ObjectURL.parse(url)
     except RefusedURLError:
         return []
-    if parsed.scheme != storage.scheme:
+    if parsed.scheme != storage.scheme or not parsed.may_be_a_row_s:
         return []
     first = ObjectName(storage, parsed.path)
     is_believed = (

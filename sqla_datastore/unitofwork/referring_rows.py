@@ -6,9 +6,10 @@ row the second time, a savepoint may be known to the driver only. So the rows th
 in the same transaction, for every name that would go and for every name whose statement is not
 certain.
 
-What a row held, or was given, is asked by that row's primary key. A name that was only listed in a
-folder is asked by URL with a share lock, so that a row which another transaction is changing is
-waited for.
+What a row held, or was given, is asked by that row's primary key. What lies outside the folder
+that the row's attributes render is asked by URL as well: somebody may have copied the URL of
+another row. A name that was only listed in a folder is asked by URL with a share lock, so that a
+row which another transaction is changing is waited for.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class ReferringRows:
     metadatas: dict[tuple[MetaData, SchemaItems], None] = field(default_factory=dict)
     ran_ddl: bool = False
     _previous: dict[ObjectName, RowKey] = field(default_factory=dict)
+    _unproven: dict[ObjectName, bool] = field(default_factory=dict)
     _destinations: dict[ObjectName, RowKey] = field(default_factory=dict)
     _tables: dict[ObjectName, DeclaredTable] = field(default_factory=dict)
     _bound_to_key: set[ObjectName] = field(default_factory=set)
@@ -62,6 +64,10 @@ class ReferringRows:
         """Note the previous row of each dropped object, and the row of each uncertain one."""
         declared = effects.declared
         self._previous.update((name, (declared, key)) for name, key in effects.previous.items())
+        # without a key its URL is looked for in any case
+        unproven = {n: known for n, known in effects.unproven.items() if n in effects.previous}
+        self._unproven.update(unproven)
+        self._tables.update(dict.fromkeys(unproven, declared))
         if not effects.is_certain:
             self._tables.update((name, declared) for name in (*effects.names, *effects.dropped))
             self._destinations.update(
@@ -85,21 +91,24 @@ class ReferringRows:
             RefusedStatementError: there is such a value.
         """
         if connection is None:
-            return names - self._previous.keys()
+            return names - (self._previous.keys() - self._unproven.keys())
         rows = {name: self._previous.get(name) or self._destinations.get(name) for name in names}
         held = self._held_by_key(connection, {n: row for n, row in rows.items() if row is not None})
         # what nobody else knows needs neither a lock nor another table; a row may have got another
         # key since, but not the one that got the value which a name was to make room for
         done = {self._destinations[name] for name in held if name in self._destinations}
         own = {name for name in names - held if name in self._tables}
-        own = {name for name in own if self._previous.get(name) not in done}
+        own = {n for n in own if n in self._unproven or self._previous.get(n) not in done}
         found = self._held_in_own_table(connection, own)
         if refuses_strays:
             self._refuse_strays(found, held)
         listed = {name for name in names - held - own if name not in self._previous}
         in_snapshot = listed and _reads_a_snapshot(connection)
         self._listed_in_snapshot = listed if in_snapshot else set()
-        return held | found | self._held_by_url(connection, listed)
+        # without a lock, as no index may lead to it: a lock could be one of all rows
+        others = {name for name in names - held - found if self._unproven.get(name) is False}
+        copied = self._held_by_url(connection, others, locked=False)
+        return held | found | copied | self._held_by_url(connection, listed)
 
     def _refuse_strays(self, found: set[ObjectName], held: set[ObjectName]) -> None:
         """Refuse values that other rows got than those that were found for them.
