@@ -109,6 +109,10 @@ class MissingObjectError(DataStoreError, FileNotFoundError):
         self.url = url
 
 
+class DefaultStorageWarning(UserWarning):
+    """Values are written to the folder ``sqla.datastore``, as nobody has named a storage."""
+
+
 class RefusedURLError(DataStoreError, ValueError):
     """A URL or folder that this library does not serve.
 

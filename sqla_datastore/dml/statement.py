@@ -20,12 +20,19 @@ from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.parameters import MISSING, Assignments
 from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.dml.row_queries import Row, inherited_values
+from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.schema.sqlalchemy_compat import is_sql
-from sqla_datastore.storage.binding import storage_for
-from sqla_datastore.storage.protocol import Storage
-from sqla_datastore.storage.urls import ObjectName, ObjectURL, names_behind, new_object_name
+from sqla_datastore.storage.binding import is_default, storage_for, warn_of_default
+from sqla_datastore.storage.protocol import Storage, is_there
+from sqla_datastore.storage.urls import (
+    ObjectName,
+    ObjectURL,
+    names_behind,
+    new_object_name,
+    row_url,
+)
 from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
@@ -65,6 +72,9 @@ class Statement(ABC):
         dml: the statement.
         concern: what it has to do with storages: it changes a declared table.
         transaction: what it needs of its transaction.
+
+    Attributes:
+        by_default: the columns whose storage nobody has named, of those that it needed.
     """
 
     connection: Connection
@@ -73,6 +83,7 @@ class Statement(ABC):
     concern: Concern
     transaction: TransactionView
     placed: set[int] = field(default_factory=set)
+    by_default: set[DeclaredColumn] = field(default_factory=set)
     _storages: dict[DeclaredColumn, Storage] = field(default_factory=dict)
 
     @abstractmethod
@@ -124,6 +135,8 @@ class Statement(ABC):
             value = reservation.value = value.copy()
         self.placed.add(id(value))
         storage = self.storage(column)
+        if column in self.by_default:
+            warn_of_default(storage)
         # before the name is made, which tells how many nested values there are
         reservation.plan = value._plan(column.label)
         name = new_object_name(len(reservation.plan.objects) - 1)
@@ -182,6 +195,8 @@ class Statement(ABC):
         if found is None:
             found = storage_for(column.type.url, self.connection.dialect)
             self._storages[column] = found
+            if is_default(column.type.url, self.connection.dialect):
+                self.by_default.add(column)
         return found
 
     def names(self, column: DeclaredColumn, url: str | None) -> list[ObjectName]:
@@ -191,12 +206,26 @@ class Statement(ABC):
     def drop(self, effects: Effects, column: DeclaredColumn, row: Row) -> None:
         """Note that a row will not hold any more what it holds in a column."""
         names = self.names(column, row.urls[column])
+        if names and column in self.by_default:
+            self._refuse_lost(row, names[0])
         effects.drop(row, names)
         folder = names[0].path.rpartition("/")[0] if names else None
         if folder is not None and folder != self._rendered(column, row):
             # as of a row whose key the database has made, or that had another key or template
             is_of_table = column.folder.could_be(folder, self.schemas)
             effects.unproven.update(dict.fromkeys(names, is_of_table))
+
+    def _refuse_lost(self, row: Row, name: ObjectName) -> None:
+        """Refuse to lose what was written by a program that has bound another storage."""
+        if self.transaction.is_pending(name) or is_there(*name):
+            return
+        table = self.declared.table
+        raise ConfigurationError(
+            f"the row {row.key(table)} of {table.name!r} holds {row_url(name)!r}, which is not in "
+            f"{name.storage.url!r}, the default as no storage is bound; call "
+            "bind_storage(engine, …) with the storage that it lies in. If the object is lost, bind "
+            "this folder, and the row can be replaced or deleted"
+        )
 
     def folder(self, column: DeclaredColumn, row: Row) -> str | None:
         """Return the folder in a row's URL, else the one that its attributes render."""

@@ -108,7 +108,7 @@ def _raw_of(connection: Any) -> Any:
     """Return the driver's connection of a `Connection`, a pool's proxy or itself."""
     if hasattr(connection, "get_execution_options"):
         connection = connection.connection
-    # a pool's proxy has the driver's connection behind it
+    # a pool's proxy has the driver's connection behind it, until that is lost
     return getattr(connection, "dbapi_connection", connection)
 
 
@@ -119,9 +119,15 @@ def _commit_without_ledger(
         for watch in watches_of(raw):
             watch.refuse_unsaved()
     except BaseException:
-        dialect.do_rollback(connection)
+        _roll_back(dialect, connection)
         raise
     return proceed()
+
+
+def _roll_back(dialect: Any, connection: Any) -> None:
+    # a connection that was lost meanwhile has left its proxy: the server has rolled back
+    if _raw_of(connection) is not None:
+        dialect.do_rollback(connection)
 
 
 def _around_commit(
@@ -129,7 +135,7 @@ def _around_commit(
 ) -> Any:
     if transaction.phase is Phase.PREPARED:
         return proceed()
-    return transaction.commit(proceed, lambda: dialect.do_rollback(connection))
+    return transaction.commit(proceed, lambda: _roll_back(dialect, connection))
 
 
 def _around_rollback(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import unquote
 
-from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.exceptions import ConfigurationError, DefaultStorageWarning
 from sqla_datastore.options import options, storage_text
 from sqla_datastore.storage.local import LocalStorage
 
@@ -31,6 +32,7 @@ DEFAULT_FOLDER = "sqla.datastore"
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 
 _by_text: dict[str, Storage] = {}
+_warned: set[str] = set()
 # Result processors know only the dialect, and the option engines of an engine share it. The storage
 # is an attribute of it: a query looks it up for each row.
 _BOUND = "_sqla_datastore_storage"
@@ -89,27 +91,52 @@ def storage_for(url: str | None, dialect: Dialect | None) -> Storage:
     return _opened(options.url or os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER)
 
 
-def storage_given(storage: StorageLike) -> Storage:
+def is_default(url: str | None, dialect: Dialect | None) -> bool:
+    """Return whether nothing names the storage that `storage_for` returns for the same arguments.
+
+    Then it is the folder ``sqla.datastore`` in the working directory, for trying things out.
+    """
+    bound = url is not None or (dialect is not None and _BOUND in vars(dialect))
+    return not (bound or options.url or os.environ.get(ENVIRONMENT_VARIABLE))
+
+
+def warn_of_default(storage: Storage) -> None:
+    """Warn once that values are written to the folder that nobody has named."""
+    if storage.url not in _warned:
+        _warned.add(storage.url)
+        warnings.warn(
+            f"no storage is bound, so values are written to {storage.url!r}; a program that runs "
+            "elsewhere would not find them: name the storage by bind_storage(engine, 'path'), by "
+            f"options.url, or by the environment variable {ENVIRONMENT_VARIABLE}",
+            DefaultStorageWarning,
+            stacklevel=2,
+        )
+
+
+def storage_given(storage: StorageLike, *, to_write: bool = False) -> Storage:
     """Return the storage that a caller names in one of the ways that public calls accept.
 
     Args:
         storage: a URL or path, a ready `Storage`, or an engine, a connection or a session, each
             synchronous or asynchronous, whose binding by `bind_storage` counts; None for the
             default. Does no I/O.
+        to_write: warn where nobody has named it.
 
     Raises:
         TypeError: when it is none of these.
         ConfigurationError: when no storage serves the URL.
         sqlalchemy.exc.UnboundExecutionError: when the session has no engine for all classes.
     """
-    if storage is None:
-        return storage_for(None, None)
     if isinstance(storage, (str, os.PathLike)):
         return storage_for(storage_text(storage), None)
     if hasattr(storage, "make_durable"):
         return cast("Storage", storage)
-    bound = storage.get_bind() if hasattr(storage, "get_bind") else storage
-    return storage_for(None, _dialect_of(bound))
+    bound = getattr(storage, "get_bind", lambda: storage)()
+    dialect = None if bound is None else _dialect_of(bound)
+    found = storage_for(None, dialect)
+    if to_write and is_default(None, dialect):
+        warn_of_default(found)
+    return found
 
 
 def open_storage(url: str | os.PathLike[str]) -> Storage:

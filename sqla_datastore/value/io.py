@@ -150,7 +150,7 @@ class DataStoreIO:
         Raises:
             TypeError: the storage is none.
         """
-        return Batch(cls, storage_given(storage))
+        return Batch(cls, storage_given(storage, to_write=True))
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from subprocess import run
 
-from sqlalchemy import event, insert
+import pytest
+from sqlalchemy import create_engine, event, insert, text
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from support.models import Keyed
 
-from sqla_datastore import DataStore
+from sqla_datastore import DataStore, bind_storage
 
 
 def test_no_listener_of_engines_is_left_to_statements_elsewhere():
@@ -69,3 +73,33 @@ print(files())
 """
     ended = run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["1", "0"]
+
+
+@pytest.mark.parametrize("kind", [Session, Connection])
+def test_a_locked_commit_under_the_recommended_begin(tmp_path, stored, caplog, kind):
+    """The BEGIN that follows is no transaction control out of sight."""
+    engine = create_engine(
+        f"sqlite:///{tmp_path}/locked.db", connect_args={"isolation_level": None, "timeout": 0}
+    )
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    bind_storage(engine, stored.base)
+    Keyed.__table__.create(engine)
+    reader = sqlite3.connect(tmp_path / "locked.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM keyed").fetchone()
+    with kind(engine) as first:
+        first.execute(insert(Keyed).values(id=1, data=DataStore(n=1)))
+        with pytest.raises(OperationalError, match="database is locked"):
+            first.commit()
+        # without it SQLAlchemy hands the connection to the next one as it is
+        first.rollback()
+    reader.execute("ROLLBACK")
+    with kind(engine) as second:
+        second.execute(insert(Keyed).values(id=2, data=DataStore(n=2)))
+        second.commit()
+        urls = set(second.scalars(text("SELECT data FROM keyed")))
+    assert {f"file:///{path}" for path in stored.files()} == urls
+    assert len(urls) == 1
+    assert not caplog.records
+    reader.close()
+    engine.dispose()
