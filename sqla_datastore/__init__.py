@@ -12,7 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqla_datastore.codecs import register_codec, register_enum
+from sqla_datastore.codecs import (
+    register_arrow_type,
+    register_codec,
+    register_enum,
+    register_namedtuple,
+)
 from sqla_datastore.exceptions import (
     ConfigurationError,
     DamagedObjectError,
@@ -57,8 +62,10 @@ __all__ = [
     "enable_removals",
     "inspect",
     "options",
+    "register_arrow_type",
     "register_codec",
     "register_enum",
+    "register_namedtuple",
 ]
 
 # imported when first asked for, so that importing the package stays cheap

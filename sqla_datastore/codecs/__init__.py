@@ -10,9 +10,16 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Iterator
+from enum import Enum
+from typing import Any, TypeVar
 
-from . import _enums
+from ..exceptions import UnsupportedTypeError
+from ._registered import ARROW_TYPES, ENUMS, NAMEDTUPLES
 from .protocol import Codec, Decoder, Description, Encoder, Payload
+
+_EnumType = TypeVar("_EnumType", bound=type[Enum])
+_TupleType = TypeVar("_TupleType", bound=type[tuple[Any, ...]])
+_ArrowType = TypeVar("_ArrowType", bound=type[Any])
 
 __all__ = ["Codec", "Decoder", "Description", "Encoder", "Payload"]
 
@@ -155,7 +162,7 @@ def register_codec(codec: Codec) -> None:
     _registry.register(codec)
 
 
-def register_enum(cls: _enums.EnumType, name: str | None = None) -> _enums.EnumType:
+def register_enum(cls: _EnumType, name: str | None = None) -> _EnumType:
     """Let members of an Enum be stored; usable as a class decorator.
 
     Objects hold the registered name, never an import path: the reading program registers its own
@@ -171,4 +178,50 @@ def register_enum(cls: _enums.EnumType, name: str | None = None) -> _enums.EnumT
     Raises:
         ValueError: the name is taken by another class, or the class has another name.
     """
-    return _enums.register_enum(cls, name)
+    return ENUMS.add(cls, name)
+
+
+def register_namedtuple(cls: _TupleType, name: str | None = None) -> _TupleType:
+    """Let values of a namedtuple class be stored; usable as a class decorator.
+
+    As for `register_enum`, objects hold the registered name, and the fields with it: a reading
+    program whose class has other fields is told so. Classes of `typing.NamedTuple` are taken, too.
+
+    Args:
+        cls: the class.
+        name: the name in objects, by default the class's qualified name.
+
+    Returns:
+        `cls` itself.
+
+    Raises:
+        ValueError: the name is taken by another class, or the class has another name.
+        UnsupportedTypeError: it is no namedtuple class.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")):
+        raise UnsupportedTypeError(f"{cls!r} is no namedtuple class; pass the class itself")
+    return NAMEDTUPLES.add(cls, name)
+
+
+def register_arrow_type(cls: _ArrowType) -> _ArrowType:
+    """Let values of an Arrow extension type be stored; usable as a class decorator.
+
+    Types of pyarrow itself and those of pandas' periods and intervals need no registration. For
+    any other, this says that ``cls.__arrow_ext_deserialize__`` may be given what objects hold,
+    which strangers may have written: it must not run what that names, as a pickle would. Arrow
+    needs ``pyarrow.register_extension_type`` besides: where it does not know the type, values come
+    back as their storage, with name and metadata of the type in the metadata of their field.
+
+    Args:
+        cls: a subclass of ``pyarrow.ExtensionType``.
+
+    Returns:
+        `cls` itself.
+
+    Raises:
+        UnsupportedTypeError: it is no class of extension types.
+    """
+    if not (isinstance(cls, type) and hasattr(cls, "__arrow_ext_deserialize__")):
+        raise UnsupportedTypeError(f"{cls!r} is no class of extension types; pass the class itself")
+    ARROW_TYPES.add(cls)
+    return cls

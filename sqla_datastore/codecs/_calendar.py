@@ -1,21 +1,18 @@
-"""Codecs of dates, times and durations."""
+"""Codecs of dates, times, durations and time zones."""
 
 from __future__ import annotations
 
-import re
 import zoneinfo
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Any
 
-from ._base import ExactCodec, field, lacks, text_in
+from ._base import ExactCodec, field, text_in
+from ._zones import duration_node, read_duration, read_zone, zone_node
 from .protocol import JSON, Codec, Decoder, Encoder
-
-# the names of the IANA database: the key becomes a path, so nothing else may stand in it
-_ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
 
 
 class DatetimeCodec(ExactCodec):
-    """Datetimes with fold; naive, with a fixed offset, or in a zone of the IANA database."""
+    """Datetimes with fold; naive, with a fixed offset, or in a zone that has a name."""
 
     name = "plain.datetime"
     python_types = (datetime,)
@@ -60,10 +57,10 @@ class TimedeltaCodec(ExactCodec):
     python_types = (timedelta,)
 
     def encode(self, value: timedelta, encoder: Encoder) -> JSON:  # noqa: ARG002
-        return _duration_node(value)
+        return duration_node(value)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> timedelta:  # noqa: ARG002
-        return _read_duration(node, decoder)
+        return read_duration(node, decoder)
 
 
 def _moment_node(value: datetime | time, encoder: Encoder) -> JSON:
@@ -78,7 +75,7 @@ def _moment_node(value: datetime | time, encoder: Encoder) -> JSON:
 
 def _read_moment(cls: type[datetime | time], node: Any, decoder: Decoder) -> Any:
     naive = _from_iso(cls, field(node, "iso", decoder), decoder)
-    zone = _read_zone(node["zone"], decoder) if "zone" in node else None
+    zone = read_zone(node["zone"], decoder) if "zone" in node else None
     return naive.replace(fold=1 if node.get("fold") == 1 else 0, tzinfo=zone)
 
 
@@ -94,51 +91,39 @@ def _from_iso(cls: Any, node: Any, decoder: Decoder) -> Any:
 
 
 def _zone_node(zone: tzinfo, value: object, encoder: Encoder) -> JSON:
-    if type(zone) is timezone:
-        # the only way to tell a given name from a derived one
-        offset, *name = zone.__getinitargs__()  # type: ignore[attr-defined]
-        return {"offset": _duration_node(offset), **({"name": name[0]} if name else {})}
-    if type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
-        return {"key": zone.key}
-    reason = f"time zone of type {type(zone).__qualname__!r}; use zoneinfo.ZoneInfo or timezone"
-    raise encoder.unsupported(value, reason)
+    node = zone_node(zone)
+    if node is None:
+        reason = f"its time zone, a {type(zone).__qualname__!r}, has no name that gives it back"
+        raise encoder.unsupported(value, f"{reason}; {_ADVICE[type(value)]}")
+    return node
 
 
-def _read_zone(node: Any, decoder: Decoder) -> tzinfo:
-    if isinstance(node, dict) and "offset" in node:
-        return _read_offset(node, decoder)
-    return _read_key(text_in(field(node, "key", decoder), decoder), decoder)
+_ADVICE: dict[type, str] = {
+    datetime: "store value.astimezone(datetime.timezone.utc)",
+    time: "store value.replace(tzinfo=None), or give it a zoneinfo.ZoneInfo",
+}
 
 
-def _read_offset(node: Any, decoder: Decoder) -> timezone:
-    names = [text_in(node["name"], decoder)] if "name" in node else []
-    try:
-        return timezone(_read_duration(node["offset"], decoder), *names)
-    except ValueError:
-        raise decoder.damaged("an offset from UTC is a day or more") from None
+class ZoneCodec(ExactCodec):
+    """Time zones as values."""
 
+    name = "plain.zone"
+    python_types = (timezone, zoneinfo.ZoneInfo)
+    described = "tzinfo"
 
-def _read_key(key: str, decoder: Decoder) -> zoneinfo.ZoneInfo:
-    if not _ZONE.fullmatch(key):
-        raise decoder.damaged(f"{key!r} is no time zone")
-    try:
-        return zoneinfo.ZoneInfo(key)
-    except (ValueError, OSError, KeyError):  # also: a folder or file of the database, but no zone
-        raise lacks(f"time zone {key!r}; install or update tzdata", decoder) from None
+    def takes(self, value: object) -> bool:
+        # whatever class pytz or dateutil made for it
+        return isinstance(value, tzinfo)
 
+    def encode(self, value: tzinfo, encoder: Encoder) -> JSON:
+        node = zone_node(value)
+        if node is None:
+            reason = "it has no name that gives it back; store a zoneinfo.ZoneInfo or a timezone"
+            raise encoder.unsupported(value, reason)
+        return node
 
-def _duration_node(value: timedelta) -> JSON:
-    return [value.days, value.seconds, value.microseconds]
-
-
-def _read_duration(node: Any, decoder: Decoder) -> timedelta:
-    if not (isinstance(node, list) and len(node) == 3 and all(type(n) is int for n in node)):
-        raise decoder.damaged("a duration is not days, seconds and microseconds")
-    days, seconds, microseconds = node
-    try:
-        return timedelta(days, seconds, microseconds)
-    except OverflowError:
-        raise decoder.damaged("a duration is out of range") from None
+    def decode(self, node: Any, version: int, decoder: Decoder) -> tzinfo:  # noqa: ARG002
+        return read_zone(node, decoder)
 
 
 CALENDAR_CODECS: tuple[Codec, ...] = (
@@ -146,4 +131,5 @@ CALENDAR_CODECS: tuple[Codec, ...] = (
     TimeCodec(),
     DateCodec(),
     TimedeltaCodec(),
+    ZoneCodec(),
 )

@@ -30,10 +30,10 @@ class ListCodec(ExactCodec):
     python_types = (list,)
 
     def encode(self, value: list[Any], encoder: Encoder) -> JSON:
-        return _items_node(value, encoder)
+        return items_node(value, encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> list[Any]:  # noqa: ARG002
-        return _read_items(node, decoder)
+        return read_items(node, decoder)
 
 
 class TupleCodec(ExactCodec):
@@ -44,10 +44,10 @@ class TupleCodec(ExactCodec):
     python_types = (tuple,)
 
     def encode(self, value: tuple[Any, ...], encoder: Encoder) -> JSON:
-        return _items_node(list(value), encoder)
+        return items_node(list(value), encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> tuple[Any, ...]:  # noqa: ARG002
-        return tuple(_read_items(node, decoder))
+        return tuple(read_items(node, decoder))
 
 
 class SetCodec(ExactCodec):
@@ -58,10 +58,10 @@ class SetCodec(ExactCodec):
     python_types = (set,)
 
     def encode(self, value: set[Any], encoder: Encoder) -> JSON:
-        return _items_node(_in_stable_order(value), encoder)
+        return items_node(_in_stable_order(value), encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
-        items = _read_items(node, decoder)
+        items = read_items(node, decoder)
         return _distinct(set, items, len(items), decoder)
 
 
@@ -72,10 +72,10 @@ class FrozensetCodec(ExactCodec):
     python_types = (frozenset,)
 
     def encode(self, value: frozenset[Any], encoder: Encoder) -> JSON:
-        return _items_node(_in_stable_order(value), encoder)
+        return items_node(_in_stable_order(value), encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
-        items = _read_items(node, decoder)
+        items = read_items(node, decoder)
         return _distinct(frozenset, items, len(items), decoder)
 
 
@@ -87,22 +87,10 @@ class DictCodec(ExactCodec):
     python_types = (dict,)
 
     def encode(self, value: dict[Any, Any], encoder: Encoder) -> JSON:
-        if is_json(value):
-            return _json_node(value, encoder)
-        names = [f"[{_shown(key):.40}]" for key in value]
-        return {
-            "keys": _items_node(list(value), encoder, lambda number: f".keys()[{number}]"),
-            "values": _items_node(list(value.values()), encoder, names.__getitem__),
-        }
+        return pairs_node(value, encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
-        if isinstance(node, dict) and "keys" not in node:
-            return _read_json(node, dict, decoder)
-        keys = _read_items(field(node, "keys", decoder), decoder)
-        values = _read_items(field(node, "values", decoder), decoder)
-        if len(keys) != len(values):
-            raise decoder.damaged("a dict has not as many values as keys")
-        return _distinct(dict, zip(keys, values, strict=True), len(keys), decoder)
+        return read_pairs(node, decoder)
 
 
 class RangeCodec(ExactCodec):
@@ -170,9 +158,35 @@ def _distinct(cls: Any, items: Iterable[Any], count: int, decoder: Decoder) -> A
     return value
 
 
-def _items_node(
+def pairs_node(value: dict[Any, Any], encoder: Encoder) -> JSON:
+    """Return the node of a dict's keys and values, in their order."""
+    if is_json(value):
+        return _json_node(value, encoder)
+    names = [f"[{_shown(key):.40}]" for key in value]
+    return {
+        "keys": items_node(list(value), encoder, lambda number: f".keys()[{number}]"),
+        "values": items_node(list(value.values()), encoder, names.__getitem__),
+    }
+
+
+def read_pairs(node: Any, decoder: Decoder) -> dict[Any, Any]:
+    """Return the dict of a node that `pairs_node` made."""
+    pairs: dict[Any, Any]
+    if isinstance(node, dict) and "keys" not in node:
+        pairs = _read_json(node, dict, decoder)
+        return pairs
+    keys = read_items(field(node, "keys", decoder), decoder)
+    values = read_items(field(node, "values", decoder), decoder)
+    if len(keys) != len(values):
+        raise decoder.damaged("a dict has not as many values as keys")
+    pairs = _distinct(dict, zip(keys, values, strict=True), len(keys), decoder)
+    return pairs
+
+
+def items_node(
     items: list[Any], encoder: Encoder, where: Callable[[int], str] = "[{}]".format
 ) -> JSON:
+    """Return the node of a list's items, in the most compact of the forms above."""
     if len(items) >= _PACKED_FROM and (packed := _packed_node(items, encoder)) is not None:
         return packed
     if is_json(items):
@@ -180,7 +194,8 @@ def _items_node(
     return {"items": [encoder.encode(item, where(number)) for number, item in enumerate(items)]}
 
 
-def _read_items(node: Any, decoder: Decoder) -> list[Any]:
+def read_items(node: Any, decoder: Decoder) -> list[Any]:
+    """Return the items of a node that `items_node` made."""
     match node:
         case {"items": list(nodes)}:
             return [decoder.decode(inner) for inner in nodes]

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from enum import Enum, Flag
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from ._base import field, int_node, lacks, read_int, text_in
+from ._registered import ENUMS
 from .protocol import JSON, Decoder, Description, Encoder
-
-EnumType = TypeVar("EnumType", bound=type[Enum])
-
-_lock = threading.Lock()
-_classes: dict[str, type[Enum]] = {}
-_names: dict[type[Enum], str] = {}
-
-
-def register_enum(cls: EnumType, name: str | None = None) -> EnumType:
-    """Register an Enum under a name; see `sqla_datastore.register_enum`."""
-    name = cls.__qualname__ if name is None else name
-    with _lock:
-        if _classes.get(name, cls) is not cls:
-            raise ValueError(f"Enum name {name!r} is taken; pass another name=")
-        if _names.get(cls, name) != name:
-            raise ValueError(f"Enum {cls.__qualname__!r} is registered as {_names[cls]!r}")
-        _classes[name], _names[cls] = cls, name
-    return cls
 
 
 class EnumCodec:
@@ -40,16 +22,16 @@ class EnumCodec:
 
     def takes(self, value: object) -> bool:
         # asked for, not listed in `types`: an Enum may be registered at any time
-        return type(value) in _names
+        return ENUMS.name_of(type(value)) is not None
 
     def encode(self, value: Enum, encoder: Encoder) -> JSON:
-        name = _names[type(value)]
+        name = ENUMS.name_of(type(value))
         # a combination of flags is called 'A|B' or None, which is no member's name
         if value.name in type(value).__members__:
             return {"enum": name, "member": value.name}
         if isinstance(value, Flag) and type(value.value) is int:
             return {"enum": name, "flags": int_node(value.value)}
-        raise encoder.unsupported(value, "it is not a member of its Enum")
+        raise encoder.unsupported(value, "it is not a member of its Enum; store value.value")
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Enum:  # noqa: ARG002
         cls = self._class(node, decoder)
@@ -62,8 +44,8 @@ class EnumCodec:
 
     def _class(self, node: Any, decoder: Decoder) -> type[Enum]:
         name = text_in(field(node, "enum", decoder), decoder)
-        if name in _classes:
-            return _classes[name]
+        if (cls := ENUMS.named(name)) is not None:
+            return cls
         raise lacks(f"an Enum registered as {name!r}; call register_enum first", decoder)
 
     def _flags(self, cls: type[Flag], flags: int, decoder: Decoder) -> Flag:

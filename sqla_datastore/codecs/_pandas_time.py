@@ -12,9 +12,10 @@ import pandas as pd
 
 from ._base import field, int_node, read_int, text_in
 from ._stream import refused_as_damage
+from ._zones import is_known_key, read_zone, zone_node
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
-_ZONE = "its time zone has no name; use .tz_convert with an IANA name or a fixed offset"
+_ZONE = "its time zone has no name that gives it back; convert it with .tz_convert('UTC')"
 _FREQ = "its frequency has no text that gives it back"
 _UNITS = ("s", "ms", "us", "ns")
 
@@ -27,34 +28,23 @@ def encode_zone(zone: datetime.tzinfo | None) -> JSON:
     """
     if zone is None:
         return None
-    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key:
+    if isinstance(zone, zoneinfo.ZoneInfo) and is_known_key(zone.key):
         return {"zoneinfo": zone.key}
     if type(zone) is datetime.timezone:
         return _encode_fixed(zone)
-    if type(zone).__module__.partition(".")[0] == "pytz":
-        return _encode_pytz(zone)
+    if not isinstance(zone, zoneinfo.ZoneInfo) and isinstance(node := zone_node(zone), dict):
+        # ticks count in UTC, so that they tell which offset of a zone of pytz it is
+        return {kind: value for kind, value in node.items() if kind != "variant"}
     raise ValueError(_ZONE)
 
 
 def _encode_fixed(zone: datetime.timezone) -> JSON:
     if zone is datetime.UTC:
         return {"utc": True}
-    offset = zone.utcoffset(None)
-    name = zone.tzname(None)
+    # the only way to tell a given name from a derived one
+    offset, *name = zone.__getinitargs__()  # type: ignore[attr-defined]
     seconds = {"seconds": offset.days * 86400 + offset.seconds, "micros": offset.microseconds}
-    return {
-        "fixed": seconds
-        | ({} if name == datetime.timezone(offset).tzname(None) else {"name": name})
-    }
-
-
-def _encode_pytz(zone: Any) -> JSON:
-    if isinstance(getattr(zone, "zone", None), str):
-        return {"pytz": zone.zone}
-    offset = zone.utcoffset(None)
-    if offset is None:
-        raise ValueError(_ZONE)
-    return {"pytz_minutes": int(offset.total_seconds() // 60)}
+    return {"fixed": seconds | ({"name": name[0]} if name else {})}
 
 
 def decode_zone(node: Any, decoder: Decoder) -> datetime.tzinfo | None:
@@ -67,7 +57,11 @@ def decode_zone(node: Any, decoder: Decoder) -> datetime.tzinfo | None:
             return datetime.UTC
         if kind == "zoneinfo":
             return zoneinfo.ZoneInfo(value)
-        return _decode_fixed(value) if kind == "fixed" else _decode_pytz(kind, value)
+        if kind == "fixed":
+            return _decode_fixed(value)
+        if kind.startswith("dateutil"):
+            return read_zone(node, decoder)
+        return _decode_pytz(kind, value)
 
 
 def _decode_fixed(node: Any) -> datetime.timezone:

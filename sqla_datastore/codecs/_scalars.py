@@ -1,4 +1,4 @@
-"""Codecs of numbers, text, bytes and identifiers."""
+"""Codecs of numbers, text, bytes, identifiers and paths."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 import uuid
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
 
 from ._base import (
@@ -15,6 +16,7 @@ from ._base import (
     bytes_node,
     field,
     int_node,
+    lacks,
     read_bytes,
     read_int,
     read_text,
@@ -173,6 +175,27 @@ class UUIDCodec(ExactCodec):
         raise decoder.damaged("a UUID is not 32 hexadecimal digits")
 
 
+class PathCodec(ExactCodec):
+    """Paths by class and text; nothing looks for a file."""
+
+    name = "plain.path"
+    python_types = (PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)
+    described = "Path"
+
+    def encode(self, value: PurePath, encoder: Encoder) -> JSON:
+        return {"path": type(value).__name__, "text": encoder.encode(str(value))}
+
+    def decode(self, node: Any, version: int, decoder: Decoder) -> PurePath:  # noqa: ARG002
+        kind, text = field(node, "path", decoder), decoder.decode(field(node, "text", decoder))
+        cls = next((each for each in self.python_types if each.__name__ == kind), None)
+        if cls is None:
+            raise decoder.damaged("a path is of no known kind")
+        try:
+            return cls(text_in(text, decoder))
+        except NotImplementedError:
+            raise lacks(f"a {kind}, which this system has not", decoder) from None
+
+
 SCALAR_CODECS: tuple[Codec, ...] = (
     IntCodec(),
     FloatCodec(),
@@ -183,4 +206,5 @@ SCALAR_CODECS: tuple[Codec, ...] = (
     DecimalCodec(),
     FractionCodec(),
     UUIDCodec(),
+    PathCodec(),
 )

@@ -6,7 +6,8 @@ Nothing is imported for it: a value of a library can only be there when the libr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
@@ -28,7 +29,7 @@ def equal(a: Any, b: Any) -> bool:
         return True
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return _mappings_equal(a, b)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+    if isinstance(a, (list, tuple, deque)) and isinstance(b, (list, tuple, deque)):
         return type(a) is type(b) and _sequences_equal(a, b)
     for module, rule in _RULES.items():
         if _is_from(module, a) or _is_from(module, b):
@@ -37,10 +38,12 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def _mappings_equal(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
+    if isinstance(a, OrderedDict) and isinstance(b, OrderedDict) and list(a) != list(b):
+        return False
     return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
 
 
-def _sequences_equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
+def _sequences_equal(a: Collection[Any], b: Collection[Any]) -> bool:
     return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -84,11 +87,13 @@ def _elements_equal(a: Any, b: Any, masked: Any = None) -> bool:
             _elements_equal(a[name], b[name], None if masked is None else masked[name])
             for name in a.dtype.names
         )
+    if not a.dtype.itemsize:  # a selection of such items has a byte that nobody has set
+        return True
     if masked is not None:
         a, b = a[~masked], b[~masked]
     if a.dtype.kind == "O":
         return all(map(equal, a.ravel(), b.ravel()))
-    if a.dtype.kind == "V":
+    if a.dtype.type is np.void:
         return bool(a.tobytes() == b.tobytes())
     same = a == b
     if a.dtype.kind in "fcmMT":

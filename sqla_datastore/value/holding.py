@@ -9,13 +9,18 @@ Where the counts say more than is true, a value is kept longer than needed, and 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable
 
-_ITERABLE = (list, tuple, set, frozenset)
-_EDITABLE = (list, dict, set, bytearray)
+_ITERABLE = (list, tuple, set, frozenset, deque)
+_EDITABLE = (list, dict, set, bytearray, deque)
+_IMMUTABLE = {
+    *("builtins", "datetime", "decimal", "fractions", "uuid", "numpy", "enum"),
+    *("pathlib", "zoneinfo", "pytz", "dateutil", "ml_dtypes"),
+}
 _BY_THIS_MODULE = 2  # the node that counts it, and the argument of getrefcount
 
 
@@ -87,4 +92,4 @@ def _is_editable(thing: Any) -> bool:
 def _is_foreign(thing: Any) -> bool:
     """Whether a thing is a library's, such as a frame, and perhaps editable."""
     module = type(thing).__module__.partition(".")[0]
-    return module not in ("builtins", "datetime", "decimal", "fractions", "uuid", "numpy", "enum")
+    return module not in _IMMUTABLE

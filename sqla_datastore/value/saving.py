@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import weakref
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sqla_datastore.storage.protocol import Storage
     from sqla_datastore.value.fingerprint import Fingerprint, Layout
 
-_CONTAINERS = (list, dict, set, tuple, bytearray)
+_CONTAINERS = (list, dict, set, tuple, bytearray, OrderedDict, defaultdict, Counter, deque)
 _SCALARS = (type(None), bool, int, float, complex)
 _SHORT = 4096
 
@@ -156,7 +157,8 @@ def _fingerprint_to_keep(entry: Entry) -> Fingerprint | Layout | None:
 
 def _is_plain(value: object) -> bool:
     """Return whether it is a container of Python's own that holds no memory of arrays."""
-    if type(value) not in _CONTAINERS:
+    # the only other tuples that can be stored are registered namedtuples
+    if type(value) not in _CONTAINERS and not isinstance(value, tuple):
         return False
     buffers: list[pickle.PickleBuffer] = []
     try:
@@ -348,7 +350,7 @@ def _nested_in(value: object) -> Iterator[EntryMapping]:
     """Yield the nested values in plain containers, each as often as it occurs."""
     if isinstance(value, EntryMapping):
         yield value
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, deque)):
         for item in value:
             yield from _nested_in(item)
     elif isinstance(value, dict):

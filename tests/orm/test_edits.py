@@ -7,6 +7,7 @@ import contextlib
 import gc
 import pickle
 import weakref
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 
 import numpy as np
 import pandas as pd
@@ -32,10 +33,14 @@ from sqla_datastore import (
     MissingObjectError,
     StaleValueError,
     bind_storage,
+    register_namedtuple,
 )
 
 COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
 pytestmark = pytest.mark.usefixtures("copy_on_write", "tables")
+
+
+Point = register_namedtuple(namedtuple("Point", "x y"), "tests.edits.Point")
 
 
 class Base(DeclarativeBase):
@@ -65,6 +70,11 @@ def value():
         unique={1, 2},
         raw=bytearray(b"ab"),
         pair=([1], "t"),
+        queue=deque([[1], 2], 5),
+        ordered=OrderedDict(a=1, b=[2]),
+        groups=defaultdict(list, a=[1]),
+        counts=Counter("ab"),
+        point=Point([1], 2),
         inner=DataStore(numbers=[1], deeper=DataStore(numbers=[1], n=1)),
         several=[DataStore(n=1), DataStore(n=2)],
         frame=pd.DataFrame({"x": [1.0, 2.0, 3.0], "s": ["a", "b", "c"]}),
@@ -109,6 +119,34 @@ def _extend_bytes_in_place(ds):
 
 def _list_in_tuple(ds):
     ds.pair[0].append(2)
+
+
+def _append_to_deque(ds):
+    ds.queue.append(3)
+
+
+def _list_in_deque(ds):
+    ds.queue[0].append(2)
+
+
+def _reorder_ordered_dict(ds):
+    ds.ordered.move_to_end("a")
+
+
+def _touch_default(ds):
+    ds.groups["b"].append(1)
+
+
+def _replace_factory(ds):
+    ds.groups.default_factory = set
+
+
+def _count(ds):
+    ds.counts.update("a")
+
+
+def _list_in_namedtuple(ds):
+    ds.point.x.append(2)
 
 
 def _nested_assignment(ds):
@@ -222,6 +260,13 @@ EDITS = [
     _extend_bytes,
     _extend_bytes_in_place,
     _list_in_tuple,
+    _append_to_deque,
+    _list_in_deque,
+    _reorder_ordered_dict,
+    _touch_default,
+    _replace_factory,
+    _count,
+    _list_in_namedtuple,
     _nested_assignment,
     _nested_list,
     _nested_deeper,
@@ -274,6 +319,9 @@ def assert_saved(engine, *edits, key=1):
         found = session.get(Entity, key).data
         assert list(found) == list(expected)
         assert found == expected, edits
+        if "groups" in found:  # of which dicts do not tell when they are compared
+            assert found.groups.default_factory is expected.groups.default_factory
+            assert type(found.ordered) is OrderedDict
 
 
 # -- saved by commit -----------------------------------------------------------------------------

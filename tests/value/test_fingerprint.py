@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter, OrderedDict, defaultdict, deque
 
 import numpy as np
 import pandas as pd
@@ -266,6 +267,17 @@ CONTAINERS = [
     ([pa.array([1])], "x[0] = x[0][:0]"),
     ([pd.Categorical(["a", "b"])], "x[0][0] = 'b'"),
     ([pd.array([1, None])], "x[0][0] = 2"),
+    (deque([1, [2]]), "x[1].append(3)"),
+    (deque([1, 2]), "x.rotate()"),
+    (deque([1, 2], 2), "x.append(1); x.append(2); x.append(2)"),
+    (OrderedDict(a=1, b=2), "x.move_to_end('a')"),
+    (OrderedDict(a=[1]), "x['a'].append(2)"),
+    (Counter("ab"), "x.update('a')"),
+    (Counter("ab"), "x['c'] += 0"),
+    (defaultdict(list), "x['a']"),
+    (defaultdict(list, a=[1]), "x.default_factory = set"),
+    (defaultdict(list, a=[1]), "x['a'].append(1)"),
+    ([deque([np.zeros(3)])], "x[0][0][1] = 1"),
 ]
 
 

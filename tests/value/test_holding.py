@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, defaultdict, deque
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -16,6 +18,10 @@ VALUES = {
     "dict": lambda: {"a": [1], "b": {}},
     "set": lambda: {1, 2},
     "bytearray": lambda: bytearray(b"x"),
+    "deque": lambda: deque([[1], 2]),
+    "ordered dict": lambda: OrderedDict(a=[1]),
+    "default dict": lambda: defaultdict(list, a=[1]),
+    "counter": lambda: Counter("ab"),
     "tuple of lists": lambda: ([1], [2]),
     "a list that occurs twice": lambda: [(same := [1]), same],
     "frame": lambda: pd.DataFrame({"a": [1, 2], "t": ["x", "y"]}),
