@@ -18,6 +18,7 @@ from ._base import field
 from ._npy import Array, ArrayPayload, array_over, npy_header
 from ._stream import add_stream, read_stream, refused_as_damage
 from .protocol import JSON, Decoder, Encoder
+from .strict_json import is_text
 
 _BLOCK_DTYPE = re.compile(r"[<>|]([biu][1248]|f[248]|c8|c16|[mM]8\[(s|ms|us|ns)\])")
 _ALIGNMENT = 64
@@ -76,7 +77,7 @@ class ColumnWriter:
 
     def _stream(self, labelled: list[tuple[str, Any]]) -> JSON:
         labels = [label for label, _ in labelled]
-        if len({*labels}) < len(labels):
+        if len({*labels}) < len(labels) or not is_text("".join(labels)):
             labels = [str(position) for position in range(len(labels))]
         table = pa.Table.from_arrays([array for _, array in labelled], names=labels)
         return add_stream(self.encoder, self.value, table.schema, table.to_batches())

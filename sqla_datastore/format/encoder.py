@@ -84,6 +84,10 @@ def matches(entry: StoredEntry, value: object, *, nested_entries: NestedEntries)
     return all(blob.crc == _crc_of(payload) for blob, payload in pairs)
 
 
+def _around(err: UnicodeEncodeError) -> str:
+    return err.object[max(0, err.start - 20) : err.end + 20]
+
+
 def _crc_of(payload: Payload) -> int:
     crc = 0
 
@@ -154,6 +158,9 @@ class _Family:
         except (DataStoreError, MemoryError, OSError):
             # not the value's fault, or told already
             raise
+        except UnicodeEncodeError as err:
+            reason = f"a name in it has a surrogate, which UTF-8 cannot express: {_around(err)!r}"
+            raise encoder.unsupported(value, f"{reason}; rename it") from err
         except RecursionError as err:
             raise encoder.unsupported(value, "it nests too deeply") from err
         except Exception as err:

@@ -54,7 +54,7 @@ class DataStore(EntryMapping):
         **entries: further entries.
 
     Raises:
-        TypeError: a name is not a str.
+        UnsupportedTypeError: a name is not a str.
 
     Examples:
         >>> ds = DataStore(n=1, name="first")
@@ -260,9 +260,12 @@ class DataStore(EntryMapping):
             value: a `DataStore`, a mapping with string keys, or None.
 
         Raises:
-            UnsupportedTypeError: for anything else.
+            UnsupportedTypeError: for anything else, also for a subclass of `DataStore`.
         """
-        if value is None or isinstance(value, DataStore):
+        if value is None:
+            return None
+        if isinstance(value, DataStore):
+            _refuse_subclass(value, key)
             return value
         if isinstance(value, Mapping):
             return cls(value)
@@ -402,11 +405,13 @@ class DataStore(EntryMapping):
             column: ``table.column``, for error messages.
 
         Raises:
-            UnsupportedTypeError: an entry cannot be stored; names column and entry.
+            UnsupportedTypeError: an entry cannot be stored, or the value is of a subclass; names
+                column and entry.
             MissingObjectError: entries are to be copied from an object that is gone.
         """
         from sqla_datastore.value import saving
 
+        _refuse_subclass(self, column)
         return saving.plan(self, column)
 
     def _stored(self, storage: Storage, url: str, plan: ValuePlan) -> Callable[[], None]:
@@ -494,6 +499,13 @@ class DataStore(EntryMapping):
         return html_of(self)
 
 
+def _refuse_subclass(value: DataStore, column: str | None) -> None:
+    """Refuse what would come back as a plain `DataStore`."""
+    if type(value) is not DataStore:
+        raise UnsupportedTypeError(_SUBCLASS, column=column, type=type(value))
+
+
+_SUBCLASS = "a subclass of DataStore comes back as DataStore; store DataStore(value)"
 _STATE = frozenset({*Nestable.__slots__, "_source", "_row"})
 _opening = threading.Lock()
 
@@ -525,6 +537,8 @@ class _DataStoreCodec:
         return isinstance(value, DataStore)
 
     def encode(self, value: DataStore, encoder: Encoder) -> JSON:
+        if type(value) is not DataStore:
+            raise encoder.unsupported(value, _SUBCLASS)
         return encoder.nested(value)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002

@@ -14,6 +14,7 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sqla_datastore.exceptions import UnsupportedTypeError
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 
 if TYPE_CHECKING:
@@ -180,7 +181,11 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if not isinstance(name, str):
-            raise TypeError(f"the name of an entry is a str, not {type(name).__name__!r}")
+            raise UnsupportedTypeError(
+                f"the name of an entry is a str, not {type(name).__name__!r}; use str(name), or "
+                "store DataStore(data=value), where a dict may have any keys",
+                type=type(name),
+            )
         old = self._index().get(name)
         if old is None or old.value is not value:
             self._begin_edit()

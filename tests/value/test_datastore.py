@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import weakref
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from datetime import datetime
 
 import numpy as np
@@ -30,9 +31,12 @@ from sqla_datastore import (
     UnsupportedTypeError,
     bind_storage,
     inspect,
+    register_namedtuple,
 )
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value import saving
+
+Pair = register_namedtuple(namedtuple("Pair", "first second"), "tests.value.Pair")
 
 GONE = f"file:///rows/1/{'0' * 32}.zip"
 COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
@@ -490,6 +494,13 @@ class TestEdits:
         "set": ({1}, lambda v: v.add(2)),
         "tuple": (([],), lambda v: v[0].append(1)),
         "bytearray": (bytearray(b"a"), lambda v: v.extend(b"b")),
+        "deque": (deque([[1]], 3), lambda v: v[0].append(2)),
+        "deque grows": (deque([1], 3), lambda v: v.appendleft(0)),
+        "ordered dict": (OrderedDict(a=1, b=2), lambda v: v.move_to_end("a")),
+        "default dict": (defaultdict(list, a=[1]), lambda v: v["b"].append(1)),
+        "factory": (defaultdict(list, a=[1]), lambda v: setattr(v, "default_factory", set)),
+        "counter": (Counter("ab"), lambda v: v.update("a")),
+        "namedtuple": (Pair([1], 2), lambda v: v.first.append(2)),
         "type only": ([1], lambda v: v.__setitem__(0, True)),
     }
 
@@ -900,12 +911,31 @@ class TestPickle:
         assert pickle.loads(pickle.dumps(ds))._row is None
 
 
+class Own(DataStore):
+    pass
+
+
 class TestCoercion:
     def test_what_a_column_takes(self):
         ds = DataStore()
         assert DataStore.coerce("data", None) is None
         assert DataStore.coerce("data", ds) is ds
         assert dict(DataStore.coerce("data", {"a": 1})) == {"a": 1}
+
+    def test_a_subclass_of_datastore_is_refused(self):
+        value = Own(a=1)
+        with pytest.raises(UnsupportedTypeError, match=r"store DataStore\(value\)"):
+            DataStore.coerce("data", value)
+        for outer in (value, DataStore(n=value), DataStore(n=[{"x": value}])):
+            with pytest.raises(UnsupportedTypeError, match=r"store DataStore\(value\)"):
+                outer._plan("rows.data")
+        assert DataStore(n=DataStore(value))._plan("rows.data")
+
+    @pytest.mark.parametrize("names", [{1: 2}, {None: 1}, {"a": 1, b"b": 2}, [(1, 2)]])
+    def test_a_name_that_is_no_str_is_refused(self, names):
+        for make in (DataStore, lambda n: DataStore().update(n), lambda n: DataStore() | dict(n)):
+            with pytest.raises(UnsupportedTypeError, match="the name of an entry is a str"):
+                make(names)
 
     @pytest.mark.parametrize("value", [np.ones(2), [1], "text", 1])
     def test_what_it_refuses(self, value):
