@@ -7,13 +7,15 @@ A node is one of:
 - ``{"longdouble": "<f16", "mantissa_bits": 63}``: read only where ``long double`` is the same,
 - ``{"fields": [{"name", "dtype", "offset", "title"}], "itemsize", "align", "record"}``,
 - ``{"base": node, "shape": [3, 2]}``: a subarray, inside fields,
-- ``{"of": node, "metadata": {...}}``: metadata that JSON can hold.
+- ``{"of": node, "metadata": {...}}``: metadata that JSON can hold,
+- ``{"ml_dtype": "bfloat16"}``: a type of the package ml_dtypes.
 
 Sized names stand for C names of the same width: ``longlong`` comes back as ``int64``.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -56,7 +58,7 @@ def dtype_node(dtype: np.dtype[Any], depth: int = _MAX_DEPTH) -> JSON:
         return node
     metadata = dict(dtype.metadata)
     if not is_json(metadata):
-        raise RefusedDtypeError("JSON cannot hold the dtype's metadata; remove it")
+        raise RefusedDtypeError("JSON cannot hold the dtype's metadata")
     return {"of": node, "metadata": metadata}
 
 
@@ -66,12 +68,19 @@ def _structure_node(dtype: np.dtype[Any], depth: int) -> JSON:
         return {"base": dtype_node(base, depth), "shape": list(shape)}
     if dtype.names is not None:
         return _fields_node(dtype, depth)
-    if dtype.char in "gG":
+    if is_ml_dtype(dtype):
+        return {"ml_dtype": dtype.type.__name__}
+    if dtype.char in "gG" and dtype.type.__module__ == "numpy":
         # "f16" is 80-bit extended on x86 and binary128 on arm64, and only the mantissa tells which
         return {"longdouble": dtype.str, "mantissa_bits": _mantissa_bits()}
     if _SIMPLE.fullmatch(dtype.str):
         return dtype.str
     raise RefusedDtypeError(f"no rule for dtype {dtype}")
+
+
+def is_ml_dtype(dtype: np.dtype[Any]) -> bool:
+    """Return whether a dtype is one of ml_dtypes; with swapped bytes, NumPy takes it for void."""
+    return dtype.type.__module__ == "ml_dtypes" and dtype.isnative
 
 
 def _fields_node(dtype: np.dtype[Any], depth: int) -> JSON:
@@ -130,6 +139,8 @@ def _read_structure(node: Any, decoder: Decoder, depth: int) -> np.dtype[Any]:
         return np.dtype((read_dtype(node["base"], decoder, depth), shape))
     if "of" in node:
         return _read_metadata(node, decoder, depth)
+    if "ml_dtype" in node:
+        return _read_ml_dtype(node["ml_dtype"], decoder)
     return _read_longdouble(node, decoder)
 
 
@@ -137,6 +148,17 @@ def _read_simple(node: str, decoder: Decoder) -> np.dtype[Any]:
     if not _SIMPLE.fullmatch(node):
         raise decoder.damaged(f"no rule for dtype {node[:40]!r}")
     return np.dtype(node)
+
+
+def _read_ml_dtype(node: Any, decoder: Decoder) -> np.dtype[Any]:
+    name = text_in(node, decoder)
+    try:
+        scalar = getattr(importlib.import_module("ml_dtypes"), name, None)
+    except ImportError:
+        raise lacks(f"the dtype {name[:40]!r} of ml_dtypes; install that", decoder) from None
+    if isinstance(scalar, type) and issubclass(scalar, np.generic):
+        return np.dtype(scalar)
+    raise lacks(f"the dtype {name[:40]!r} of ml_dtypes; upgrade that", decoder)
 
 
 def _read_longdouble(node: dict[str, Any], decoder: Decoder) -> np.dtype[Any]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from ._base import field
-from ._dtypes import RefusedDtypeError, dtype_node, read_dtype, read_shape
+from ._dtypes import RefusedDtypeError, dtype_node, is_ml_dtype, read_dtype, read_shape
 from .protocol import JSON, Decoder, Encoder
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -93,9 +93,11 @@ def array_node(array: Array, encoder: Encoder) -> dict[str, JSON]:
     try:
         dtype = dtype_node(array.dtype)
     except RefusedDtypeError as err:
-        raise encoder.unsupported(array, f"{err}; {_instead(array)}") from None
+        raise encoder.unsupported(array, f"{err}; store {_instead(array)}") from None
     if array.itemsize == 0 and array.size > _MAX_EMPTY_ITEMS:
-        raise encoder.unsupported(array, "it has too many items of no bytes")
+        raise encoder.unsupported(array, "it has too many items of no bytes; store value.shape")
+    if fault := fault_of(array):  # it could not be read again
+        raise encoder.unsupported(array, f"{fault}; store value.tobytes(), or mend it")
     header = _header_of(array)
     return {
         "dtype": dtype,
@@ -107,9 +109,9 @@ def array_node(array: Array, encoder: Encoder) -> dict[str, JSON]:
 
 
 def _instead(array: Array) -> str:
-    if array.dtype.hasobject:
-        return "store a typed array (array.astype(…)), array.tolist(), or a pandas object"
-    return "convert it with array.astype(…)"
+    if array.dtype.metadata and array.dtype.names is None:
+        return "value.astype(value.dtype.str)"
+    return "value.tolist(), or an array of another dtype"
 
 
 def _header_of(array: Array) -> bytes:
@@ -121,7 +123,18 @@ def _header_of(array: Array) -> bytes:
     # `numpy.load` takes text without characters for text of one, and misses its bytes
     if not array.dtype.itemsize:
         return b""
+    if is_ml_dtype(array.dtype):  # whose text is NumPy's for another type, or none
+        described = f"|V{array.itemsize}"
+    elif array.dtype.names is not None and _holds_ml_dtype(array.dtype):
+        return b""
     return npy_header(described, array.shape, is_fortran=_order(array) == "F")
+
+
+def _holds_ml_dtype(dtype: np.dtype[Any]) -> bool:
+    if dtype.subdtype is not None:
+        return _holds_ml_dtype(dtype.subdtype[0])
+    inner = [dtype[name] for name in dtype.names or ()]
+    return is_ml_dtype(dtype) or any(map(_holds_ml_dtype, inner))
 
 
 def npy_header(described: object, shape: tuple[int, ...], *, is_fortran: bool) -> bytes:
@@ -212,18 +225,25 @@ def _is_checked(dtype: np.dtype[Any]) -> bool:
 
 
 def check_values(array: Array, decoder: Decoder) -> None:
-    """Refuse bools other than 0 and 1, and text with what is no code point.
+    """Refuse bools other than 0 and 1, and text with what is no code point."""
+    if fault := fault_of(array):
+        raise decoder.damaged(fault)
 
-    NumPy's loops rely on the former and raise SystemError at the latter.
+
+def fault_of(array: Array) -> str | None:
+    """Return what is wrong with an array's values, or None.
+
+    NumPy's loops rely on bools of 0 and 1, and raise SystemError at text with what is no code
+    point.
     """
     dtype = array.dtype
     if dtype.names is not None:
-        for name in dtype.names:
-            if _is_checked(dtype[name]):
-                check_values(array[name], decoder)
-    elif dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
-        raise decoder.damaged("a bool is neither 0 nor 1")
-    elif dtype.kind == "U" and array.size and dtype.itemsize:
+        parts = (array[name] for name in dtype.names if _is_checked(dtype[name]))
+        return next((fault for part in parts if (fault := fault_of(part))), None)
+    if dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
+        return "a bool is neither 0 nor 1"
+    if dtype.kind == "U" and array.size and dtype.itemsize:
         points = np.dtype("u4").newbyteorder(dtype.byteorder)
         if array.view(np.dtype((points, (dtype.itemsize // 4,)))).max() > _MAX_CODE_POINT:
-            raise decoder.damaged("text holds what is no code point")
+            return "text holds what is no code point"
+    return None

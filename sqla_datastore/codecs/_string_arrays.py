@@ -17,23 +17,28 @@ from ._npy import Array
 from .protocol import JSON, Decoder, Encoder
 
 _MISSING: Final = -1
+_NO_NA: Final = "store value.astype(numpy.dtypes.StringDType(na_object=None))"
 _NO_OBJECT: Final = object()
 
 
 def string_array_node(array: Array, encoder: Encoder) -> dict[str, JSON]:
     """Return the node of an array of strings and add its blob."""
     missing = getattr(array.dtype, "na_object", _NO_OBJECT)
-    node = _missing_node(missing, array, encoder)
+    node = strings_node(array.dtype, encoder)
     items = array.ravel().tolist()
     encoded = [None if _is_missing(item, missing) else item.encode() for item in items]
     lengths = [_MISSING if item is None else len(item) for item in encoded]
     data = np.array(lengths, "<i8").tobytes() + b"".join(item for item in encoded if item)
-    return {
-        "strings": node,
-        "coerce": bool(array.dtype.coerce),  # type: ignore[attr-defined]
+    return node | {
         "shape": list(array.shape),
         "blob": encoder.blob(BytesPayload(data)),
     }
+
+
+def strings_node(dtype: Any, encoder: Encoder) -> dict[str, JSON]:
+    """Return the node of a dtype of strings."""
+    missing = getattr(dtype, "na_object", _NO_OBJECT)
+    return {"strings": _missing_node(missing, dtype, encoder), "coerce": bool(dtype.coerce)}
 
 
 def _is_missing(item: object, missing: object) -> bool:
@@ -42,7 +47,7 @@ def _is_missing(item: object, missing: object) -> bool:
     return type(item) is not str
 
 
-def _missing_node(missing: object, array: Array, encoder: Encoder) -> JSON:
+def _missing_node(missing: object, dtype: object, encoder: Encoder) -> JSON:
     if missing is _NO_OBJECT:
         return "never"
     if missing is None:
@@ -53,7 +58,7 @@ def _missing_node(missing: object, array: Array, encoder: Encoder) -> JSON:
         return "pandas.NA"
     if type(missing) is str:
         return {"text": missing}
-    raise encoder.unsupported(array, f"na_object {type(missing).__qualname__!r}; use None or nan")
+    raise encoder.unsupported(dtype, f"na_object {type(missing).__qualname__!r}; {_NO_NA}")
 
 
 def _read_missing(node: Any, decoder: Decoder) -> Any:
@@ -69,18 +74,27 @@ def _read_missing(node: Any, decoder: Decoder) -> Any:
     raise decoder.damaged("a missing string is of no known kind")
 
 
-def read_string_array(node: Any, decoder: Decoder) -> Array:
-    """Return the array of strings of a node, read-only."""
+def read_strings_dtype(node: Any, decoder: Decoder) -> Any:
+    """Return the dtype of a node that `strings_node` made."""
     if not hasattr(np.dtypes, "StringDType"):
         raise lacks("numpy.dtypes.StringDType; upgrade to NumPy 2", decoder)
     missing = _read_missing(field(node, "strings", decoder), decoder)
     named = {} if missing is _NO_OBJECT else {"na_object": missing}
     coerce = field(node, "coerce", decoder) is True
+    try:
+        return np.dtypes.StringDType(coerce=coerce, **named)
+    except (ValueError, TypeError) as err:
+        raise decoder.damaged(f"NumPy refuses a dtype of strings: {err}") from None
+
+
+def read_string_array(node: Any, decoder: Decoder) -> Array:
+    """Return the array of strings of a node, read-only."""
+    dtype = read_strings_dtype(node, decoder)
+    missing = getattr(dtype, "na_object", _NO_OBJECT)
     shape = read_shape(field(node, "shape", decoder), decoder)
     data = decoder.blob(field(node, "blob", decoder))
     items = _read_items(data, math.prod(shape), missing, decoder)
     try:
-        dtype = np.dtypes.StringDType(coerce=coerce, **named)
         array: Array = np.array(items, dtype=dtype).reshape(shape)
     except (ValueError, TypeError, OverflowError) as err:
         raise decoder.damaged(f"NumPy refuses an array of strings: {err}") from None

@@ -8,7 +8,8 @@ ndarray of StringDType          lengths and UTF-8 in a blob
 recarray                        as ndarray
 MaskedArray                     two arrays, fill value and hard mask
 scalars                         dtype and bytes; str_ and bytes_ as text and bytes
-dtype                           the grammar of `_dtypes`
+of ml_dtypes                    as ndarray and scalars
+dtype                           the grammar of `_dtypes`; ``object`` and StringDType besides
 ==============================  =========================================================
 
 Refused: object dtypes, `matrix`, `memmap` and other subclasses, and what JSON cannot hold of a
@@ -23,14 +24,32 @@ from typing import Any, Final
 import numpy as np
 
 from ._base import ExactCodec, bytes_node, field, read_bytes
-from ._dtypes import RefusedDtypeError, dtype_node, dtype_text, item_bytes, read_dtype
+from ._dtypes import (
+    RefusedDtypeError,
+    dtype_node,
+    dtype_text,
+    is_ml_dtype,
+    item_bytes,
+    read_dtype,
+)
 from ._npy import Array, array_node, check_values, read_array
-from ._string_arrays import read_string_array, string_array_node
+from ._string_arrays import (
+    read_string_array,
+    read_strings_dtype,
+    string_array_node,
+    strings_node,
+)
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 _STRING_BYTES: Final = 16
 """The item size of `StringDType`, whose longer texts lie elsewhere."""
+_OBJECT: Final = "|O"
 _MAX_BYTES: Final = 1 << 62
+_MASKED_SUBCLASS: Final = (
+    "it masks a subclass of ndarray; "
+    "store numpy.ma.array(numpy.asarray(value.data), mask=numpy.asarray(value.mask))"
+)
+_NO_ITEMS: Final = "it has no items, and each would be large; store value.data"
 _MAX_DEFAULT_BYTES: Final = 1 << 20
 """For structures, NumPy makes an item as the default fill value, also where there are no items."""
 
@@ -83,9 +102,9 @@ class _MaskedCodec(ExactCodec):
 
     def encode(self, value: Any, encoder: Encoder) -> JSON:
         if value.baseclass is not np.ndarray:
-            raise encoder.unsupported(value, "it masks a subclass of ndarray")
+            raise encoder.unsupported(value, _MASKED_SUBCLASS)
         if _has_large_default(value.data):
-            raise encoder.unsupported(value, f"it has no items, of {value.itemsize} bytes each")
+            raise encoder.unsupported(value, _NO_ITEMS)
         node: dict[str, JSON] = {"data": array_node(value.data, encoder), "hard": value.hardmask}
         if value.mask is not np.ma.nomask:
             node["mask"] = array_node(value.mask, encoder)
@@ -124,11 +143,14 @@ class _ScalarCodec(ExactCodec):
     python_types = tuple({np.dtype(char).type for char in "?bhilqpBHILQPefdgFDGVmM"} | {np.record})
     described = "numpy.generic"
 
+    def takes(self, value: object) -> bool:
+        return isinstance(value, np.generic) and is_ml_dtype(value.dtype)
+
     def encode(self, value: np.generic, encoder: Encoder) -> JSON:
         try:
             dtype = dtype_node(value.dtype)
         except RefusedDtypeError as err:
-            raise encoder.unsupported(value, str(err)) from None
+            raise encoder.unsupported(value, f"{err}; store value.item()") from None
         return {"dtype": dtype, "bytes": bytes_node(value.tobytes(), encoder)}
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
@@ -178,16 +200,27 @@ class _DtypeCodec(ExactCodec):
         return isinstance(value, np.dtype)
 
     def encode(self, value: np.dtype[Any], encoder: Encoder) -> JSON:
+        if value.type is np.object_ and not value.metadata:
+            return _OBJECT
+        if value.char == "T":
+            return strings_node(value, encoder)
         try:
             return dtype_node(value)
         except RefusedDtypeError as err:
-            raise encoder.unsupported(value, str(err)) from None
+            raise encoder.unsupported(value, f"{err}; store str(value)") from None
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
+        # alone it is the name of a type; there is no array of it
+        if node == _OBJECT:
+            return np.dtype(object)
+        if isinstance(node, dict) and "strings" in node:
+            return read_strings_dtype(node, decoder)
         return read_dtype(node, decoder)
 
     def describe(self, node: Any) -> Description:
-        return Description(self.described, dtype_text(node))
+        if node == _OBJECT:
+            return Description(self.described, "object")
+        return Description(self.described, _dtype_text({"dtype": node}))
 
 
 def _has_large_default(data: Array) -> bool:
@@ -201,7 +234,7 @@ def _fill_of(value: Any) -> Array | None:
     then keep. A default that was set, for example by ``repr()``, may not fit the dtype ("?" for
     dates without a unit); such a one is left out.
     """
-    if value._fill_value is None:
+    if value._fill_value is None or value.dtype.names == ():  # that has bytes, but never a value
         return None
     try:
         with np.errstate(over="ignore"):  # 1e20 in half precision
@@ -240,7 +273,9 @@ def _described(name: str, node: Any) -> Description:
 
 
 def _dtype_text(node: dict[str, Any]) -> str | None:
-    return "StringDType" if "strings" in node else dtype_text(node.get("dtype"))
+    inner = node.get("dtype")
+    is_strings = "strings" in node or (isinstance(inner, dict) and "strings" in inner)
+    return "StringDType" if is_strings else dtype_text(inner)
 
 
 CODECS: tuple[Codec, ...] = (

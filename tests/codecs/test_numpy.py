@@ -399,7 +399,7 @@ def test_writing_takes_no_copy_of_the_whole(array):
 
 
 REFUSED = {
-    "objects": (np.array([None, "a"], object), "array.tolist"),
+    "objects": (np.array([None, "a"], object), "store value.tolist"),
     "objects in a field": (np.zeros(1, [("a", object)]), "Python objects"),
     "metadata that JSON cannot hold": (
         np.zeros(1, np.dtype("i4", metadata={"a": object})),
@@ -411,9 +411,9 @@ REFUSED = {
     "masked objects": (np.ma.MaskedArray(np.array([None])), "Python objects"),
     "no masked items of many bytes": (
         np.ma.array(np.zeros(0, [("a", "V2000000")])),
-        "no items, of 2000000 bytes each",
+        "no items, and each would be large",
     ),
-    "a dtype of objects": (np.dtype("O"), "Python objects"),
+    "a dtype of objects in a field": (np.dtype([("a", "O")]), "Python objects"),
 }
 
 
@@ -421,6 +421,13 @@ REFUSED = {
 def test_what_cannot_be_exact_is_refused(value, message):
     with pytest.raises(UnsupportedTypeError, match=message):
         encode_value(value)
+
+
+@pytest.mark.parametrize("names", [("\ud800", "b"), (("\ud800", "a"), "b")])
+def test_a_name_with_a_surrogate_is_to_be_renamed(names):
+    array = np.zeros(2, [(name, "i4") for name in names])
+    with pytest.raises(UnsupportedTypeError, match=r"surrogate.*\\ud800.*rename it"):
+        encode_value(array)
 
 
 def node_of(**changes):
@@ -644,6 +651,46 @@ def test_the_grammar_of_dtypes_is_stable():
         "itemsize": 16,
         "align": True,
     }
+
+
+DTYPES = [np.dtype(object), np.dtype("f8"), np.dtype([("a", "i4")])]
+if NUMPY_2:
+    DTYPES += [
+        np.dtypes.StringDType(),
+        np.dtypes.StringDType(na_object=None, coerce=False),
+        np.dtypes.StringDType(na_object="none"),
+    ]
+
+
+class TestDtypes(CodecSuite):
+    """Dtypes as values; some of them no array can be stored with, or by another codec."""
+
+    @pytest.fixture
+    def values(self):
+        return DTYPES
+
+    @pytest.fixture
+    def codec(self):
+        return codec_named("numpy.dtype")
+
+    def assert_same(self, back, value):
+        assert (back, repr(back)) == (value, repr(value))
+
+
+def test_dtypes_are_described():
+    described = [
+        codec_named("numpy.dtype").describe(json.loads(encode_value(each)[0])[2]) for each in DTYPES
+    ]
+    assert [each.dtype for each in described[:2]] == ["object", "float64"]
+    assert {each.dtype for each in described[3:]} <= {"StringDType"}
+
+
+def test_no_array_of_objects_is_read():
+    text, blobs = encode_value(np.zeros(2))
+    node = json.loads(text)
+    node[2]["dtype"] = "|O"
+    with pytest.raises(DamagedObjectError, match="no rule for dtype"):
+        decode_value(json.dumps(node), blobs)
 
 
 class TestConformance(CodecSuite):
