@@ -23,10 +23,10 @@ import pandas as pd
 import pyarrow as pa
 
 from ..exceptions import UnsupportedFormatError
-from ._npy import Array
+from ._extensions import refusal
+from ._npy import Array, check_values, fault_of
 from ._pandas_columns import ColumnReader, ColumnWriter
 from ._pandas_time import decode_zone, encode_zone, period_text
-from ._stream import refusal
 from .protocol import JSON
 
 Node: TypeAlias = "dict[str, JSON]"
@@ -190,6 +190,9 @@ def _decode_period(node: Any, columns: ColumnReader) -> Any:
 
 def _encode_masked(array: Any, columns: ColumnWriter, label: str) -> Node:  # noqa: ARG001
     # no public attribute gives the parts without a copy
+    for each in (array._data, array._mask):
+        if fault := fault_of(each):  # it could not be read again
+            raise ValueError(fault)
     values, mask = columns.array(array._data), columns.array(array._mask)
     return {"kind": "masked", "values": values, "mask": mask}
 
@@ -197,9 +200,8 @@ def _encode_masked(array: Any, columns: ColumnWriter, label: str) -> Node:  # no
 def _decode_masked(node: Any, columns: ColumnReader) -> Any:
     values, mask = columns.array(node["values"]), columns.array(node["mask"])
     # the bools of a block were not looked at when it was read, and pandas believes a mask
-    flags = [each for each in (values, mask) if each.dtype == bool]
-    if any(each.view(np.uint8).max(initial=0) > 1 for each in flags):
-        raise columns.decoder.damaged("a mask is not of zeros and ones")
+    for each in (values, mask):
+        check_values(each, columns.decoder)
     return _MASKED[values.dtype.kind](values, mask, copy=False)
 
 

@@ -7,7 +7,6 @@ handed out, because damaged offsets would not raise but crash the process.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,14 +15,10 @@ import pyarrow as pa
 from typing_extensions import Buffer
 
 from ..exceptions import DataStoreError
+from ._extensions import check_extensions, refuse_foreign, schema_refusal
+from ._messages import extensions, is_compressed, messages, storage_schema
 from .protocol import Decoder, Encoder
 
-_FOREIGN = "its extension type is not one of pyarrow's own; store .storage, or register a codec"
-# of the union `MessageHeader`
-_SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
-_EXTENSION_NAME = b"ARROW:extension:name"
-# of types that lie in the stream as a pickle
-_PICKLED = b"arrow.py_extension_type"
 _WIDE_OF_VIEW = {
     "string_view": pa.large_string(),
     "binary_view": pa.large_binary(),
@@ -92,13 +87,28 @@ def add_stream(encoder: Encoder, value: object, schema: Any, batches: Iterable[A
     Raises:
         UnsupportedTypeError: a type is foreign, or Arrow cannot write it.
     """
-    for field in schema:
-        if reason := refusal(field.type):
-            raise encoder.unsupported(value, f"{reason} ({field.name!r} is {field.type})")
+    if reason := schema_refusal(schema):
+        raise encoder.unsupported(value, reason)
     try:
         return encoder.blob(StreamPayload(schema, [_compact_batch(each) for each in batches]))
     except (pa.ArrowException, RecursionError) as err:
         raise encoder.unsupported(value, f"Arrow cannot write it: {err}") from err
+
+
+def batches_of(table: Any) -> list[Any]:
+    """Return a table's batches: one for each chunk, empty ones too, where its columns' agree."""
+    if not table.num_columns and table.num_rows:
+        return [_no_columns(table.num_rows)]
+    if len({tuple(map(len, column.chunks)) for column in table.columns}) != 1:
+        return list(table.to_batches())
+    chunks = zip(*(column.chunks for column in table.columns), strict=True)
+    return [pa.RecordBatch.from_arrays([*each], schema=table.schema) for each in chunks]
+
+
+def _no_columns(rows: int) -> Any:
+    """Return a batch that has rows and no columns."""
+    nothing = pa.StructArray.from_arrays([pa.nulls(rows)], ["nothing"])
+    return pa.RecordBatch.from_struct_array(nothing).select([])
 
 
 def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
@@ -110,122 +120,26 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
     data = decoder.blob(number)
     with refused_as_damage(decoder, "an Arrow stream"):
         # first: to read a batch would unpack it, and to read a schema runs the code of its types
-        for message in _messages(data):
-            if _is_compressed(message.metadata):
+        storage = None
+        for message in messages(data):
+            if is_compressed(message.metadata):
                 raise decoder.damaged(
                     "an Arrow stream is compressed, which this library never writes"
                 )
-            if names := [*filter(_is_foreign, _extension_names(message.metadata))]:
-                raise decoder.damaged(f"an Arrow stream has foreign extension types: {names}")
+            names = [name for _, name in extensions(message.metadata)]
+            for name in names:
+                refuse_foreign(name, decoder)
+            storage = storage_schema(message) if names else storage
         reader = pa.ipc.open_stream(pa.py_buffer(data))
-        schema, batches = reader.schema, list(reader)
+        schema = reader.schema
+        if storage is not None:
+            check_extensions(schema, storage, decoder)
+        batches = list(reader)
         for batch in batches:
             # Of 400 damaged streams, 106 crashed the process without it, 104 with the short form,
             # and none with this one.
             batch.validate(full=True)
-        foreign = [field.name for field in schema if refusal(field.type)]
-        if foreign:
-            raise decoder.damaged(f"an Arrow stream has foreign extension types in {foreign}")
     return schema, batches
-
-
-def _messages(data: Buffer) -> Iterator[Any]:
-    reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(data))
-    while True:
-        try:
-            yield reader.read_next_message()
-        except StopIteration:
-            return
-
-
-def _is_foreign(name: bytes) -> bool:
-    """Return whether reading an extension type of this name runs code that is not pyarrow's own.
-
-    A name that the program has not registered is metadata of a column that is read as it is stored.
-    """
-    if name == _PICKLED:
-        return True
-    # only a private list tells without reading or registering a type
-    registered = getattr(pa.lib, "_python_extension_types_registry", None)
-    if registered is None:
-        return not name.startswith(b"arrow.")
-    return any(each.extension_name.encode() == name and refusal(each) for each in registered)
-
-
-def _extension_names(metadata: Buffer) -> Iterator[bytes]:
-    """Yield the names of extension types in a message, if it is a schema, at any depth.
-
-    As `_is_compressed`. In tables of ``Schema.fbs``, Schema has its fields as 1, Field its children
-    as 5 and its metadata as 6, KeyValue its key as 0 and its value as 1.
-    """
-    number, table = _header(metadata)
-    # Arrow has verified the message, so no table is met more often than its bytes allow
-    todo = list(_tables(metadata, table, 1)) if number == _SCHEMA else []
-    while todo:
-        column = todo.pop()
-        todo += _tables(metadata, column, 5)
-        for pair in _tables(metadata, column, 6):
-            if _string(metadata, pair, 0) == _EXTENSION_NAME:
-                yield _string(metadata, pair, 1)
-
-
-def _is_compressed(metadata: Buffer) -> bool:
-    """Return whether a message's body is compressed, so that few bytes could fill the memory.
-
-    pyarrow does not tell, so this reads the fields of Arrow's ``Message.fbs``.
-    """
-    # DictionaryBatch has its data as 1, RecordBatch its compression as 3
-    number, table = _header(metadata)
-    if number == _DICTIONARY_BATCH and (data := _field(metadata, table, 1)):
-        table, number = _target(metadata, data), _RECORD_BATCH
-    return number == _RECORD_BATCH and _field(metadata, table, 3) > 0
-
-
-def _header(metadata: Buffer) -> tuple[int, int]:
-    """Return the kind of a message's header and where its table is; 0 and 0 without one."""
-    # Fields are numbered as declared, a union takes two numbers: Message has the header's type as 1
-    # and the header as 2.
-    root = struct.unpack_from("<I", metadata)[0]
-    kind = _field(metadata, root, 1)
-    header = _field(metadata, root, 2)
-    if not kind or not header:
-        return 0, 0
-    return struct.unpack_from("<B", metadata, kind)[0], _target(metadata, header)
-
-
-def _tables(metadata: Buffer, table: int, number: int) -> Iterator[int]:
-    """Yield where the tables are that a field lists."""
-    if found := _field(metadata, table, number):
-        vector = _target(metadata, found)
-        (count,) = struct.unpack_from("<I", metadata, vector)
-        for position in range(vector + 4, vector + 4 + 4 * count, 4):
-            yield _target(metadata, position)
-
-
-def _string(metadata: Buffer, table: int, number: int) -> bytes:
-    """Return the text of a field, empty where there is none."""
-    found = _field(metadata, table, number)
-    if not found:
-        return b""
-    start = _target(metadata, found)
-    (size,) = struct.unpack_from("<I", metadata, start)
-    return bytes(memoryview(metadata)[start + 4 : start + 4 + size])
-
-
-def _field(metadata: Buffer, table: int, number: int) -> int:
-    """Return where a flatbuffer table has a field, 0 where it has none."""
-    # A vtable holds two sizes and then an offset for each field, 16 bits each. It may end early:
-    # the fields that it lacks are not there.
-    vtable = table - struct.unpack_from("<i", metadata, table)[0]
-    if 4 + 2 * number >= struct.unpack_from("<H", metadata, vtable)[0]:
-        return 0
-    offset: int = struct.unpack_from("<H", metadata, vtable + 4 + 2 * number)[0]
-    return table + offset if offset else 0
-
-
-def _target(metadata: Buffer, position: int) -> int:
-    target: int = struct.unpack_from("<I", metadata, position)[0]
-    return position + target
 
 
 @contextmanager
@@ -240,28 +154,6 @@ def refused_as_damage(decoder: Decoder, what: str) -> Iterator[None]:
     except Exception as err:
         text = " ".join(str(err).split())[:200]
         raise decoder.damaged(f"{what}: {type(err).__name__}: {text}") from err
-
-
-def refusal(arrow_type: Any) -> str | None:
-    """Return why a type cannot be stored, or None."""
-    if isinstance(arrow_type, pa.BaseExtensionType):
-        ours = type(arrow_type).__module__.partition(".")[0] == "pyarrow"
-        # The class of such a type lies in the stream as a pickle (CVE-2023-47248). pyarrow reads it
-        # as unknown since 14.0.1, unless a program allows it again.
-        unknown = type(arrow_type).__name__ in {"UnknownExtensionType", "PyExtensionType"}
-        if unknown or not ours:
-            return _FOREIGN
-    return next((reason for child in _children(arrow_type) if (reason := refusal(child))), None)
-
-
-def _children(arrow_type: Any) -> list[Any]:
-    if isinstance(arrow_type, pa.BaseExtensionType):
-        return [arrow_type.storage_type]
-    if pa.types.is_dictionary(arrow_type):
-        return [arrow_type.value_type]
-    if pa.types.is_run_end_encoded(arrow_type):
-        return [arrow_type.value_type]
-    return [arrow_type.field(each).type for each in range(arrow_type.num_fields)]
 
 
 def compact(array: Any) -> Any:

@@ -10,8 +10,10 @@
 ``Scalar``                 an array of length 1
 =========================  ==========================================================
 
-Metadata, nested and dictionary types, and pyarrow's own extension types are exact. Extension types
-of others are refused: reading them would run their code. Slices are stored without what they hide.
+Metadata, nested and dictionary types, and the extension types of pyarrow, of pandas and of classes
+given to `register_arrow_type` are exact. Others are refused: reading them would run their code.
+Where Arrow does not know an extension type, its values come back as their storage. Slices are
+stored without what they hide.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from ._base import field
-from ._stream import add_stream, read_stream, refused_as_damage
+from ._extensions import has_unregistered_types
+from ._stream import add_stream, batches_of, read_stream, refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 
@@ -54,7 +57,12 @@ class _ArrowCodec:
         with refused_as_damage(decoder, self.described):
             value = self.join(schema, batches)
             # `describe` believes the node, so it has to agree with the stream
-            if self.about(value) != {key: node[key] for key in node if key != "stream"}:
+            found, told = self.about(value), {**node}
+            del told["stream"]
+            if "type" in told and has_unregistered_types(schema):
+                # one that this program does not know has come back as its storage
+                told["type"] = found.get("type")
+            if found != told:
                 raise decoder.damaged(f"a {self.described} is not of the stored type or length")
             return value
 
@@ -85,9 +93,7 @@ class _Table(_ArrowCodec):
     described = "pyarrow.Table"
 
     def split(self, value: Any) -> tuple[Any, list[Any]]:
-        if not value.num_columns and value.num_rows:
-            return value.schema, [_no_columns(value.num_rows)]
-        return value.schema, _batches(value)
+        return value.schema, batches_of(value)
 
     def join(self, schema: Any, batches: list[Any]) -> Any:
         return pa.Table.from_batches(batches, schema)
@@ -208,20 +214,6 @@ class _DataType(_Field):
 
 def _nameless(arrow_type: Any) -> Any:
     return pa.schema([pa.field("", arrow_type)])
-
-
-def _batches(table: Any) -> list[Any]:
-    """Return a batch for each chunk, empty ones too, where the columns' chunks agree."""
-    if len({tuple(map(len, column.chunks)) for column in table.columns}) != 1:
-        return list(table.to_batches())
-    chunks = zip(*(column.chunks for column in table.columns), strict=True)
-    return [pa.RecordBatch.from_arrays([*each], schema=table.schema) for each in chunks]
-
-
-def _no_columns(rows: int) -> Any:
-    """Return a batch that has rows and no columns."""
-    nothing = pa.StructArray.from_arrays([pa.nulls(rows)], ["nothing"])
-    return pa.RecordBatch.from_struct_array(nothing).select([])
 
 
 def _repeated(scalar: Any) -> Any:

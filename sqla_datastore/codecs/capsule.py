@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from ._base import field
-from ._stream import add_stream, read_stream, refused_as_damage
+from ._stream import add_stream, batches_of, read_stream, refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 _PLAIN_NAMES = (
@@ -34,6 +34,7 @@ class _Frame:
     version: ClassVar[int] = 1
     mutable: ClassVar[bool] = True
     described: ClassVar[str] = "polars.DataFrame"
+    plain: ClassVar[str] = "value.to_dict(as_series=False)"
 
     def types(self) -> tuple[type, ...]:
         return ()
@@ -46,12 +47,11 @@ class _Frame:
         frame = self.frame_of(value)
         try:
             types = [_type_node(dtype) for dtype in frame.dtypes]
-            # newer levels give Arrow's string views, which not every reader of Arrow knows
-            table = _bare(frame.to_arrow(compat_level=_polars().CompatLevel.oldest()))
+            table = _table_of(frame)
         except (ValueError, pa.ArrowException) as err:
-            raise encoder.unsupported(value, f"{err}; cast it") from err
+            raise encoder.unsupported(value, f"{err}; store {self.plain}") from err
         return {
-            "stream": add_stream(encoder, value, table.schema, table.to_batches()),
+            "stream": add_stream(encoder, value, table.schema, batches_of(table)),
             "names": frame.columns,
             "types": types,
             "shape": [*value.shape],
@@ -93,6 +93,7 @@ class _Frame:
 class _Series(_Frame):
     name = "capsule.polars_series"
     described = "polars.Series"
+    plain = "value.to_list()"
 
     def frame_of(self, value: Any) -> Any:
         return value.to_frame()
@@ -121,7 +122,7 @@ class _Refused:
         if _qualified(value) == "polars.LazyFrame":
             raise encoder.unsupported(value, "it is a query; store value.collect()")
         raise encoder.unsupported(
-            value, "no codec gives this type back; store pyarrow.table(value), or register a codec"
+            value, f"no codec gives this type back; store {_as_arrow(value)}, or register a codec"
         )
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
@@ -129,6 +130,17 @@ class _Refused:
 
     def describe(self, node: Any) -> Description:  # noqa: ARG002
         return Description("unknown")
+
+
+def _as_arrow(value: Any) -> str:
+    """Return the code by which a value of the interface becomes pyarrow's."""
+    try:
+        pa.schema(value)
+    except (pa.ArrowException, TypeError, ValueError):  # it has no columns, or does not tell
+        has_columns = not hasattr(type(value), "__arrow_c_schema__")
+    else:
+        has_columns = True
+    return "pyarrow.table(value)" if has_columns else "pyarrow.chunked_array(value)"
 
 
 def _polars() -> Any:
@@ -150,9 +162,45 @@ def _is_foreign(cls: type) -> bool:
     return hasattr(cls, "__arrow_c_stream__") and libraries.isdisjoint({"pandas", "pyarrow"})
 
 
+def _table_of(frame: Any) -> Any:
+    """Return the table of plain Arrow types that is stored for a frame."""
+    frame = frame.with_columns(
+        column.cast(_of_lists(column.dtype))
+        for column in frame.get_columns()
+        if _is_widthless(column.dtype)
+    )
+    # newer levels give Arrow's string views, which not every reader of Arrow knows
+    return _bare(frame.to_arrow(compat_level=_polars().CompatLevel.oldest()))
+
+
+def _is_widthless(dtype: Any) -> bool:
+    """Return whether arrays of no items are in a type: polars cannot take them from Arrow."""
+    pl = _polars()
+    if isinstance(dtype, pl.Struct):
+        return any(_is_widthless(each.dtype) for each in dtype.fields)
+    if isinstance(dtype, pl.Array) and not dtype.shape[0]:
+        return True
+    return isinstance(dtype, pl.List | pl.Array) and _is_widthless(dtype.inner)
+
+
+def _of_lists(dtype: Any) -> Any:
+    """Return a type with lists in the place of arrays; to cast them back is exact."""
+    pl = _polars()
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct([pl.Field(each.name, _of_lists(each.dtype)) for each in dtype.fields])
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(_of_lists(dtype.inner))
+    return dtype
+
+
 def _frame_of(table: Any, node: Any) -> Any:
     """Return the frame of a table; the node alone decides names and types."""
     pl = _polars()
+    if not table.num_columns:
+        # a frame keeps its height when its last column goes; nulls take no memory
+        return pl.DataFrame({"": pl.repeat(None, table.num_rows, dtype=pl.Null, eager=True)}).drop(
+            ""
+        )
     types = [_type_of(each) for each in node["types"]]
     # the stream's names count for nothing; two of them may be equal, which polars refuses
     columns = [column.rename(str(at)) for at, column in enumerate(_columns(table))]
@@ -249,6 +297,8 @@ def _categorical_of(parts: Any) -> Any:
 
 def _bare(table: Any) -> Any:
     """Return a table without metadata: polars would take types from it."""
+    if not table.num_columns:  # made of arrays, it would have no rows either
+        return table
     fields = [_bare_field(each) for each in table.schema]
     columns = [
         column if column.type.equals(each.type, check_metadata=True) else column.cast(each.type)

@@ -1,0 +1,118 @@
+"""What pyarrow does not tell of the messages of an IPC stream: compression and extension types.
+
+This reads the flatbuffers of Arrow's ``Message.fbs`` and ``Schema.fbs``, which Arrow has verified.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from typing_extensions import Buffer
+
+EXTENSION_NAME = b"ARROW:extension:name"
+# of the union `MessageHeader`
+_SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
+_PREFIX_BYTES = 8
+"""Of a message in a stream, before its metadata: a marker and their size."""
+_SIZE_BYTES = 4
+"""Of a text's size, before the text."""
+
+
+def messages(data: Buffer) -> Iterator[Any]:
+    """Yield the messages of a stream."""
+    reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(data))
+    while True:
+        try:
+            yield reader.read_next_message()
+        except StopIteration:
+            return
+
+
+def storage_schema(message: Any) -> Any:
+    """Return the schema of a message as it is stored, without a look at extension types."""
+    data = bytearray(message.serialize())
+    for position, _ in extensions(message.metadata):
+        data[_PREFIX_BYTES + position] = ord("_")  # another key than the one that Arrow looks for
+    return pa.ipc.read_schema(pa.py_buffer(bytes(data)))
+
+
+def extensions(metadata: Buffer) -> Iterator[tuple[int, bytes]]:
+    """Yield the extension types in a message, if it is a schema, at any depth.
+
+    Each is where the text of the key is that Arrow looks for, and the type's name.
+
+    As `is_compressed`. In tables of ``Schema.fbs``, Schema has its fields as 1, Field its children
+    as 5 and its metadata as 6, KeyValue its key as 0 and its value as 1.
+    """
+    number, table = _header(metadata)
+    # Arrow has verified the message, so no table is met more often than its bytes allow
+    todo = list(_tables(metadata, table, 1)) if number == _SCHEMA else []
+    while todo:
+        column = todo.pop()
+        todo += _tables(metadata, column, 5)
+        for pair in _tables(metadata, column, 6):
+            if _string(metadata, pair, 0) == EXTENSION_NAME:
+                key = _target(metadata, _field(metadata, pair, 0)) + _SIZE_BYTES
+                yield key, _string(metadata, pair, 1)
+
+
+def is_compressed(metadata: Buffer) -> bool:
+    """Return whether a message's body is compressed, so that few bytes could fill the memory.
+
+    pyarrow does not tell, so this reads the fields of Arrow's ``Message.fbs``.
+    """
+    # DictionaryBatch has its data as 1, RecordBatch its compression as 3
+    number, table = _header(metadata)
+    if number == _DICTIONARY_BATCH and (data := _field(metadata, table, 1)):
+        table, number = _target(metadata, data), _RECORD_BATCH
+    return number == _RECORD_BATCH and _field(metadata, table, 3) > 0
+
+
+def _header(metadata: Buffer) -> tuple[int, int]:
+    """Return the kind of a message's header and where its table is; 0 and 0 without one."""
+    # Fields are numbered as declared, a union takes two numbers: Message has the header's type as 1
+    # and the header as 2.
+    root = struct.unpack_from("<I", metadata)[0]
+    kind = _field(metadata, root, 1)
+    header = _field(metadata, root, 2)
+    if not kind or not header:
+        return 0, 0
+    return struct.unpack_from("<B", metadata, kind)[0], _target(metadata, header)
+
+
+def _tables(metadata: Buffer, table: int, number: int) -> Iterator[int]:
+    """Yield where the tables are that a field lists."""
+    if found := _field(metadata, table, number):
+        vector = _target(metadata, found)
+        (count,) = struct.unpack_from("<I", metadata, vector)
+        for position in range(vector + 4, vector + 4 + 4 * count, 4):
+            yield _target(metadata, position)
+
+
+def _string(metadata: Buffer, table: int, number: int) -> bytes:
+    """Return the text of a field, empty where there is none."""
+    found = _field(metadata, table, number)
+    if not found:
+        return b""
+    start = _target(metadata, found)
+    (size,) = struct.unpack_from("<I", metadata, start)
+    return bytes(memoryview(metadata)[start + _SIZE_BYTES : start + _SIZE_BYTES + size])
+
+
+def _field(metadata: Buffer, table: int, number: int) -> int:
+    """Return where a flatbuffer table has a field, 0 where it has none."""
+    # A vtable holds two sizes and then an offset for each field, 16 bits each. It may end early:
+    # the fields that it lacks are not there.
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", metadata, vtable)[0]:
+        return 0
+    offset: int = struct.unpack_from("<H", metadata, vtable + 4 + 2 * number)[0]
+    return table + offset if offset else 0
+
+
+def _target(metadata: Buffer, position: int) -> int:
+    target: int = struct.unpack_from("<I", metadata, position)[0]
+    return position + target
