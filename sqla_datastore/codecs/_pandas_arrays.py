@@ -69,12 +69,20 @@ def encode_array(array: Any, columns: ColumnWriter, label: str = "") -> Node:
     if rule is None or not ours:
         raise columns.unsupported(
             f"{label or 'its array'} has the dtype {str(array.dtype)!r}, which is not pandas' own; "
-            "convert it, for example with .astype, or register a codec"
+            f"store {_as_text(columns.value, label)}, or register a codec"
         )
     try:
         return rule(array, columns, label)
     except ValueError as err:
         raise columns.unsupported(f"{label or 'its array'}: {err}") from err
+
+
+def _as_text(value: Any, label: str) -> str:
+    """Return the code by which what is of a foreign dtype becomes text."""
+    if isinstance(value, pd.api.extensions.ExtensionDtype):
+        return "str(value)"
+    is_frame = isinstance(value, pd.DataFrame)
+    return f"value.astype({{{label!r}: str}})" if is_frame else "value.astype(str)"
 
 
 def decode_array(node: Any, columns: ColumnReader) -> Any:
@@ -105,7 +113,8 @@ def _refuse_claimed(index: Any, items: int, columns: ColumnWriter, label: str) -
     if is_claimed(index, items):
         raise columns.unsupported(
             f"{label or 'its array'} has {len(index)} items and uses a few of them; remove those "
-            "that are unused, or make them dense"
+            "that are unused (remove_unused_levels(), remove_unused_categories()), or make them "
+            "dense"
         )
 
 
@@ -204,7 +213,8 @@ def encode_index(index: Any, columns: ColumnWriter, label: str = "index") -> Nod
         UnsupportedTypeError: it is a subclass, or holds or is named by what cannot be stored.
     """
     if type(index) not in INDEX_TYPES:
-        reason = f"its {label} is a {type(index).__qualname__}; convert it with pandas.Index(...)"
+        base = next(each for each in type(index).__mro__ if each in INDEX_TYPES).__name__
+        reason = f"its {label} is a {type(index).__qualname__}; make it a pandas.{base}"
         raise columns.unsupported(reason)
     if type(index) is pd.MultiIndex:
         return _encode_multi(index, columns, label)

@@ -6,6 +6,8 @@
 every ``Index``              a range, levels and codes, or an array; names, frequency
 ``Categorical`` and others   an array by itself
 ``Timestamp``, ``Period``    and ``Timedelta``, ``Interval``, ``NaT``, ``NA``: the manifest
+every dtype                  its parts, or an array of it without items
+offsets                      the class and its arguments
 ===========================  ========================================================
 
 Everything is exact: dtypes, index classes, names of any stored type, duplicate column names, unused
@@ -14,7 +16,8 @@ in memory is not. Numbers come back as read-only views of the object's memory. O
 copy on write; on pandas 2.2 an edit in place of numbers raises ``ValueError`` (read-only) unless
 ``pandas.options.mode.copy_on_write`` is set: ``frame.copy()`` is editable.
 
-Subclasses, arrays of other libraries, and frequencies and time zones without a name are refused.
+Subclasses, arrays and dtypes of other libraries, and what has no name that gives it back (the
+frequency of an index, a time zone) are refused.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from ._pandas_arrays import (
 )
 from ._pandas_columns import ColumnReader, ColumnWriter
 from ._pandas_time import SCALARS
+from ._pandas_types import OffsetCodec, dtype_parts, read_dtype_parts
 from ._stream import refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
@@ -181,9 +185,26 @@ class _Array(_PandasCodec):
         return array
 
 
+class _Dtype(_PandasCodec):
+    """Dtypes by themselves; taken by base class, so that foreign ones are refused with a reason."""
+
+    name = "pandas.dtype"
+    mutable = False
+    exact = ()
+    base = pd.api.extensions.ExtensionDtype
+
+    def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
+        about: dict[str, JSON] = {"type": type(value).__name__, "dtype": str(value)}
+        return about | dtype_parts(value, columns)
+
+    def whole(self, node: Any, columns: ColumnReader) -> Any:
+        return read_dtype_parts(node, columns)
+
+
 def _subclass(base: type) -> str:
     plain = f"pandas.{base.__name__}"
-    return f"it is a subclass of {plain}; store {plain}(value), or register a codec for it"
+    data = "value.to_numpy()" if base is pd.Index else "value"
+    return f"it is a subclass of {plain}; store {plain}({data}), or register a codec for it"
 
 
 def _labels(names: Any) -> list[str]:
@@ -291,7 +312,8 @@ def _attached(value: Any, columns: ColumnWriter) -> dict[str, JSON]:
     if not value.flags.allows_duplicate_labels:
         if not _can_be_unique(value):
             raise columns.unsupported(
-                "its index is sparse and its labels have to be unique; make the index dense"
+                "its index is sparse and its labels have to be unique; "
+                "store value.set_axis(pandas.Index(value.index.to_numpy()))"
             )
         node["unique_labels"] = True
     return node
@@ -312,4 +334,7 @@ def _can_be_unique(value: Any) -> bool:
     return type(value.index) is pd.RangeIndex or not is_claimed(value.index, 0)
 
 
-CODECS: tuple[Codec, ...] = (_Frame(), _Series(), _Index(), _Array(), *SCALARS)
+CODECS: tuple[Codec, ...] = (
+    *(_Frame(), _Series(), _Index(), _Array(), _Dtype(), OffsetCodec()),
+    *SCALARS,
+)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from dateutil.tz import tzoffset
+from dateutil.relativedelta import MO
+from dateutil.tz import tzlocal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import (
@@ -433,6 +434,22 @@ class Odd:
     pass
 
 
+def labelled(*names, **kwargs):
+    return pd.DataFrame(
+        [["a" * 100] * len(names)] * 200, columns=pd.Index(names, dtype=object), **kwargs
+    )
+
+
+@pytest.mark.parametrize("dtype", ["string[pyarrow]", "string[python]", object])
+def test_names_with_surrogates_are_kept(dtype):
+    frame = labelled("\ud800", "b", dtype=dtype)
+    back = stored(frame)
+    assert list(back.columns) == ["\ud800", "b"]
+    assert back.iloc[:, 0].tolist() == frame.iloc[:, 0].tolist()
+    series = pd.Series(frame.iloc[:, 0].array, name="\udfff")
+    assert stored(series).name == "\udfff"
+
+
 REFUSED = {
     "frame subclass": (Special({"a": [1]}), "pandas.DataFrame"),
     "series subclass": (SpecialSeries([1]), "pandas.Series"),
@@ -451,7 +468,7 @@ REFUSED = {
         pd.MultiIndex([pd.RangeIndex(2**21)], [[0]], verify_integrity=False),
         "items and uses a few",
     ),
-    "zone of one's own": (pd.date_range("2024", periods=2, tz=tzoffset(None, 60)), "time zone"),
+    "zone of the machine": (pd.date_range("2024", periods=2, tz=tzlocal()), "time zone"),
 }
 
 
@@ -754,6 +771,103 @@ def test_encoding_again_after_reading_gives_the_same_bytes(array):
     frame = pd.DataFrame({"a": series, "b": series, "c": 1.5})[1:]
     encoded = encode_value(frame)
     assert encode_value(decode_value(*encoded)) == encoded
+
+
+SUBTYPES = ["int64", "datetime64[ns]", "datetime64[us, UTC]", None, pd.Int64Dtype()]
+DTYPES = [
+    *{array.dtype for array in ARRAYS.values() if not isinstance(array.dtype, np.dtype)},
+    *(pd.CategoricalDtype(), pd.CategoricalDtype(ordered=True), pd.CategoricalDtype(["a"], None)),
+    *(pd.CategoricalDtype([]), pd.CategoricalDtype(pd.RangeIndex(2**40))),
+    *(pd.IntervalDtype(each) for each in SUBTYPES),
+    *(pd.IntervalDtype(each, "left") for each in SUBTYPES[:3]),
+    *(pd.SparseDtype("f8", 0), pd.SparseDtype(object), pd.SparseDtype("M8[ns]")),
+    *(pd.array(np.zeros(1)).dtype, pd.arrays.NumpyExtensionArray(np.zeros(1)).dtype),
+    pd.arrays.NumpyExtensionArray(np.zeros(1, object)).dtype,
+    pd.DatetimeTZDtype("us", BERLIN),
+]
+
+
+# pandas 2.2 warns of what a stranger may write there
+@pytest.mark.filterwarnings("ignore:Allowing arbitrary scalar fill_value")
+class TestDtypeCodec(Suite):
+    name = "pandas.dtype"
+    examples = DTYPES
+
+    def assert_same(self, back, value):
+        assert (back, repr(back)) == (value, repr(value))
+        if isinstance(value, pd.CategoricalDtype) and value.categories is not None:
+            assert_same(back.categories, value.categories)
+
+
+def offsets():
+    """Return offsets of every class there is."""
+    for name in sorted(dir(pd.offsets)):
+        cls = getattr(pd.offsets, name)
+        if not isinstance(cls, type) or cls in (pd.offsets.BaseOffset, pd.offsets.Tick):
+            continue
+        yield from (cls(), cls(-3))
+        if not issubclass(cls, pd.offsets.Tick | pd.offsets.Day):
+            yield cls(normalize=True)
+
+
+OFFSETS = [
+    *offsets(),
+    pd.offsets.CDay(holidays=["2024-01-01"], weekmask="Mon Tue"),
+    pd.offsets.CustomBusinessHour(start=["09:00"], end=["10:00"], holidays=["2024-01-01"]),
+    pd.offsets.BusinessHour(start=["10:00", "13:00"], end=["12:00", "17:30"]),
+    *(pd.DateOffset(months=1, days=2), pd.DateOffset(weekday=1), pd.DateOffset(2, hour=5)),
+    *(pd.offsets.Week(weekday=2), pd.offsets.Hour(0), pd.offsets.FY5253Quarter(weekday=4)),
+]
+
+
+def test_offsets_are_exact():
+    assert len({type(each) for each in OFFSETS}) > 30
+    for offset in OFFSETS:
+        back = stored(offset)
+        assert type(back) is type(offset)
+        assert (back, back.freqstr, back.n) == (offset, offset.freqstr, offset.n)
+        assert (back.normalize, repr(back)) == (offset.normalize, repr(offset))
+
+
+@pytest.mark.parametrize(
+    "offset",
+    [
+        pd.DateOffset(weekday=MO(1)),
+        # equal to one without its calendar, for pandas
+        pd.offsets.CDay(calendar=np.busdaycalendar("1110000")),
+    ],
+)
+def test_offsets_that_are_more_than_their_arguments_are_refused(offset):
+    with pytest.raises(UnsupportedTypeError):
+        encode_value(offset)
+
+
+class TestOffsetCodec(Suite):
+    name = "pandas.offset"
+    examples = OFFSETS[::3] + OFFSETS[-9:]
+
+    def assert_same(self, back, value):
+        assert (back, repr(back)) == (value, repr(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("offset", "BaseOffset"),
+        ("offset", "__doc__"),
+        ("offset", ["Day"]),
+        ("n", hex(2**70)),
+        ("n", 1.5),
+        ("kwds", {"json": []}),
+        ("kwds", ["plain.dict", 1, {"json": {"nonsense": 1}}]),
+        ("kwds", ["plain.dict", 1, {"json": {"n": 1}}]),
+    ],
+)
+def test_hostile_offsets_are_damage(key, value):
+    tagged = json.loads(encode_value(pd.offsets.MonthEnd(2))[0])
+    tagged[2][key] = value
+    with pytest.raises(DamagedObjectError):
+        decode_value(json.dumps(tagged))
 
 
 class ScalarSuite(Suite):
