@@ -1,31 +1,70 @@
-"""What to do with a value that no codec takes."""
+"""What to do with a value that no codec takes.
+
+What stands behind "store" is an expression of `value` that can be stored: a test runs each.
+"""
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
+import functools
+import types
+
+from . import find_codec
 
 # base class by library and name -> what to store instead; the first base in the MRO counts
 _INSTEAD = {
-    "numpy.matrix": "store numpy.asarray(value)",
-    "numpy.memmap": "store numpy.asarray(value), which copies nothing",
-    "numpy.ndarray": "store numpy.asarray(value)",
-    "numpy.MaskedArray": "store numpy.ma.MaskedArray(value), or data and mask",
-    "pandas.DataFrame": "store pandas.DataFrame(value) and what the subclass adds",
-    "pandas.Series": "store pandas.Series(value) and what the subclass adds",
-    "builtins.dict": "store dict(value)",
-    "builtins.list": "store list(value)",
-    "builtins.set": "store set(value)",
-    "builtins.frozenset": "store frozenset(value)",
-    "builtins.str": "store str(value)",
-    "builtins.bytes": "store bytes(value)",
-    "builtins.int": "store int(value)",
-    "builtins.float": "store float(value)",
-    "datetime.datetime": "store a plain datetime",
-    "collections.deque": "store list(value)",
-    "pathlib.PurePath": "store str(value)",
-    "builtins.memoryview": "store bytes(value)",
-    "builtins.generator": "store list(value)",
+    "numpy.matrix": "numpy.asarray(value)",
+    "numpy.memmap": "numpy.asarray(value), which copies nothing",
+    "numpy.ndarray": "numpy.asarray(value)",
+    "numpy.MaskedArray": (
+        "numpy.ma.array(numpy.asarray(value.data), mask=numpy.asarray(value.mask))"
+    ),
+    "numpy.ABCPolyBase": "[value.coef, value.domain, value.window]",
+    "numpy.poly1d": "value.coef",
+    "numpy.Generator": "value.bit_generator.state",
+    "numpy.RandomState": "value.get_state()",
+    "polars.Schema": "{name: str(dtype) for name, dtype in value.items()}",
+    "builtins.dict": "dict(value)",
+    "builtins.list": "list(value)",
+    "builtins.set": "set(value)",
+    "builtins.frozenset": "frozenset(value)",
+    "builtins.str": "str(value)",
+    "builtins.bytes": "bytes(value)",
+    "builtins.bytearray": "bytearray(value)",
+    "builtins.int": "int(value)",
+    "builtins.float": "float(value)",
+    "builtins.complex": "complex(value)",
+    "builtins.memoryview": "bytes(value)",
+    "builtins.BaseException": "repr(value)",
+    "datetime.datetime": "datetime.datetime.combine(value, value.timetz())",
+    "datetime.date": "value.isoformat()",
+    "datetime.time": "value.isoformat()",
+    "datetime.timedelta": "value.total_seconds()",
+    "decimal.Decimal": "decimal.Decimal(value)",
+    "fractions.Fraction": "fractions.Fraction(value)",
+    "uuid.UUID": "str(value)",
+    "collections.deque": "list(value)",
+    "pathlib.PurePath": "str(value)",
+    "array.array": "value.tolist()",
+    "re.Pattern": "value.pattern",
+    "types.SimpleNamespace": "vars(value)",
+    "_io.BytesIO": "value.getvalue()",
+    "_io.StringIO": "value.getvalue()",
+    "_io._IOBase": "value.read()",
 }
+# what any class may offer -> the same
+_INSTEAD_BY_INTERFACE: dict[type, str] = {
+    collections.abc.Mapping: "dict(value)",
+    collections.abc.Set: "set(value)",
+    collections.abc.Sequence: "list(value)",
+    collections.abc.ValuesView: "list(value)",
+    collections.abc.Iterator: "list(value)",
+}
+_CODE = (
+    *(type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType),
+    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType),
+)
 
 
 def advice(value: object) -> str:
@@ -40,7 +79,9 @@ def advice(value: object) -> str:
     return (
         _advice_by_kind(value)
         or _advice_by_base(type(value))
-        or "no codec takes this type; convert it, or register a codec with register_codec"
+        or _advice_by_interface(value)
+        or f"no codec takes this type; store {_rest(value)}, or register a codec "
+        "with register_codec"
     )
 
 
@@ -49,18 +90,47 @@ def _advice_by_kind(value: object) -> str | None:
     if hasattr(cls, "__members__"):
         return f"register the Enum with register_enum({cls.__name__})"
     if isinstance(value, tuple):
-        fields = " or value._asdict()" if hasattr(cls, "_fields") else ""
-        return f"the type {cls.__name__!r} would be lost; store tuple(value){fields}"
-    if dataclasses.is_dataclass(value):
+        named = hasattr(cls, "_fields")
+        register = f"call register_namedtuple({cls.__name__}), or " if named else ""
+        return f"the type {cls.__name__!r} would be lost; {register}store tuple(value)"
+    if isinstance(value, _CODE):
+        return f"code is never stored; store {_name_of_code(value)}"
+    if isinstance(value, functools.partial):
+        return "code is never stored; store [value.args, value.keywords]"
+    if dataclasses.is_dataclass(cls):
         return "store dataclasses.asdict(value)"
-    if callable(value):
-        return "code is never stored"
     return None
+
+
+def _name_of_code(value: object) -> str:
+    if isinstance(value, type) and "numpy.generic" in map(_qualified, value.__mro__):
+        return "numpy.dtype(value)"
+    return "value.__qualname__" if hasattr(value, "__qualname__") else "value.__name__"
 
 
 def _advice_by_base(cls: type) -> str | None:
     for base in cls.__mro__:
-        library = base.__module__.partition(".")[0]
-        if (instead := _INSTEAD.get(f"{library}.{base.__qualname__}")) is not None:
-            return f"the type {cls.__name__!r} would be lost; {instead}"
+        if (instead := _INSTEAD.get(_qualified(base))) is not None:
+            return f"the type {cls.__name__!r} would be lost; store {instead}"
     return None
+
+
+def _qualified(cls: type) -> str:
+    return f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}"
+
+
+def _advice_by_interface(value: object) -> str | None:
+    # what has weights, such as a module of torch, gives them as a dict
+    if callable(getattr(type(value), "state_dict", None)):
+        return "it holds code, which is never stored; store value.state_dict()"
+    for interface, instead in _INSTEAD_BY_INTERFACE.items():
+        if isinstance(value, interface):
+            return f"the type {type(value).__name__!r} would be lost; store {instead}"
+    return None
+
+
+def _rest(value: object) -> str:
+    attributes = getattr(value, "__dict__", None)
+    if attributes and all(find_codec(each) is not None for each in attributes.values()):
+        return "vars(value)"
+    return "repr(value)"

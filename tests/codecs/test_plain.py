@@ -242,7 +242,7 @@ def test_what_is_stored_does_not_change_with_the_value():
 
 REFUSED = {
     "unregistered enum": (Unregistered.X, "register_enum"),
-    "foreign zone": (dt.datetime(1, 1, 1, tzinfo=WeirdZone()), "zoneinfo"),
+    "foreign zone": (dt.datetime(1, 1, 1, tzinfo=WeirdZone()), "value.astimezone"),
     "inside": ([1, {"x": (object(),)}], r"value\[1\]\['x'\]\[0\]"),
     "a key": ({object: 1}, r"\.keys\(\)\[0\]"),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
-import pathlib
 import subprocess
 import sys
 import threading
@@ -102,12 +101,8 @@ def a_chararray():
     ("value", "what_to_do"),
     [
         (Celsius(1), "store float(value)"),
-        (collections.OrderedDict(), "store dict(value)"),
-        (collections.defaultdict(list), "store dict(value)"),
-        (collections.Counter(), "store dict(value)"),
-        (collections.deque(), "store list(value)"),
-        (collections.namedtuple("Point", "x y")(1, 2), "value._asdict()"),
-        (pathlib.Path(), "store str(value)"),
+        (collections.UserDict(), "store dict(value)"),
+        (collections.namedtuple("Point", "x y")(1, 2), "register_namedtuple(Point)"),
         (np.zeros((1, 1)).view(np.matrix), "store numpy.asarray(value)"),
         (a_chararray(), "store numpy.asarray(value)"),
         (enum.Enum("Color", "RED").RED, "register_enum(Color)"),
