@@ -35,6 +35,9 @@ from support.databases import (
 from support.drivers import KINDS, DriverRuns
 from support.exactness import assert_exact, delete_rows, tables_of
 from support.models import Base
+from support.values import CountingStorage
+
+from sqla_datastore.storage import LocalStorage
 
 AssertExact = Callable[..., None]
 
@@ -66,6 +69,12 @@ def _unavailable(name: str, reason: str) -> NoReturn:
     if name in REQUIRED:
         pytest.fail(f"{name} is required by SQLA_DATASTORE_TEST_DATABASES: {reason}")
     pytest.skip(f"{name}: {reason}")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> CountingStorage:
+    """The storage of values that no database knows; remembers which of its objects were opened."""
+    return CountingStorage(LocalStorage(tmp_path / "storage"))
 
 
 @pytest.fixture(scope="session")

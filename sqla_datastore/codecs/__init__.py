@@ -30,6 +30,11 @@ _MODULES_BY_PREFIX = {
     "pandas": "pandas",
     "arrow": "arrow",
     "capsule": "capsule",
+    "geopandas": "geopandas",
+    "pillow": "pillow",
+    "scipy": "scipy",
+    "torch": "torch",
+    "xarray": "xarray",
 }
 
 # the first part of a type's module -> the same; types of the standard library are in `plain`
@@ -38,6 +43,11 @@ _MODULES_BY_LIBRARY = {
     "pandas": "pandas",
     "pyarrow": "arrow",
     "polars": "capsule",
+    "geopandas": "geopandas",
+    "PIL": "pillow",
+    "scipy": "scipy",
+    "torch": "torch",
+    "xarray": "xarray",
 }
 
 

@@ -161,8 +161,15 @@ def npy_header(described: object, shape: tuple[int, ...], *, is_fortran: bool) -
     return prefix + struct.pack(length, len(data)) + data
 
 
-def read_array(node: Any, decoder: Decoder) -> Array:
-    """Return the array of a node, read-only on the blob's memory."""
+def read_array(node: Any, decoder: Decoder, *, mapped: bool = True) -> Array:
+    """Return the array of a node, read-only on the blob's memory.
+
+    Args:
+        node: as `array_node` returned it, or a stranger's.
+        decoder: gives the blob.
+        mapped: a large blob may stay unverified, see `Decoder.blob`; not for what is looked at or
+            copied right away.
+    """
     dtype = read_dtype(field(node, "dtype", decoder), decoder)
     shape = read_shape(field(node, "shape", decoder), decoder)
     order, start = field(node, "order", decoder), field(node, "start", decoder)
@@ -171,7 +178,7 @@ def read_array(node: Any, decoder: Decoder) -> Array:
     if dtype.subdtype is not None:
         raise decoder.damaged("an array's dtype is a subarray")
     # a dtype whose items are checked is read whole at once, so it gains nothing from a map
-    data = decoder.blob(field(node, "blob", decoder), mapped=not _is_checked(dtype))
+    data = decoder.blob(field(node, "blob", decoder), mapped=mapped and not _is_checked(dtype))
     _check_size(shape, dtype, len(data) - start, decoder)
     array = array_over(data, start, shape, dtype, decoder, order)
     check_values(array, decoder)

@@ -72,7 +72,7 @@ class _ArrayCodec(ExactCodec):
         return read_array(node, decoder)
 
     def describe(self, node: Any) -> Description:
-        return _described(self.described, node)
+        return array_description(self.described, node)
 
 
 class _RecarrayCodec(ExactCodec):
@@ -89,7 +89,7 @@ class _RecarrayCodec(ExactCodec):
         return read_array(node, decoder).view(np.recarray)
 
     def describe(self, node: Any) -> Description:
-        return _described(self.described, node)
+        return array_description(self.described, node)
 
 
 class _MaskedCodec(ExactCodec):
@@ -132,7 +132,7 @@ class _MaskedCodec(ExactCodec):
             raise decoder.damaged(f"{data.dtype} cannot be masked: {err}") from err
 
     def describe(self, node: Any) -> Description:
-        return _described(self.described, node.get("data") if isinstance(node, dict) else None)
+        return array_description(self.described, node.get("data") if isinstance(node, dict) else None)
 
 
 class _ScalarCodec(ExactCodec):
@@ -158,7 +158,7 @@ class _ScalarCodec(ExactCodec):
         return _item(dtype, read_bytes(field(node, "bytes", decoder), decoder), decoder)[()]
 
     def describe(self, node: Any) -> Description:
-        return _described(self.described, node | {"shape": []} if isinstance(node, dict) else None)
+        return array_description(self.described, node | {"shape": []} if isinstance(node, dict) else None)
 
 
 class _StrCodec(ExactCodec):
@@ -259,7 +259,8 @@ def _exactly(cls: type, value: Any, decoder: Decoder) -> Any:
     raise decoder.damaged(f"expected {cls.__name__}, found {type(value).__name__}")
 
 
-def _described(name: str, node: Any) -> Description:
+def array_description(name: str, node: Any) -> Description:
+    """Describe a value that is an array with this node; tolerates any node."""
     if not isinstance(node, dict):
         return Description(name)
     shape = node.get("shape")

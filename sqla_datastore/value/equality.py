@@ -27,13 +27,15 @@ def equal(a: Any, b: Any) -> bool:
     """
     if a is b:
         return True
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return _mappings_equal(a, b)
     if isinstance(a, (list, tuple, deque)) and isinstance(b, (list, tuple, deque)):
         return type(a) is type(b) and _sequences_equal(a, b)
+    # before mappings: those of libraries, such as a Dataset, are more than names and values
+    libraries = _libraries(a) | _libraries(b)
     for module, rule in _RULES.items():
-        if _is_from(module, a) or _is_from(module, b):
+        if module in libraries:
             return rule(a, b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return _mappings_equal(a, b)
     return _plain_equal(a, b)
 
 
@@ -54,8 +56,12 @@ def _plain_equal(a: Any, b: Any) -> bool:
     return bool(type(a) is type(b) and a != a and b != b)
 
 
-def _is_from(module: str, value: Any) -> bool:
-    return any(base.__module__.partition(".")[0] == module for base in type(value).__mro__)
+def _is_same_plain(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and _plain_equal(a, b)
+
+
+def _libraries(value: Any) -> set[str]:
+    return {base.__module__.partition(".")[0] for base in type(value).__mro__}
 
 
 def _numpy_equal(a: Any, b: Any) -> bool:
@@ -109,6 +115,43 @@ def _pandas_equal(a: Any, b: Any) -> bool:
     return bool(a.equals(b)) and _labels(a) == _labels(b)
 
 
+def _sparse_equal(a: Any, b: Any) -> bool:
+    if type(a) is not type(b) or not hasattr(a, "tocoo"):
+        return _is_same_plain(a, b)
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    a, b = (each.tocoo(copy=True) for each in (a, b))
+    for each in (a, b):
+        each.sum_duplicates()
+    return _sequences_equal((a.data, *a.coords), (b.data, *b.coords))
+
+
+def _xarray_equal(a: Any, b: Any) -> bool:
+    if type(a) is not type(b) or not hasattr(a, "identical"):
+        return _is_same_plain(a, b)
+    return _dtypes(a) == _dtypes(b) and bool(a.identical(b))
+
+
+def _dtypes(value: Any) -> object:
+    variables = getattr(value, "variables", None) or value.coords.variables
+    return getattr(value, "dtype", None), {name: each.dtype for name, each in variables.items()}
+
+
+def _torch_equal(a: Any, b: Any) -> bool:
+    torch = sys.modules["torch"]
+    if type(a) is not type(b) or not isinstance(a, torch.Tensor):
+        return _is_same_plain(a, b)
+    kinds = [(each.dtype, each.shape, each.device, each.requires_grad) for each in (a, b)]
+    if kinds[0] != kinds[1]:
+        return False
+    a, b = a.detach(), b.detach()
+    if not a.is_floating_point() and not a.is_complex():
+        return bool(torch.equal(a, b))
+    if a.itemsize == 1 or a.dtype == torch.complex32:  # those have no ==
+        return bool(torch.equal(*(each.contiguous().view(torch.uint8) for each in (a, b))))
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 def _labels(value: Any) -> list[object]:
     """What ``equals`` of pandas passes over: dtypes, names and attrs."""
     axes = getattr(value, "axes", ())
@@ -152,5 +195,8 @@ _RULES: dict[str, Callable[[Any, Any], bool]] = {
     "pandas": _pandas_equal,
     "pyarrow": _arrow_equal,
     "polars": _polars_equal,
+    "scipy": _sparse_equal,
+    "xarray": _xarray_equal,
+    "torch": _torch_equal,
     "numpy": _numpy_equal,
 }
