@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 
 from ._base import ExactCodec, field, lacks, text_in
 from ._collections import items_node, pairs_node, read_items, read_pairs
+from ._ordered_dict import OrderedDictCodec
 from ._registered import NAMEDTUPLES
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
@@ -20,21 +21,6 @@ _FACTORIES: Final = (
 )
 _FACTORIES_BY_NAME: Final[dict[str, type[Any]]] = {cls.__name__: cls for cls in _FACTORIES}
 _MAX_LENGTH: Final = 1 << 62
-
-
-class OrderedDictCodec(ExactCodec):
-    """Ordered dicts."""
-
-    name = "plain.ordered_dict"
-    mutable = True
-    python_types = (OrderedDict,)
-    described = "OrderedDict"
-
-    def encode(self, value: OrderedDict[Any, Any], encoder: Encoder) -> JSON:
-        return pairs_node(value, encoder)
-
-    def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
-        return OrderedDict(read_pairs(node, decoder))
 
 
 class CounterCodec(ExactCodec):

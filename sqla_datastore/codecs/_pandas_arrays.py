@@ -47,6 +47,10 @@ INDEX_TYPES = (
 )
 _MAX_CLAIMED: Final = 1 << 20
 """Items that take no room in a blob, and that pandas turns into memory when it looks at them."""
+_INSTEAD = {
+    "geopandas": "store geopandas.GeoDataFrame(value) of a frame, geopandas.GeoSeries(value) of it"
+    " otherwise",
+}
 _TIMED = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}
 _TIMES = pd.arrays.DatetimeArray | pd.arrays.TimedeltaArray
 
@@ -67,9 +71,12 @@ def encode_array(array: Any, columns: ColumnWriter, label: str = "") -> Node:
     if rule is None and isinstance(array, pd.arrays.NumpyExtensionArray | _TIMES):
         rule = encode_object if array.dtype.kind == "O" else encode_numpy
     if rule is None or not ours:
+        library = type(array).__module__.partition(".")[0]
         raise columns.unsupported(
             f"{label or 'its array'} has the dtype {str(array.dtype)!r}, which is not pandas' own; "
-            f"store {_as_text(columns.value, label)}, or register a codec"
+            + _INSTEAD.get(
+                library, f"store {_as_text(columns.value, label)}, or register a codec"
+            )
         )
     try:
         return rule(array, columns, label)

@@ -52,6 +52,15 @@ _INSTEAD = {
     "_io.BytesIO": "value.getvalue()",
     "_io.StringIO": "value.getvalue()",
     "_io._IOBase": "value.read()",
+    "geopandas.GeoDataFrame": "geopandas.GeoDataFrame(value) and what the subclass adds",
+    "geopandas.GeoSeries": "geopandas.GeoSeries(value) and what the subclass adds",
+    "PIL.Image": "value.copy(), which is a PIL.Image.Image",
+    "torch.Tensor": "value.detach().as_subclass(torch.Tensor), and what the subclass adds",
+    "torch.Module": "value.state_dict()",
+    "xarray.DataTree": "value.to_dict()",
+    "xarray.DataArray": "xarray.DataArray(value) and what the subclass adds",
+    "xarray.Dataset": "xarray.Dataset(value) and what the subclass adds",
+    "xarray.Variable": "xarray.DataArray(value)",
 }
 # what any class may offer -> the same
 _INSTEAD_BY_INTERFACE: dict[type, str] = {

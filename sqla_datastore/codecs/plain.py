@@ -14,7 +14,8 @@ paths                              the class's name and the text
 Enum                               the registered name and the member's name or value
 tuple, list, set, frozenset        items; JSON-like or numeric ones as JSON or packed numbers
 dict                               keys and values as items, so that ``1`` and ``True`` stay apart
-OrderedDict, Counter               as dict
+OrderedDict                        as a dict, and its attributes
+Counter                            as dict
 defaultdict                        as dict, with the name of its factory
 deque                              items, with the length that it may have
 namedtuple                         the registered name, fields and items

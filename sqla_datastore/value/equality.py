@@ -16,7 +16,8 @@ def equal(a: Any, b: Any) -> bool:
 
     Like ``==``, with these differences: NaN equals NaN; arrays are equal when dtype, shape and
     elements are; frames, series and indexes when dtypes, labels, names and elements are; Arrow
-    tables when schemas and elements are. Containers are compared by the same rule.
+    tables when schemas and elements are; other libraries' values likewise. Containers are compared
+    by the same rule.
 
     Args:
         a: any value.
@@ -155,13 +156,26 @@ def _torch_equal(a: Any, b: Any) -> bool:
 def _labels(value: Any) -> list[object]:
     """What ``equals`` of pandas passes over: dtypes, names and attrs."""
     axes = getattr(value, "axes", ())
+    is_frame = hasattr(value, "columns")
+    # a frame has no name; what looks like it would be a column
+    names = None if is_frame else list(getattr(value, "names", ())) or getattr(value, "name", None)
     return [
         type(value),
-        list(value.dtypes) if hasattr(value, "columns") else getattr(value, "dtype", None),
-        list(getattr(value, "names", ())) or getattr(value, "name", None),
+        list(value.dtypes) if is_frame else getattr(value, "dtype", None),
+        names,
         [(type(axis), axis.dtype, list(axis.names)) for axis in axes],
         getattr(value, "attrs", None),
+        _geography(value),
     ]
+
+
+def _geography(value: Any) -> list[object] | None:
+    """What geopandas adds to a series or frame."""
+    if "geopandas" not in _libraries(value):
+        return None
+    arrays = [value.array] if value.ndim == 1 else [each.array for _, each in value.items()]
+    name = getattr(value, "_geometry_column_name", None)
+    return [name, *(getattr(array, "crs", None) for array in arrays)]
 
 
 def _arrow_equal(a: Any, b: Any) -> bool:

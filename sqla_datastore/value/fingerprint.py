@@ -140,6 +140,9 @@ class _Pickler(pickle.Pickler):
         self._pandas = _imported("pandas", "DataFrame", "Series")
         self._arrow = _imported("pandas.arrays", "ArrowExtensionArray")
         self._polars = _imported("polars", "DataFrame", "Series")
+        self._geometries = _imported("geopandas.array", "GeometryArray")
+        self._images = _imported("PIL.Image", "Image")
+        self._tensors = _imported("torch", "Tensor")
 
     def reducer_override(self, obj: Any) -> Any:
         """Describe arrays and frames by their memory; called for no builtin container."""
@@ -156,6 +159,12 @@ class _Pickler(pickle.Pickler):
             return self._capsule(obj)
         elif isinstance(obj, self._arrow):
             return self._chunked(obj)
+        elif isinstance(obj, self._geometries):
+            return self._shapes(obj)
+        elif isinstance(obj, self._images):
+            return self._image(obj)
+        elif isinstance(obj, self._tensors):
+            return self._tensor(obj)
         return NotImplemented
 
     def _array(self, array: np.ndarray[Any, Any]) -> _Reduced:
@@ -191,6 +200,35 @@ class _Pickler(pickle.Pickler):
         about = [(column.name, repr(column.dtype)) for column in columns]
         chunks = [chunk for table in tables for chunk in table.column(0).chunks]
         return tuple, ((str(type(frame)), about, [self._chunk(chunk) for chunk in chunks]),)
+
+    def _shapes(self, array: Any) -> _Reduced:
+        """Describe geometries, which nobody can edit, by where they lie."""
+        geometries = np.asarray(array).copy()
+        self.kept.append(geometries)
+        return tuple, ((geometries.tobytes(), array.crs),)
+
+    def _image(self, image: Any) -> _Reduced:
+        """Describe an image by its pixels; where it is read-only, its edits replace them."""
+        palette = image.palette and (image.palette.mode, bytes(image.palette.palette))
+        about = (type(image).__name__, image.mode, image.size, image.info, palette)
+        if getattr(image, "tile", None):  # not decoded yet
+            return tuple, ((*about, None),)
+        self.kept.append(image.im)
+        if image.readonly:
+            return tuple, ((*about, id(image.im)),)
+        self._file.write(image.tobytes())
+        return tuple, (about,)
+
+    def _tensor(self, tensor: Any) -> _Reduced:
+        """Describe a tensor by its content: its memory is never read-only."""
+        if tensor.device.type != "cpu" or str(tensor.layout) != "torch.strided":
+            return NotImplemented
+        plain = tensor.detach().resolve_conj().resolve_neg()
+        layout = (str(plain.dtype), tuple(plain.shape), tensor.requires_grad, plain.stride())
+        if plain.numel():
+            uint8 = sys.modules["torch"].uint8
+            self._file.write(plain.contiguous().reshape(-1).view(uint8).numpy())
+        return tuple, ((type(tensor).__name__, *layout),)
 
     def _chunk(self, chunk: Any) -> tuple[object, ...]:
         """Return where an Arrow array lies; exports rebuild dictionaries, so these by content."""

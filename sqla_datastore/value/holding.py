@@ -80,9 +80,22 @@ def _parts(thing: Any) -> Iterable[Any]:
         return thing.values()
     if isinstance(thing, _ITERABLE):
         return thing
-    # pandas keeps notes of its user's in a dict of each frame
-    attrs = getattr(thing, "attrs", None) if _is_foreign(thing) else None
-    return (attrs,) if isinstance(attrs, dict) and attrs else ()
+    if not _is_foreign(thing):
+        return ()
+    # pandas keeps notes of its user's in a dict of each frame, xarray and Pillow likewise
+    notes = [getattr(thing, name, None) for name in ("attrs", "info")]
+    return [*(each for each in notes if isinstance(each, dict) and each), *_variables(thing)]
+
+
+def _variables(thing: Any) -> Iterable[Any]:
+    """Return the variables of xarray in a thing, which what is taken out of it shares."""
+    if type(thing).__module__.partition(".")[0] != "xarray":
+        return ()
+    if hasattr(thing, "variables"):
+        return [*thing.variables.values()]
+    if hasattr(thing, "coords"):
+        return [thing.variable, *thing.coords.variables.values()]
+    return ()
 
 
 def _is_editable(thing: Any) -> bool:

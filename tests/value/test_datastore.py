@@ -214,6 +214,7 @@ class TestEquality:
             lambda: np.float32("nan"),
             lambda: np.array(["a", None], dtype=object),
             lambda: pd.DataFrame({"a": [1.0, np.nan]}, index=["x", "y"]),
+            lambda: pd.DataFrame({"name": [1, 2], "names": [3, 4]}),
             lambda: pd.Series([pd.NaT, pd.Timestamp(0)]),
             lambda: pd.Index([1, 2], name="i"),
             lambda: pd.NaT,
