@@ -12,7 +12,10 @@ import pytest
 
 import sqla_datastore
 
-HEAVY = ["numpy", "pandas", "pyarrow", "alembic", "obstore", "fsspec", "asyncio", "polars"]
+HEAVY = [
+    *("numpy", "pandas", "pyarrow", "alembic", "obstore", "fsspec", "asyncio", "polars"),
+    *("scipy", "xarray", "geopandas", "shapely", "PIL", "torch"),
+]
 
 SCRIPT = """
 import json, sys, time

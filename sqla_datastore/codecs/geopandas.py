@@ -10,8 +10,8 @@ a system          its authority and code, or PROJJSON
 Coordinates in any dimension, identifiers of systems in geometries, empty and missing geometries and
 rings are exact. Everything else is as in frames of pandas.
 
-WKB nests, and GEOS follows it by recursion until the process crashes: what contains other geometries
-is walked here before.
+WKB nests, and GEOS follows it by recursion until the process crashes: what contains other
+geometries is walked here before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import pyproj
 import shapely
 from geopandas.array import GeometryArray, GeometryDtype
 
-from ._base import ExactCodec, field, text_in
+from ._base import ExactCodec, text_in
 from ._npy import Array
 from ._stream import refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
@@ -62,18 +62,18 @@ class _GeoSeriesCodec(ExactCodec):
     def encode(self, value: Any, encoder: Encoder) -> JSON:
         writer = _ColumnWriter(value, encoder)
         column, about = writer.column(value.array)
-        series = pd.Series(column, index=value.index, name=value.name)
+        series: Any = pd.Series(column, index=value.index, name=value.name)
         series.attrs = dict(value.attrs)
         series.flags.allows_duplicate_labels = value.flags.allows_duplicate_labels
         return {"series": encoder.encode(series), "shape": [len(value)], **about}
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
         with refused_as_damage(decoder, "a GeoSeries"):
-            series = decoder.decode(node["series"])
+            series: Any = decoder.decode(node["series"])
             if type(series) is not pd.Series:
                 raise decoder.damaged("a GeoSeries is made of no series")
             array = _read_columns([(series.array, node)], decoder)[0]
-            value = geopandas.GeoSeries(array, index=series.index, name=series.name)
+            value: Any = geopandas.GeoSeries(array, index=series.index, name=series.name)
             value.attrs = series.attrs
             value.flags.allows_duplicate_labels = series.flags.allows_duplicate_labels
             return value
@@ -93,7 +93,7 @@ class _GeoDataFrameCodec(ExactCodec):
     def encode(self, value: Any, encoder: Encoder) -> JSON:
         writer = _ColumnWriter(value, encoder)
         # shares the memory of all other columns
-        frame = pd.DataFrame(value, copy=False)
+        frame: Any = pd.DataFrame(value, copy=False)
         columns: list[JSON] = []
         for position, dtype in enumerate(value.dtypes):
             if isinstance(dtype, GeometryDtype):
@@ -185,7 +185,8 @@ class _ColumnWriter:
             raise self._encoder.unsupported(self._value, str(err)) from None
         if len(rings := np.flatnonzero(shapely.get_type_id(geometries) == _RING)):
             about["rings"] = self._encoder.encode(rings)
-        return pd.array(wkb, dtype=pd.ArrowDtype(pa.large_binary())), about
+        column: Any = pa.array(wkb, pa.large_binary())
+        return pd.arrays.ArrowExtensionArray(column), about
 
 
 def _wkb_of(geometries: Array) -> Array:

@@ -132,7 +132,9 @@ class _MaskedCodec(ExactCodec):
             raise decoder.damaged(f"{data.dtype} cannot be masked: {err}") from err
 
     def describe(self, node: Any) -> Description:
-        return array_description(self.described, node.get("data") if isinstance(node, dict) else None)
+        return array_description(
+            self.described, node.get("data") if isinstance(node, dict) else None
+        )
 
 
 class _ScalarCodec(ExactCodec):
@@ -158,7 +160,9 @@ class _ScalarCodec(ExactCodec):
         return _item(dtype, read_bytes(field(node, "bytes", decoder), decoder), decoder)[()]
 
     def describe(self, node: Any) -> Description:
-        return array_description(self.described, node | {"shape": []} if isinstance(node, dict) else None)
+        return array_description(
+            self.described, node | {"shape": []} if isinstance(node, dict) else None
+        )
 
 
 class _StrCodec(ExactCodec):

@@ -1,13 +1,13 @@
 """Images of Pillow.
 
 ====================================  ====================================================
-an image as it was opened             the bytes of its file: PNG, JPEG or GIF     
+an image as it was opened             the bytes of its file: PNG, JPEG or GIF
 ``Image``, and what was edited since  mode, palette, info, and a PNG of the pixels
 ====================================  ====================================================
 
 Modes that PNG lacks are the PNG of one with as many bytes a pixel, bit for bit. What was opened
-from a file and edited since comes back as ``PIL.Image.Image``, as does what was loaded when its file
-is out of reach. Pixels come back read-only: Pillow's methods copy them before they edit.
+from a file and edited since comes back as ``PIL.Image.Image``, as does what was loaded when its
+file is out of reach. Pixels come back read-only: Pillow's methods copy them before they edit.
 
 Images whose pixels take more than 64 MiB, and more than ten times the bytes of their file, come
 back not decoded: Pillow decodes them when they are first touched, up to its own limit
@@ -205,11 +205,10 @@ def _read_pixels(node: Any, decoder: Decoder) -> Any:
     mode, size = text_in(node["mode"], decoder), node["size"]
     if mode not in _PNG_MODES or not _is_size(size):
         raise decoder.damaged("an image has no mode or size")
-    image: Any = Image.new(mode, (0, 0)) if 0 in size else None
-    if image is None:
-        image = _read_png(decoder.blob(node["png"]), mode, tuple(size), decoder)
+    if 0 in size:
+        image: Any = Image.frombytes(mode, tuple(size), b"")
     else:
-        image = Image.frombytes(mode, tuple(size), b"")
+        image = _read_png(decoder.blob(node["png"]), mode, tuple(size), decoder)
     if "palette" in node:
         _read_palette(image, node["palette"], decoder)
     image.info = decoder.decode(node["info"])

@@ -8,11 +8,11 @@
 ``lil``                          as ``csr``
 ===============================  =========================================================
 
-Each as ``…_matrix`` and as ``…_array``. Explicit zeros, duplicates and the order of items survive in
-all but ``dok`` and ``lil``, which have none of the latter two. The arrays come back read-only on the
+Each as ``…_matrix`` and as ``…_array``. Explicit zeros survive, and so do duplicates and the order
+of items in all but ``dok`` and ``lil``, which have neither. The arrays come back read-only on the
 object's memory where their items are in order; where they are not, SciPy orders them in place as
 it needs, so they are copies. What SciPy's compiled code would follow out of an array (an index, a
-row's end) is checked both ways: its own checks are optional.
+row's end) is checked when a value is stored and when it is read: SciPy's own checks are optional.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def _require_width(parts: Parts, shape: Shape) -> None:
 
 def _require_within(indices: Array, length: int, what: str) -> None:
     if len(indices):
-        within = 0 <= int(indices.min()) and int(indices.max()) < length
-        _require(within, f"{what} is outside its shape")
+        least, most = int(indices.min()), int(indices.max())
+        _require(0 <= least <= most < length, f"{what} is outside its shape")
 
 
 # -- csr, csc, bsr ---------------------------------------------------------------------------------

@@ -73,7 +73,9 @@ class _TensorCodec(ExactCodec):
             raise encoder.unsupported(value, reason)
         name = str(value.dtype).removeprefix("torch.")
         if name not in _DTYPES:
-            raise encoder.unsupported(value, f"its dtype {name} has no rule; store value.view(torch.uint8)")
+            raise encoder.unsupported(
+                value, f"its dtype {name} has no rule; store value.view(torch.uint8)"
+            )
         return {
             "dtype": name,
             "array": array_node(_array_of(value, name), encoder),

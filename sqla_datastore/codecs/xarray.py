@@ -113,7 +113,7 @@ class _VariableWriter:
         return self._bare(variable) | {"values": self._values(variable, where)}
 
     def coordinates(self, items: int) -> Node:
-        """Return the nodes of coordinates in their order, and of the indexes that make some of them.
+        """Return the nodes of coordinates, and of the indexes that make some of them.
 
         Args:
             items: how many items the value stores beside them.
@@ -131,7 +131,9 @@ class _VariableWriter:
 
     def _bare(self, variable: Any) -> Node:
         if len({*variable.dims}) != len(variable.dims):
-            raise self._refused(f"dimensions {variable.dims!r:.80} are no names of one; rename them")
+            raise self._refused(
+                f"dimensions {variable.dims!r:.80} are no names of one; rename them"
+            )
         return {
             "dims": [self._encoder.encode(name, ".dims") for name in variable.dims],
             "attrs": self._encoder.encode(dict(variable.attrs), ".attrs"),
@@ -270,7 +272,11 @@ def _read_index(node: Any, items: int, decoder: Decoder) -> Any:
             raise decoder.damaged("labels of fixed width are no array of texts")
         labels = array.astype(object)
         # pandas has a type of its own for texts since version 3
-        index = pd.Index(labels, dtype=object) if node["of_objects"] is True else pd.Index(labels, dtype="str")
+        index = (
+            pd.Index(labels, dtype=object)
+            if node["of_objects"] is True
+            else pd.Index(labels, dtype="str")
+        )
         return xr.indexes.PandasIndex(index, dim, coord_dtype=array.dtype)
     index = decoder.decode(node["levels" if "levels" in node else "index"])
     if not isinstance(index, pd.Index) or is_claimed(index, items):

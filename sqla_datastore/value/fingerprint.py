@@ -221,8 +221,6 @@ class _Pickler(pickle.Pickler):
 
     def _tensor(self, tensor: Any) -> _Reduced:
         """Describe a tensor by its content: its memory is never read-only."""
-        if tensor.device.type != "cpu" or str(tensor.layout) != "torch.strided":
-            return NotImplemented
         plain = tensor.detach().resolve_conj().resolve_neg()
         layout = (str(plain.dtype), tuple(plain.shape), tensor.requires_grad, plain.stride())
         if plain.numel():

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _CONTAINERS = (list, dict, set, tuple, bytearray, OrderedDict, defaultdict, Counter, deque)
 _SCALARS = (type(None), bool, int, float, complex)
 _SHORT = 4096
+_WITHOUT_BUFFERS = {"geopandas", "PIL", "torch"}
+"""Libraries whose pickles hold memory of arrays as bytes."""
 
 Undo: TypeAlias = Callable[[], None]
 
@@ -173,12 +175,16 @@ class _Probe(pickle.Pickler):
 
     def __init__(self, buffers: list[pickle.PickleBuffer]) -> None:
         super().__init__(self, 5, buffer_callback=buffers.append)
+        self._buffers = buffers
 
     def write(self, data: Any, /) -> None:
         """Take what the pickler writes."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Stand for a nested value, which looks after its own memory."""
+        """Stand for a nested value, which looks after its own memory, and for large ones."""
+        if type(obj).__module__.partition(".")[0] in _WITHOUT_BUFFERS:
+            self._buffers.append(pickle.PickleBuffer(b""))
+            return tuple, ()
         return (tuple, ()) if isinstance(obj, Nestable) else NotImplemented
 
 

@@ -26,6 +26,7 @@ from shapely.geometry import LinearRing, Point, box  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("copy_on_write")
 
+WKB = pa.large_binary()
 HAS_M = hasattr(shapely, "has_m")
 TEXTS = [
     *("POINT (1 2)", "POINT Z (1 2 3)", "POINT EMPTY", "POINT Z EMPTY", "LINESTRING EMPTY"),
@@ -192,7 +193,7 @@ def test_every_frame_is_exact(make):
 
 
 def test_columns_are_wkb_that_arrow_reads():
-    text, blobs = encode_value(frame())
+    _, blobs = encode_value(frame())
     stream = next(blob for blob in blobs if b"geometry" in blob)
     table = pa.ipc.open_stream(stream).read_all()
     assert shapely.from_wkb(table.column("geometry")[0].as_py()) == Point(1, 2)
@@ -245,9 +246,7 @@ def test_looking_for_edits_does_not_look_into_geometries(storage):
 def test_equality_is_that_of_content():
     assert DataStore(v=frame()) == DataStore(v=frame())
     assert DataStore(v=frame()) != DataStore(v=frame().to_crs(3857))
-    assert DataStore(v=frame()) != DataStore(
-        v=frame().set_crs(4258, allow_override=True)
-    )
+    assert DataStore(v=frame()) != DataStore(v=frame().set_crs(4258, allow_override=True))
     assert DataStore(v=frame()) != DataStore(v=frame().set_geometry("other"))
     assert DataStore(v=frame().geometry) == DataStore(v=frame().geometry)
     assert DataStore(v=frame().geometry) != DataStore(v=frame().other)
@@ -270,11 +269,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("geometry", REFUSED.values(), ids=REFUSED)
 def test_what_wkb_cannot_hold_is_refused(geometry):
-    with pytest.raises(UnsupportedTypeError, match="WKB has no|deeper than|empty parts"):
+    with pytest.raises(UnsupportedTypeError, match=r"WKB has no|deeper than|empty parts"):
         encode_value(gpd.GeoSeries([geometry]))
 
 
-def forged(*wkb, dtype=pa.large_binary(), **parts):
+def forged(*wkb, dtype=WKB, **parts):
     """Return node and blobs of a series with any bytes for geometries."""
     text, blobs = encode_value(pd.Series(pd.array([*wkb], dtype=pd.ArrowDtype(dtype))))
     node = {"series": json.loads(text), "shape": [len(wkb)], "crs": None, **parts}
@@ -380,7 +379,7 @@ def test_a_subclass_is_refused_with_advice_that_works():
         pass
 
     value = Special(frame())
-    with pytest.raises(UnsupportedTypeError, match="geopandas.GeoDataFrame") as caught:
+    with pytest.raises(UnsupportedTypeError, match=r"geopandas\.GeoDataFrame") as caught:
         encode_value(value)
     assert "geopandas.GeoDataFrame(value)" in str(caught.value)
     assert_same(stored(gpd.GeoDataFrame(value)), frame())

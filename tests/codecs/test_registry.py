@@ -23,6 +23,11 @@ from sqla_datastore.codecs import (
 )
 from sqla_datastore.codecs.advice import advice
 
+LIBRARIES = [
+    *("numpy", "pandas", "pyarrow", "polars"),
+    *("geopandas", "shapely", "PIL", "scipy", "torch", "xarray"),
+]
+
 
 class Celsius(float):
     pass
@@ -59,7 +64,7 @@ def a_codec(name: str, *types: type, takes=lambda value: False):
 def test_importing_the_registry_imports_no_library():
     code = (
         "import sys, sqla_datastore.codecs as c; c.find_codec(1); c.find_codec([1]);"
-        "print({'numpy', 'pandas', 'pyarrow', 'polars'} & {*sys.modules})"
+        f"print({{*{LIBRARIES}}} & {{*sys.modules}})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
@@ -68,7 +73,7 @@ def test_importing_the_registry_imports_no_library():
 def test_a_value_loads_only_its_own_library():
     code = (
         "import sys, numpy, sqla_datastore.codecs as c; assert c.find_codec(numpy.zeros(1)).name;"
-        "print({'pandas', 'pyarrow', 'polars'} & {*sys.modules})"
+        f"print({{*{LIBRARIES}}} - {{'numpy'}} & {{*sys.modules}})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
@@ -175,3 +180,37 @@ def test_threads_that_load_a_module_at_once_add_it_once():
     assert {codec.name for codec in found} == {"numpy.array"}
     names = [codec.name for codec in registry._built_in]
     assert len(names) == len(set(names))
+
+
+SCRIPTS = {
+    "scipy": "import scipy.sparse; value = scipy.sparse.eye(2).tocsr()",
+    "PIL": "from PIL import Image; value = Image.new('L', (1, 1))",
+    "torch": "import torch; value = torch.zeros(1)",
+    "xarray": "import xarray; value = xarray.DataArray(1)",
+    "geopandas": "import geopandas; value = geopandas.GeoSeries([])",
+}
+
+
+@pytest.mark.parametrize("library", SCRIPTS)
+def test_an_optional_library_brings_no_other(library):
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    code = (
+        f"import sys; {SCRIPTS[library]}; before = {{*sys.modules}}\n"
+        "import sqla_datastore.codecs as c; assert c.find_codec(value) is not None\n"
+        f"print({{*{LIBRARIES}}} - {{'numpy', 'pandas', 'pyarrow'}} & {{*sys.modules}} - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("prefix", ["geopandas", "pillow", "scipy", "torch", "xarray"])
+def test_a_library_that_is_not_installed_is_named(prefix):
+    code = (
+        "import sys\n"
+        f"for name in {LIBRARIES[4:]}: sys.modules[name] = None\n"
+        "from sqla_datastore.codecs import codec_named\n"
+        f"try: codec_named('{prefix}.x')\n"
+        "except ImportError as err: print(err)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"pillow": "PIL"}.get(prefix, prefix) in run.stdout

@@ -37,10 +37,9 @@ def parts_of(value):
         return dict(sorted(value.items()))
     if value.format == "lil":
         return {"rows": value.rows.tolist(), "data": value.data.tolist()}
-    names = {"coo": ("data", "coords"), "dia": ("data", "offsets")}
-    return {
-        name: getattr(value, name) for name in names.get(value.format, ("data", "indices", "indptr"))
-    }
+    others = ("data", "indices", "indptr")
+    names = {"coo": ("data", "coords"), "dia": ("data", "offsets")}.get(value.format, others)
+    return {name: getattr(value, name) for name in names}
 
 
 def assert_same(new, old):
@@ -50,7 +49,8 @@ def assert_same(new, old):
         np.testing.assert_equal(parts_of(new), parts_of(old))
         return
     for mine, its in zip(parts_of(new).values(), parts_of(old).values(), strict=True):
-        for one, other in zip(*([x] if type(x) is not tuple else x for x in (mine, its))):
+        arrays = [each if type(each) is tuple else (each,) for each in (mine, its)]
+        for one, other in zip(*arrays, strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import OrderedDict
 
@@ -96,9 +97,7 @@ def test_every_layout_is_exact(make):
 
 
 def test_numbers_of_numpy_are_read_by_numpy():
-    import io
-
-    text, (blob,) = encode_value(torch.arange(6.0).reshape(2, 3))
+    _, (blob,) = encode_value(torch.arange(6.0).reshape(2, 3))
     np.testing.assert_array_equal(np.load(io.BytesIO(blob)), np.arange(6).reshape(2, 3))
 
 
@@ -219,7 +218,10 @@ REFUSED = {
     "graph": (lambda: torch.ones(2, requires_grad=True) * 2, "value.detach()"),
     "gradient": (with_gradient, "value.detach()"),
     "attribute": (with_attribute, "value.detach()"),
-    "bits": (lambda: torch.zeros(2, dtype=torch.uint8).view(torch.uint4), "value.view(torch.uint8)"),
+    "bits": (
+        lambda: torch.zeros(2, dtype=torch.uint8).view(torch.uint4),
+        "value.view(torch.uint8)",
+    ),
     "module": (model, "value.state_dict()"),
     "subclass": (
         lambda: torch.ones(2).as_subclass(Special),
@@ -283,3 +285,10 @@ def test_description():
         (2, 3),
         12,
     )
+
+
+def test_what_was_assigned_is_not_hoarded(storage):
+    state = model().state_dict()
+    ds = DataStore(v={"model": state})
+    store(ds, storage)
+    assert ds["v"]["model"] is not state
