@@ -74,9 +74,7 @@ def encode_array(array: Any, columns: ColumnWriter, label: str = "") -> Node:
         library = type(array).__module__.partition(".")[0]
         raise columns.unsupported(
             f"{label or 'its array'} has the dtype {str(array.dtype)!r}, which is not pandas' own; "
-            + _INSTEAD.get(
-                library, f"store {_as_text(columns.value, label)}, or register a codec"
-            )
+            + _INSTEAD.get(library, f"store {_as_text(columns.value, label)}, or register a codec")
         )
     try:
         return rule(array, columns, label)

@@ -382,7 +382,8 @@ def test_a_subclass_is_refused_with_advice_that_works():
     with pytest.raises(UnsupportedTypeError, match=r"geopandas\.GeoDataFrame") as caught:
         encode_value(value)
     assert "geopandas.GeoDataFrame(value)" in str(caught.value)
-    assert_same(stored(gpd.GeoDataFrame(value)), frame())
+    made = gpd.GeoDataFrame(value)
+    assert_same(stored(made), made)
 
 
 def test_geometries_in_plain_pandas_are_refused_with_advice_that_works():
