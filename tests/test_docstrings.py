@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import io
 import pkgutil
 
@@ -12,12 +13,28 @@ import pytest
 import sqla_datastore
 
 # those of the package that is imported, which is not the tree's where a wheel is tested
+NAMES = [
+    found.name
+    for found in pkgutil.walk_packages(sqla_datastore.__path__, "sqla_datastore.")
+    if not found.name.endswith("__main__")
+]
+# the module of an optional library is imported where that is installed
+OPTIONAL = {
+    f"sqla_datastore.codecs.{module}": library
+    for module, library in {
+        "geopandas": "geopandas",
+        "pillow": "PIL",
+        "scipy": "scipy",
+        "torch": "torch",
+        "xarray": "xarray",
+    }.items()
+}
 MODULES = [
     sqla_datastore,
     *(
-        importlib.import_module(found.name)
-        for found in pkgutil.walk_packages(sqla_datastore.__path__, "sqla_datastore.")
-        if not found.name.endswith("__main__")
+        importlib.import_module(name)
+        for name in NAMES
+        if name not in OPTIONAL or importlib.util.find_spec(OPTIONAL[name]) is not None
     ),
 ]
 EXAMPLES = {

@@ -54,6 +54,7 @@ from support.exactness import assert_exact, statements, urls_of
 from sqla_datastore import (
     DataStore,
     DataStoreType,
+    DefaultStorageWarning,
     RefusedStatementError,
     bind_storage,
     options,
@@ -1256,7 +1257,8 @@ def test_the_order_in_which_a_storage_is_found(place, family, tmp_path, monkeypa
         }
 
     bound = False
-    assert where(1) == {"sqla.datastore"}
+    with pytest.warns(DefaultStorageWarning):
+        assert where(1) == {"sqla.datastore"}
     monkeypatch.setenv("SQLA_DATASTORE_URL", str(tmp_path / "variable"))
     assert where(2) == {"variable"}
     monkeypatch.setattr(options, "url", (tmp_path / "option").as_uri())

@@ -87,7 +87,7 @@ def advice(value: object) -> str:
     """
     return (
         _advice_by_kind(value)
-        or _advice_by_base(type(value))
+        or advice_by_base(type(value))
         or _advice_by_interface(value)
         or f"no codec takes this type; store {_rest(value)}, or register a codec "
         "with register_codec"
@@ -117,7 +117,8 @@ def _name_of_code(value: object) -> str:
     return "value.__qualname__" if hasattr(value, "__qualname__") else "value.__name__"
 
 
-def _advice_by_base(cls: type) -> str | None:
+def advice_by_base(cls: type) -> str | None:
+    """Say what to store instead of what a subclass adds to, None where no base is known."""
     for base in cls.__mro__:
         if (instead := _INSTEAD.get(_qualified(base))) is not None:
             return f"the type {cls.__name__!r} would be lost; store {instead}"

@@ -42,6 +42,7 @@ from ._pandas_columns import ColumnReader, ColumnWriter
 from ._pandas_time import SCALARS
 from ._pandas_types import OffsetCodec, dtype_parts, read_dtype_parts
 from ._stream import refused_as_damage
+from .advice import advice_by_base
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 
@@ -63,7 +64,8 @@ class _PandasCodec:
 
     def encode(self, value: Any, encoder: Encoder) -> JSON:
         if type(value) not in self.exact and self.exact:
-            raise encoder.unsupported(value, _subclass(self.base))
+            reason = advice_by_base(type(value)) or _subclass(self.base)
+            raise encoder.unsupported(value, reason)
         columns = ColumnWriter(value, encoder)
         node = self.parts(value, columns)
         return node | {"physical": columns.close()}

@@ -196,7 +196,7 @@ def test_what_only_this_program_lacks_is_not_called_damage():
 
 # as files hold them: what was written once can be read for ever
 WRITTEN = {
-    '["plain.ordered_dict",1,{"json":{"b":1,"a":2}}]': OrderedDict(b=1, a=2),
+    '["plain.ordered_dict",1,{"items":{"json":{"b":1,"a":2}}}]': OrderedDict(b=1, a=2),
     '["plain.counter",1,{"json":{"a":2}}]': Counter("aa"),
     '["plain.defaultdict",1,{"pairs":{"json":{"a":[]}},"factory":"list"}]': defaultdict(list, a=[]),
     '["plain.defaultdict",1,{"pairs":{"json":{}},"factory":null}]': defaultdict(None),

@@ -24,7 +24,7 @@ import pyproj  # noqa: E402
 import shapely  # noqa: E402
 from shapely.geometry import LinearRing, Point, box  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("copy_on_write")
+pytestmark = [pytest.mark.libraries, pytest.mark.usefixtures("copy_on_write")]
 
 WKB = pa.large_binary()
 HAS_M = hasattr(shapely, "has_m")

@@ -19,6 +19,8 @@ from sqla_datastore.testing import CodecSuite, decode_value, encode_value
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 from PIL import ImageDraw, PngImagePlugin  # noqa: E402
 
+pytestmark = pytest.mark.libraries
+
 MODES = [
     *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB"),
     *("HSV", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"),

@@ -16,6 +16,8 @@ from sqla_datastore.codecs import codec_named
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
 from sqla_datastore.testing import CodecSuite, decode_value, encode_value
 
+pytestmark = pytest.mark.libraries
+
 sp = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
 
 FORMATS = ["bsr", "coo", "csc", "csr", "dia", "dok", "lil"]

@@ -16,7 +16,10 @@ from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
 from sqla_datastore.testing import CodecSuite, decode_value, encode_value
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; `tox -e torch` has it")
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support")
+pytestmark = [
+    pytest.mark.libraries,
+    pytest.mark.filterwarnings("ignore:ComplexHalf support"),
+]
 
 from sqla_datastore.codecs.torch import _DTYPES  # noqa: E402
 

@@ -15,6 +15,8 @@ from sqla_datastore.codecs import codec_named
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
 from sqla_datastore.testing import CodecSuite, decode_value, encode_value
 
+pytestmark = pytest.mark.libraries
+
 xr = pytest.importorskip("xarray", reason="xarray is not installed")
 
 LEVELS = pd.MultiIndex.from_product([["a", "b"], [1, 2]], names=("letter", "number"))
