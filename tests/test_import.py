@@ -19,13 +19,14 @@ HEAVY = [
 
 SCRIPT = """
 import json, sys, time
+begin = time.perf_counter()
 import sqlalchemy.orm
 before = set(sys.modules)
 start = time.perf_counter()
 import sqla_datastore
-seconds = time.perf_counter() - start
+ratio = (time.perf_counter() - start) / (start - begin)
 new = set(sys.modules) - before
-print(json.dumps({"seconds": seconds, "modules": sorted(new)}))
+print(json.dumps({"ratio": ratio, "modules": sorted(new)}))
 """
 
 
@@ -42,8 +43,8 @@ def test_imports_none_of_the_heavy_libraries():
     assert found.isdisjoint(HEAVY)
 
 
-def test_costs_less_than_60_ms():
-    assert any(run(SCRIPT)["seconds"] < 0.060 for _ in range(5))
+def test_costs_less_than_a_third_of_what_sqlalchemy_costs():
+    assert any(run(SCRIPT)["ratio"] < 0.3 for _ in range(5))
 
 
 def test_the_column_type_imports_none_of_them_either():
