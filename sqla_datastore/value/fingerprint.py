@@ -76,9 +76,11 @@ class Layout:
 
 
 def _layout(array: np.ndarray[Any, Any]) -> tuple[object, ...]:
-    # the text of a dtype: its names can be set in place
+    # Names of fields can be set in place, so a dtype that may have some is taken as text, which
+    # takes ten times as long.
+    dtype = array.dtype.str if array.dtype.isbuiltin == 1 else repr(array.dtype)
     hard = getattr(array, "hardmask", None)
-    return repr(array.dtype), array.shape, array.strides, array.flags.writeable, hard
+    return dtype, array.shape, array.strides, array.flags.writeable, hard
 
 
 def fingerprint(value: object) -> bytes:
