@@ -118,7 +118,9 @@ class SessionWatch:
         rows = rows_of(value)
         if rows:
             return any(row in session for row in rows)
-        return (link.is_dead or link.was_displaced) and link.session is session
+        # what is stored nowhere went with the rollback that took its row
+        is_stored = value.url is not None
+        return is_stored and (link.is_dead or link.was_displaced) and link.session is session
 
     def forget(self, value: DataStore) -> None:
         """Look after a value no more, until it hands out something again."""

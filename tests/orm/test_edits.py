@@ -1986,6 +1986,25 @@ def test_a_value_of_a_query_for_the_column_can_become_a_rows_own(engine, exact, 
         assert session.get(Entity, 1).data["numbers"] == [1, 2]
 
 
+def test_a_value_whose_row_was_rolled_back_refuses_no_flush(engine, exact, tables):
+    """Its row was found to be gone within the transaction, so the Session had let go of it."""
+    with Session(engine) as session:
+        lost = value()
+        row = Entity(id=1, data=lost)
+        session.add(row)
+        session.flush()
+        session.execute(delete(Entity.__table__).where(Entity.__table__.c.id == 1))
+        session.expire(row)
+        assert session.get(Entity, 1) is None
+        session.rollback()
+        del row
+        gc.collect()
+        lost["numbers"].append(3)
+        session.add(Entity(id=2, data=value()))
+        session.commit()
+    exact(1)
+
+
 def test_an_async_session_flushes_more_than_once(tmp_path):
     async def run():
         engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/test.db")
