@@ -10,17 +10,19 @@ from typing import Any
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import operators
-from sqlalchemy.types import String, TypeDecorator, TypeEngine
+from sqlalchemy.types import String, Text, TypeDecorator, TypeEngine
 from typing_extensions import override
 
+from sqla_datastore.dml.insert_update_delete import IN_ROW_COMPARED
 from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.engine import dialect_observer
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.orm import session_events
 from sqla_datastore.schema.columns import DeclaredType
 from sqla_datastore.schema.folder_templates import check_template
+from sqla_datastore.schema.in_row_text import check_inline_bytes, text_for_values_in_rows
 from sqla_datastore.storage.binding import storage_for
-from sqla_datastore.storage.urls import URL_LENGTH
+from sqla_datastore.storage.urls import URL_LENGTH, is_in_row
 from sqla_datastore.value.datastore import DataStore
 
 
@@ -31,7 +33,7 @@ class DataStoreType(DeclaredType):
 
         data: Mapped[DataStore] = mapped_column(DataStoreType())
 
-    In the database it is a ``VARCHAR(1024)``.
+    In the database it is a ``VARCHAR(1024)``, and with `inline_bytes` a ``TEXT``.
 
     Args:
         url: the storage of this column, for example ``"/data/results"`` or
@@ -41,9 +43,14 @@ class DataStoreType(DeclaredType):
             ``{table}`` is the table's name and ``{pk}`` the primary key. A row owns its folder,
             which is emptied when the row is inserted or deleted, when the template holds the whole
             primary key.
+        inline_bytes: a value whose objects take at most so many bytes stays in the row, as a
+            ``data:`` URL; 0, the default, keeps all of them outside. A value moves when it grows or
+            shrinks. ``docs/small-values.md`` tells when it pays.
 
     Raises:
-        ConfigurationError: a template that cannot be rendered into a path below the base.
+        ConfigurationError: a template that cannot be rendered into a path below the base, or
+            `inline_bytes` is no number of bytes. More than a database can hold is refused when the
+            column is created, or first used.
     """
 
     impl = String
@@ -52,22 +59,31 @@ class DataStoreType(DeclaredType):
     # values are compared by identity or URL, so `Result.unique()` must not hash them
     hashable = False
 
-    def __init__(self, url: str | None = None, folder: str = "{table}/{pk}") -> None:
-        # both by name or position: SQLAlchemy's cache key and `adapt` leave out keyword-only ones
+    def __init__(
+        self, url: str | None = None, folder: str = "{table}/{pk}", inline_bytes: int = 0
+    ) -> None:
+        # all by name or position: SQLAlchemy's cache key and `adapt` leave out keyword-only ones
         super().__init__(URL_LENGTH)
         self.url = url
         self.folder = check_template(folder)
+        self.inline_bytes = check_inline_bytes(inline_bytes)
+        if inline_bytes:
+            self.impl = Text()  # type: ignore[assignment] # an instance, as super().__init__ makes it
 
     def __repr__(self) -> str:
         arguments = [repr(self.url)] if self.url is not None else []
         if self.folder != "{table}/{pk}":
             arguments.append(f"folder={self.folder!r}")
+        if self.inline_bytes:
+            arguments.append(f"inline_bytes={self.inline_bytes}")
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     @override
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         # before the first statement that it is compiled for; a connection may be older than that
         dialect_observer.observe(dialect)
+        if self.inline_bytes:
+            return text_for_values_in_rows(dialect, self.inline_bytes)
         return super().load_dialect_impl(dialect)
 
     @property
@@ -132,6 +148,8 @@ def _url_of(value: Any) -> Any:
             "a DataStore that is not stored, or was changed since, has no URL to compare with; "
             "flush its row first, or compare with a URL string"
         )
+    if is_in_row(url):
+        raise RefusedStatementError(IN_ROW_COMPARED)
     return url
 
 

@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from alembic.operations import MigrateOperation, Operations
 from alembic.util import CommandError
-from sqlalchemy import Column, String, Table, inspect, null, text, update
+from sqlalchemy import (
+    Column,
+    String,
+    Table,
+    Text,
+    column,
+    inspect,
+    null,
+    select,
+    table,
+    text,
+    update,
+)
 from sqlalchemy.types import TypeEngine
 
 from sqla_datastore.alembic.conversion import BATCH_SIZE, convert_column, reflected_table
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.removals.triggers.statements import has_removal_triggers, trigger_statements
-from sqla_datastore.storage.urls import URL_LENGTH
+from sqla_datastore.storage.urls import DATA_PREFIX, URL_LENGTH
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
@@ -184,20 +196,18 @@ class ConvertFromDataStoreOp(_ConvertOp):
 @Operations.implementation_for(ConvertToDataStoreOp)
 def _convert_to_datastore(operations: Operations, op: ConvertToDataStoreOp) -> None:
     types = {op.temporary_name: op.type_}
-    _Conversion(operations, op).run(types, op.loads, is_done=_holds_urls)
+    conversion = _Conversion(operations, op)
+    conversion.run(types, op.loads, is_done=conversion.holds_values)
 
 
 @Operations.implementation_for(ConvertFromDataStoreOp)
 def _convert_from_datastore(operations: Operations, op: ConvertFromDataStoreOp) -> None:
-    _Conversion(operations, op).run(
+    conversion = _Conversion(operations, op)
+    conversion.run(
         {op.column_name: op.existing_type},
         lambda value: op.dumps(value.to_dict()),
-        is_done=lambda type_: not _holds_urls(type_),
+        is_done=lambda type_: not conversion.holds_values(type_),
     )
-
-
-def _holds_urls(type_: TypeEngine[Any]) -> bool:
-    return isinstance(type_, String) and type_.length == URL_LENGTH
 
 
 class _Conversion:
@@ -227,6 +237,24 @@ class _Conversion:
         found = inspect(self.connection).get_columns(self.op.table_name, schema=self.op.schema)
         return {column["name"]: column for column in found}
 
+    def holds_values(self, type_: TypeEngine[Any]) -> bool:
+        """Return whether a column of this type, as the database has it, holds values.
+
+        A text that is as long as a URL does. A longer one may hold values in rows, or anything
+        else, so its rows tell.
+        """
+        if isinstance(type_, String) and type_.length == URL_LENGTH:
+            return True
+        if not isinstance(type_, Text):
+            return False
+        op = self.op
+        url = column(op.column_name, Text)
+        found = select(url).select_from(table(op.table_name, url, schema=op.schema))
+        others = found.where(url.not_like(f"{DATA_PREFIX}%"), url.not_like("%:///%"))
+        is_value = found.where(url.is_not(None)).limit(1)
+        ask = self.connection.execute
+        return ask(is_value).first() is not None and ask(others.limit(1)).first() is None
+
     def run(
         self,
         types: ColumnTypes,
@@ -252,8 +280,8 @@ class _Conversion:
             nullable = all(columns[name]["nullable"] for name in (old, new) if name in columns)
         if new not in columns:
             # NULL marks the rows that are still to be converted
-            column: Column[Any] = Column(new, op.type_, nullable=True)
-            self.operations.add_column(op.table_name, column, schema=op.schema)
+            added: Column[Any] = Column(new, op.type_, nullable=True)
+            self.operations.add_column(op.table_name, added, schema=op.schema)
             self.commit()
         if old in columns:
             self._fill(types, convert)
@@ -305,9 +333,9 @@ class _Conversion:
         """Set a column of values to NULL, which removes its objects."""
         if not self.columns()[name]["nullable"]:
             self._alter(name, nullable=True)
-        table = self._reflected(types)
-        held = table.c[name].is_not(None)
-        self.connection.execute(update(table).where(held).values({name: null()}))
+        found = self._reflected(types)
+        held = found.c[name].is_not(None)
+        self.connection.execute(update(found).where(held).values({name: null()}))
         self.commit()
 
     def _alter(self, column: str, *, nullable: bool, name: str | None = None) -> None:

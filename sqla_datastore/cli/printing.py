@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from sqla_datastore.maintenance import CheckReport, DrainReport, Findings, GcReport, UsageReport
+from sqla_datastore.maintenance.reports import ColumnUsage
 
 Report: TypeAlias = CheckReport | DrainReport | GcReport | UsageReport
 
@@ -55,6 +56,7 @@ def _check_lines(report: CheckReport) -> Iterator[str]:
         f"{report.references} URLs in rows, {report.objects} objects, "
         f"{report.size_bytes} bytes; {report.foreign.count} foreign files"
     )
+    yield from _in_row_lines(report)
     yield from _pending_lines(report.pending)
     counts = (
         f"{report.dangling.count} dangling, {report.damaged.count} damaged, "
@@ -80,6 +82,13 @@ def _gc_lines(report: GcReport) -> Iterator[str]:
         size = report.orphans.size_bytes + report.leftovers.size_bytes
         count = report.orphans.count + report.leftovers.count
         yield f"would remove {count} ({size} bytes); run it with --apply to do so"
+
+
+def _in_row_lines(
+    report: CheckReport | UsageReport | ColumnUsage, indent: str = ""
+) -> Iterator[str]:
+    if report.in_rows:
+        yield f"{indent}{report.in_rows} values in rows, {report.in_row_bytes} bytes there"
 
 
 def _pending_lines(pending: int) -> Iterator[str]:
@@ -109,11 +118,13 @@ def _usage_lines(report: UsageReport) -> Iterator[str]:
             f"{column.table}.{column.column}: {column.rows} rows, {column.objects} objects, "
             f"{column.size_bytes} bytes"
         )
+        yield from _in_row_lines(column, "  ")
         for each in column.types:
             yield f"  {each.type}: {each.entries} entries, {each.size_bytes} bytes"
         if column.unreadable:
             yield f"  {column.unreadable} objects cannot be read; run check"
     yield f"in all: {report.objects} objects, {report.size_bytes} bytes"
+    yield from _in_row_lines(report)
 
 
 def _finding_lines(title: str, findings: Findings[Any]) -> Iterator[str]:

@@ -27,11 +27,17 @@ from sqla_datastore.schema.sqlalchemy_compat import (
     selected_names,
     statement_of,
 )
-from sqla_datastore.storage.urls import ObjectName, ObjectURL
+from sqla_datastore.storage.urls import ObjectName, ObjectURL, head_of, is_in_row
 from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
+
+
+IN_ROW_COMPARED = (
+    "a DataStore that lies in its row has no URL that other rows could be compared with; compare "
+    "the primary key, or ask whether there is one: column.is_(None)"
+)
 
 
 def effects_of(
@@ -122,6 +128,8 @@ def _comparable(value: DataStore) -> ObjectURL:
             "a DataStore that is not stored can only be assigned to its column by INSERT or "
             "UPDATE; flush its row first, or use its URL"
         )
+    if is_in_row(url):
+        raise RefusedStatementError(IN_ROW_COMPARED)
     return ObjectURL.parse(url)
 
 
@@ -300,7 +308,8 @@ class UpdateStatement(_Matching):
         # the row's own value that was edited, and what a flush puts into the row that it belongs
         # to, need no copy; any other stored value is some other row's
         url = row.urls.get(column)
-        own = url is not None and reservation.value.url == url
+        held = reservation.value.url
+        own = url is not None and held is not None and head_of(held) == url
         own = own or self.is_flushed(reservation.value, self.key(row.values))
         # SET comes last: the object goes where the row will be, perhaps to another parent
         values = {**row.values, **self.known(0, self.context.compiled_parameters[index])}
@@ -311,6 +320,8 @@ class UpdateStatement(_Matching):
         """Whether the row may hold its earlier, unchanged object again."""
         unchanged = reservation.value._unchanged_url()
         if unchanged is None:
+            return False
+        if is_in_row(unchanged):
             return False
         url, storage = ObjectURL.parse(unchanged), self.storage(column)
         flushed = self.is_flushed(reservation.value, self.key(row.values))
@@ -326,9 +337,10 @@ class UpdateStatement(_Matching):
 
 def _keeps(reservation: Reservation, url: str | None) -> bool:
     """Whether a row already holds the value's own, unchanged object."""
-    if url is None or reservation.value.url != url or reservation.value._unchanged_url() is None:
+    own = reservation.value.url
+    if own is None or head_of(own) != url or reservation.value._unchanged_url() is None:
         return False
-    reservation.url = ObjectURL.parse(url)
+    reservation.url = ObjectURL.parse(own)
     return True
 
 

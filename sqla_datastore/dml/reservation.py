@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.storage.protocol import Storage
-from sqla_datastore.storage.urls import ObjectName, ObjectURL, names_of
+from sqla_datastore.storage.urls import DataURL, ObjectName, ObjectURL, names_of
 from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
@@ -43,6 +43,16 @@ class Reservation(str):
         self.url = None
         self.plan = None
         return self
+
+    @property
+    def is_in_row(self) -> bool:
+        """Whether the URL is the value itself."""
+        return isinstance(self.url, DataURL)
+
+    @property
+    def url_in_row_queries(self) -> str:
+        """What `row_queries` return of the URL."""
+        return self.url.head if isinstance(self.url, DataURL) else str(self.url)
 
     def place(self, storage: Storage, url: ObjectURL) -> None:
         """Say where its objects are, or will be."""

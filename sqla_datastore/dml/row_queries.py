@@ -1,6 +1,7 @@
 """SELECTs about rows: the URLs that they hold, as text, and what folders need of them.
 
-A URL is selected as text because what a row held is a name to drop, not a value to load.
+A URL is selected as text because what a row held is a name to drop, not a value to load. Of a value
+that lies in the row only what `head_of` returns is selected.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Select,
     String,
     Table,
     and_,
     bindparam,
+    case,
+    func,
     or_,
     select,
     type_coerce,
 )
 from sqlalchemy.sql import operators
 
-from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
+from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, DeclaredType
 from sqla_datastore.schema.declarations import declared_table
+from sqla_datastore.storage.urls import DATA_PREFIX, HEAD_LENGTH, is_in_row
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
@@ -58,6 +63,23 @@ class Row:
         return tuple(self.values[column] for column in table.primary_key)
 
 
+def url_text(column: Column[Any]) -> ColumnElement[str]:
+    """Return what a column holds as text: a URL, or of a value in the row the head of its URL."""
+    text: ColumnElement[str] = type_coerce(column, String())
+    if not may_hold_values_in_rows(column):
+        return text
+    return case((text.startswith(DATA_PREFIX), _head(text)), else_=text)
+
+
+def may_hold_values_in_rows(column: Column[Any]) -> bool:
+    """Return whether a column's type keeps small values in the row."""
+    return isinstance(column.type, DeclaredType) and column.type.inline_bytes > 0
+
+
+def _head(text: ColumnElement[str]) -> ColumnElement[str]:
+    return func.substr(text, 1, HEAD_LENGTH)
+
+
 def rows_query(
     declared: DeclaredTable, columns: Sequence[DeclaredColumn], criteria: Iterable[Any]
 ) -> Select[Any]:
@@ -66,7 +88,7 @@ def rows_query(
     It costs more to build than to run, so it is kept where it is needed again.
     """
     return (
-        select(*declared.needs, *(type_coerce(c.column, String()).label(None) for c in columns))
+        select(*declared.needs, *(url_text(c.column).label(None) for c in columns))
         .select_from(declared.table)
         .where(*criteria)
         # `of`: criteria may join other tables, whose rows PostgreSQL would lock as well
@@ -111,7 +133,7 @@ def held_urls(
     Args:
         connection: asks in its transaction.
         columns: columns with URLs, of tables that are there.
-        urls: as the columns hold them.
+        urls: as the columns hold them; of values in rows the heads.
         locked: lock the rows that are found, so that one that another transaction is changing is
             waited for. On MySQL a locking read also sees what others committed since this
             transaction's snapshot; on PostgreSQL it does not.
@@ -120,20 +142,27 @@ def held_urls(
     options = {**_OWN, **in_schemas(schemas)}
     held: set[str] = set()
     for column in columns:
-        query = _held_query(column, locked=locked)
-        for batch in batched(urls, batch_size(connection.dialect)):
-            held.update(connection.scalars(query, {_ASKED: batch}, execution_options=options))
+        in_rows = [url for url in urls if is_in_row(url)]
+        # apart: what cuts the text off would keep the others from an index
+        for asked, heads in ((in_rows, True), ([url for url in urls if not is_in_row(url)], False)):
+            if heads and not may_hold_values_in_rows(column):
+                continue
+            query = _held_query(column, heads=heads, locked=locked)
+            for batch in batched(asked, batch_size(connection.dialect)):
+                held.update(connection.scalars(query, {_ASKED: batch}, execution_options=options))
     return held
 
 
-def _held_query(column: Column[Any], *, locked: bool) -> Select[Any]:
+def _held_query(column: Column[Any], *, heads: bool, locked: bool) -> Select[Any]:
     def build() -> Select[Any]:
-        text = type_coerce(column, String())
+        text: ColumnElement[str] = type_coerce(column, String())
+        if heads:
+            text = _head(text)
         return select(text).where(text.in_(bindparam(_ASKED, expanding=True)))
 
     declared = declared_table(column.table)
     kept = {} if declared is None else declared.queries
-    return _built_once(kept, ("by url", column), build, locked=locked)
+    return _built_once(kept, ("by url", column, heads), build, locked=locked)
 
 
 def _built_once(
@@ -190,12 +219,31 @@ def _of_keys(
     criterion, parameters = any_key(list(declared.table.primary_key), keys)
 
     def build() -> Select[Any]:
-        texts: list[Any] = [type_coerce(column, String()).label(None) for column in columns]
+        texts: list[Any] = [url_text(column).label(None) for column in columns]
         return select(*texts).where(criterion)
 
     # keys of several columns are written into the criterion
     kept = declared.queries if parameters else {}
     return _built_once(kept, ("by key", *columns), build, locked=locked), parameters
+
+
+def lengths_in_rows(
+    connection: Connection, declared: DeclaredTable, heads: Sequence[str]
+) -> Iterator[tuple[str, str, int]]:
+    """Yield the column, the head and the length in characters of values that lie in rows.
+
+    Args:
+        connection: asks in its transaction.
+        declared: the table.
+        heads: what tells the values from others.
+    """
+    for column in filter(may_hold_values_in_rows, declared.plain_columns):
+        text: ColumnElement[str] = type_coerce(column, String())
+        query = select(_head(text), func.char_length(text))
+        for batch in batched(heads, batch_size(connection.dialect)):
+            found = query.where(_head(text).in_(batch))
+            for head, length in connection.execute(found, execution_options=_OWN):
+                yield column.name, head, length
 
 
 def in_schemas(schemas: Schemas | None) -> dict[str, Any]:

@@ -25,8 +25,10 @@ from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.schema.sqlalchemy_compat import is_sql
 from sqla_datastore.storage.binding import is_default, storage_for, warn_of_default
+from sqla_datastore.storage.in_row import encoded
 from sqla_datastore.storage.protocol import Storage, is_there
 from sqla_datastore.storage.urls import (
+    DataURL,
     ObjectName,
     ObjectURL,
     names_behind,
@@ -135,14 +137,31 @@ class Statement(ABC):
             value = reservation.value = value.copy()
         self.placed.add(id(value))
         storage = self.storage(column)
-        if column in self.by_default:
-            warn_of_default(storage)
-        # before the name is made, which tells how many nested values there are
         reservation.plan = value._plan(column.label)
-        name = new_object_name(len(reservation.plan.objects) - 1)
-        folder = self._new_folder(column, values, token)
-        reservation.place(storage, ObjectURL.of(storage.scheme, f"{folder}/{name}"))
+        url = self._in_row(column, reservation)
+        if url is None:
+            if column in self.by_default:
+                warn_of_default(storage)
+            # the name tells how many nested values there are
+            name = new_object_name(len(reservation.plan.objects) - 1)
+            folder = self._new_folder(column, values, token)
+            url = ObjectURL.of(storage.scheme, f"{folder}/{name}")
+        reservation.place(storage, url)
         effects.reserve(reservation, self.key(values))
+
+    def _in_row(self, column: DeclaredColumn, reservation: Reservation) -> ObjectURL | None:
+        """Return the URL of a value that is small enough to stay in the row, else None."""
+        limit, plan = column.type.inline_bytes, reservation.plan
+        assert plan is not None
+        # without the index, which only writing tells
+        if sum(each.nbytes for each in plan.objects) >= limit:
+            return None
+        objects = encoded(plan.objects, limit)
+        if objects is None:
+            # it was used up
+            reservation.plan = reservation.value._plan(column.label)
+            return None
+        return DataURL.holding(objects)
 
     def _new_folder(
         self, column: DeclaredColumn, values: Mapping[Column[Any], Any], token: str

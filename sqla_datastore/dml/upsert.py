@@ -71,10 +71,11 @@ class RowsMet:
         }
         before = {url for row in self.before.values() for url in row.urls.values() if url}
         # rows whose keys the values did not tell, or that got other keys, are found by their URLs
-        missing = {*before, *(str(each.url) for each in effects.reserved)} - held
+        missing = {*before, *(each.url_in_row_queries for each in effects.reserved)} - held
         held |= held_urls(connection, effects.declared.plain_columns, sorted(missing))
         self._drop(effects, held)
-        effects.discard([each for each in effects.reserved if str(each.url) not in held])
+        lost = [each for each in effects.reserved if each.url_in_row_queries not in held]
+        effects.discard(lost)
 
     def drop_all(self, effects: Effects) -> None:
         """Note that all rows that it may meet may have lost what they held."""

@@ -28,12 +28,12 @@ from sqla_datastore.schema.folders import OwnedFolders, Schemas
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.local import LocalStorage
 from sqla_datastore.storage.protocol import Storage
-from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.storage.urls import DATA_PREFIX, ObjectURL
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-_FETCHED_ROWS = 10_000
+FETCHED_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,15 @@ class Catalog:
         query = select(rows.c.source, rows.c.url).order_by(_bytewise(self.engine, rows.c.url))
         with self.engine.connect() as connection:
             # without `yield_per` most drivers fetch all rows before the first is seen
-            found = connection.execution_options(yield_per=_FETCHED_ROWS).execute(query)
+            found = connection.execution_options(yield_per=FETCHED_ROWS).execute(query)
             yield from ((row.source, row.url) for row in found)
 
     def _selects_of_urls(self, numbers: Sequence[int]) -> Iterator[sa.SelectBase]:
         for number in numbers:
             url = type_coerce(self.columns[number].column, String())
             source = literal_column(str(number), Integer()).label("source")
-            yield select(source, url.label("url")).where(url.is_not(None))
+            # NULL is like nothing, and what lies in the row has no object
+            yield select(source, url.label("url")).where(url.not_like(f"{DATA_PREFIX}%"))
         if self.removals is not None:
             pending = literal_column(str(PENDING), Integer()).label("source")
             table = self.removals.table

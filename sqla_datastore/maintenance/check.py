@@ -12,6 +12,7 @@ from sqlalchemy import MetaData
 from sqla_datastore.dml.row_queries import batch_size
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, MissingObjectError
 from sqla_datastore.maintenance.catalog import Catalog
+from sqla_datastore.maintenance.in_rows import ValueInRow, values_in_rows
 from sqla_datastore.maintenance.progress import Progress
 from sqla_datastore.maintenance.references import UnmanagedURL, stem_of
 from sqla_datastore.maintenance.reports import (
@@ -72,6 +73,8 @@ def check(
     for storage in catalog.storages():
         with surveyed(catalog, storage, checker.foreign, progress) as survey:
             checker.check(survey)
+    for value in values_in_rows(catalog, progress):
+        checker.check_in_row(value)
     return checker.report()
 
 
@@ -89,6 +92,8 @@ class _Checker:
     references: int = 0
     objects: int = 0
     size_bytes: int = 0
+    in_rows: int = 0
+    in_row_bytes: int = 0
     pending: int = 0
     dangling: FindingsBuilder[DanglingRow] = field(default_factory=FindingsBuilder)
     orphans: FindingsBuilder[Orphan] = field(default_factory=FindingsBuilder)
@@ -119,6 +124,15 @@ class _Checker:
         for leftover, is_old in leftovers(survey, self.cutoff):
             if is_old:
                 self.leftovers.add(leftover)
+
+    def check_in_row(self, value: ValueInRow) -> None:
+        """Check a value that lies in a row."""
+        self.in_rows += 1
+        self.in_row_bytes += value.size_bytes
+        problems = value.problems(deep=self.deep)
+        if problems:
+            where = f"row {value.key} of {self.catalog.columns[value.source].label}"
+            self.damaged.add(DamagedObject(value.head, problems, where))
 
     def _check_family(self, storage: Storage, family: Family) -> None:
         for reference in family.references:
@@ -174,6 +188,8 @@ class _Checker:
             references=self.references,
             objects=self.objects,
             size_bytes=self.size_bytes,
+            in_rows=self.in_rows,
+            in_row_bytes=self.in_row_bytes,
             pending=self.pending,
             dangling=self.dangling.findings(),
             orphans=self.orphans.findings(),

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from sqla_datastore.storage.urls import is_in_row
+
 MOST_KEPT = 10_000
 
 F = TypeVar("F")
@@ -78,7 +80,13 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class DamagedObject:
-    """An object that a row refers to and that cannot be read as it was written."""
+    """An object that a row refers to and that cannot be read as it was written.
+
+    Attributes:
+        url: the object's URL; of a value in the row without the value.
+        problems: what is wrong, in words.
+        storage: where it lies, or in which row.
+    """
 
     kind: ClassVar[str] = "damaged"
     url: str
@@ -86,7 +94,8 @@ class DamagedObject:
     storage: str
 
     def __str__(self) -> str:
-        return f"{self.url}: {'; '.join(self.problems)}"
+        where = f" in {self.storage}" if is_in_row(self.url) else ""
+        return f"{self.url}{where}: {'; '.join(self.problems)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +166,11 @@ class CheckReport:
     """What `check` found.
 
     Attributes:
-        references: how many URLs the rows hold.
+        references: how many URLs of objects the rows hold.
         objects: how many objects they refer to were found.
         size_bytes: the size of these.
+        in_rows: how many values lie in rows themselves.
+        in_row_bytes: what these take there.
         pending: objects that wait for their removal, as `enable_removals` has it; no fault.
         dangling: rows without object.
         orphans: objects without row.
@@ -172,6 +183,8 @@ class CheckReport:
     references: int
     objects: int
     size_bytes: int
+    in_rows: int
+    in_row_bytes: int
     pending: int
     dangling: Findings[DanglingRow]
     orphans: Findings[Orphan]
@@ -286,10 +299,13 @@ class ColumnUsage:
     Attributes:
         table: the table, with its schema where it has one.
         column: the column.
-        rows: how many rows hold a URL.
+        rows: how many rows hold the URL of an object.
         objects: how many objects these have, nested values included.
         size_bytes: the size of the objects.
-        unreadable: how many of them could not be opened, so that no type counts them.
+        in_rows: how many values lie in rows themselves.
+        in_row_bytes: what these take there, in base64.
+        unreadable: how many objects and values in rows could not be opened, so that no type counts
+            them.
         types: by type, the largest first.
     """
 
@@ -298,6 +314,8 @@ class ColumnUsage:
     rows: int
     objects: int
     size_bytes: int
+    in_rows: int
+    in_row_bytes: int
     unreadable: int
     types: tuple[TypeUsage, ...]
 
@@ -311,12 +329,16 @@ class UsageReport:
         types: by type over all columns, the largest first.
         objects: how many objects rows refer to.
         size_bytes: the size of these.
+        in_rows: how many values lie in rows themselves.
+        in_row_bytes: what these take there, in base64.
     """
 
     columns: tuple[ColumnUsage, ...] = ()
     types: tuple[TypeUsage, ...] = ()
     objects: int = 0
     size_bytes: int = 0
+    in_rows: int = 0
+    in_row_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``json.dumps`` takes."""

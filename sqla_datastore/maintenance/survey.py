@@ -180,10 +180,11 @@ def open_container(storage: Storage, path: str) -> Container:
         DataStoreError: it is missing, damaged, or needs a newer version.
     """
     url = str(ObjectURL(storage.scheme, path))
-    return Container.open(storage.open(path), url, nested=_not_loaded)
+    return Container.open(storage.open(path), url, nested=not_loaded)
 
 
-def _not_loaded(_index: int) -> Any:
+def not_loaded(_index: int) -> Any:
+    """Stand for nested values where no entry is loaded."""
     raise AssertionError("no entry is loaded")
 
 

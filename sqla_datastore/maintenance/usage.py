@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sqlalchemy import MetaData
 
 from sqla_datastore.exceptions import DataStoreError
+from sqla_datastore.format import Container
 from sqla_datastore.maintenance.catalog import Catalog
+from sqla_datastore.maintenance.in_rows import ValueInRow, values_in_rows
 from sqla_datastore.maintenance.progress import Progress
 from sqla_datastore.maintenance.reports import (
     ColumnUsage,
@@ -47,6 +50,8 @@ def usage(engine: Any, metadata: MetaData, *, progress: Progress | None = None) 
         foreign: FindingsBuilder[ForeignName] = FindingsBuilder()
         with surveyed(catalog, storage, foreign, progress) as survey:
             counter.count(survey)
+    for value in values_in_rows(catalog, progress):
+        counter.count_in_row(value)
     return counter.report()
 
 
@@ -69,6 +74,8 @@ class _ColumnCounts:
     rows: int = 0
     objects: int = 0
     size_bytes: int = 0
+    in_rows: int = 0
+    in_row_bytes: int = 0
     unreadable: int = 0
     types: _TypeCounts = field(default_factory=_TypeCounts)
 
@@ -103,12 +110,20 @@ class _UsageCounter:
             column.objects += len(family.objects)
             column.size_bytes += size_bytes
         for found in family.objects:
-            self._add_types(storage, found.path, columns)
+            self._add_types(partial(_only, storage, found.path), columns)
 
-    def _add_types(self, storage: Storage, path: str, columns: Iterable[_ColumnCounts]) -> None:
+    def count_in_row(self, value: ValueInRow) -> None:
+        """Count a value that lies in a row."""
+        column = self._columns[value.source]
+        column.in_rows += 1
+        column.in_row_bytes += value.size_bytes
+        self._add_types(value.containers, [column])
+
+    def _add_types(
+        self, containers: Callable[[], Iterable[Container]], columns: Iterable[_ColumnCounts]
+    ) -> None:
         try:
-            container = open_container(storage, path)
-            entries = [container.describe(name) for name in container.names]
+            entries = [each.describe(name) for each in containers() for name in each.names]
         # damage is the business of `check`; here it must not end the count
         except DataStoreError:
             for column in columns:
@@ -129,6 +144,8 @@ class _UsageCounter:
                     rows=counts.rows,
                     objects=counts.objects,
                     size_bytes=counts.size_bytes,
+                    in_rows=counts.in_rows,
+                    in_row_bytes=counts.in_row_bytes,
                     unreadable=counts.unreadable,
                     types=counts.types.usages(),
                 )
@@ -137,4 +154,10 @@ class _UsageCounter:
             types=self._types.usages(),
             objects=self._objects,
             size_bytes=self._size_bytes,
+            in_rows=sum(counts.in_rows for counts in self._columns),
+            in_row_bytes=sum(counts.in_row_bytes for counts in self._columns),
         )
+
+
+def _only(storage: Storage, path: str) -> list[Container]:
+    return [open_container(storage, path)]

@@ -26,10 +26,12 @@ class DeclaredType(TypeDecorator[Any]):
     Attributes:
         url: the storage of the column, None for the engine's or the process's.
         folder: the template of its rows' folders.
+        inline_bytes: how many bytes a value takes at most that is kept in the row; 0 for none.
     """
 
     url: str | None
     folder: str
+    inline_bytes: int
 
 
 # by identity: to compare two columns with `==` makes SQL of them

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-from sqla_datastore.exceptions import RefusedURLError
+from sqla_datastore.exceptions import DamagedObjectError, RefusedURLError
+from sqla_datastore.storage.in_row import IN_ROW, BytesReader, decoded
 from sqla_datastore.storage.protocol import Storage, is_there
 
 SUFFIX = ".zip"
@@ -131,9 +132,9 @@ class ObjectURL:
         """Read a URL.
 
         Raises:
-            RefusedURLError: for an authority, a query, a fragment, a ``data:`` URL, a path that
-                could leave the base, more than 1,024 characters, or a name that claims more
-                nested objects than a value can have.
+            RefusedURLError: for an authority, a query, a fragment, a ``data:`` URL that holds no
+                value, a path that could leave the base, more than 1,024 characters, or a name that
+                claims more nested objects than a value can have.
         """
         if not isinstance(url, str):
             raise RefusedURLError(repr(url), "a URL is a str")
@@ -141,7 +142,7 @@ class ObjectURL:
         if not colon or not _SCHEME.fullmatch(scheme):
             raise RefusedURLError(url, "it has no scheme; expected '<scheme>:///<folder>/<object>'")
         if scheme == "data":
-            raise RefusedURLError(url, "data: URLs are reserved for a later version")
+            return DataURL.read(url)
         if not rest.startswith("///"):
             raise RefusedURLError(
                 url, "it has an authority; expected '<scheme>:///<folder>/<object>'"
@@ -240,6 +241,135 @@ class ObjectURL:
             yield from (f"{stem}.{number}{suffix}" for number in range(1, count + 1))
 
 
+@dataclass(frozen=True, slots=True)
+class DataURL(ObjectURL):
+    """A value that lies in the row itself.
+
+    ``data:application/zip;id=<32 hexadecimal digits>;base64,<object>``, where the objects of nested
+    values follow after commas, in their order. The id is random, as an object's name is, so that
+    two rows with equal values have URLs that differ. ``#<i>`` at the end stands for a nested
+    object.
+
+    Attributes:
+        scheme: ``data``.
+        path: the id, for a nested object with ``#<i>``.
+        objects: base64 of the objects, separated by commas.
+    """
+
+    objects: str = ""
+
+    @classmethod
+    def read(cls, url: str) -> DataURL:
+        """Read a URL; nothing is decoded.
+
+        Raises:
+            RefusedURLError: it has no id, or no base64 of objects.
+        """
+        head, base64, rest = url.partition(_BASE64)
+        if not _DATA_HEAD.fullmatch(head) or not base64:
+            raise RefusedURLError(
+                f"{url[:80]}…" if len(url) > 80 else url,
+                "a data: URL of this library is 'data:application/zip;id=…;base64,…'",
+            )
+        objects, _, number = rest.partition("#")
+        path = head[-32:]
+        if number:
+            if not re.fullmatch(_NUMBER, number) or int(number) > objects.count(","):
+                raise RefusedURLError(f"{head}…#{number:.10}", "there is no such nested object")
+            path = f"{path}#{number}"
+        return cls("data", path, objects)
+
+    @classmethod
+    def holding(cls, objects: str) -> DataURL:
+        """Return a new URL that holds objects, as `in_row.encoded` returns them."""
+        return cls("data", uuid.uuid4().hex, objects)
+
+    @property
+    def head(self) -> str:
+        """What tells it from any other, for messages and comparisons: all but the objects."""
+        return f"{_DATA_START}{self.path[:32]}"
+
+    def __str__(self) -> str:
+        nested = self.path[32:]
+        return f"{self.head}{_BASE64}{self.objects}{nested}"
+
+    @property
+    def folder(self) -> str:
+        """Empty: it lies in no folder."""
+        return ""
+
+    @property
+    def nested_count(self) -> int:
+        """How many nested objects belong to this one; 0 for a nested object itself."""
+        return 0 if "#" in self.path else self.family_size
+
+    @property
+    def family_size(self) -> int:
+        """How many nested objects the family has that this object is the first or one of."""
+        return self.objects.count(",")
+
+    @property
+    def number(self) -> int:
+        """The object's number in its family: from 0 for nested objects, -1 for the first one."""
+        return int(self.path.partition("#")[2] or 0) - 1
+
+    @property
+    def may_be_a_row_s(self) -> bool:
+        """Whether it is what a row holds: no nested object."""
+        return "#" not in self.path
+
+    def nested(self, index: int) -> DataURL:
+        """Return the URL of a nested object of this one's family."""
+        return DataURL("data", f"{self.path[:32]}#{index + 1}", self.objects)
+
+    def root(self) -> DataURL:
+        """Return the URL that the row holds."""
+        return DataURL("data", self.path[:32], self.objects)
+
+    def family_paths(self) -> Iterator[str]:
+        """Yield the one name that the ledger knows it by."""
+        yield self.path
+
+    @property
+    def size_bytes(self) -> int:
+        """About how many bytes its objects take, without base64."""
+        return len(self.objects) * 3 // 4
+
+    def reader(self) -> BytesReader:
+        """Decode its object, or the nested one that it stands for.
+
+        Raises:
+            DamagedObjectError: it is cut off, or no base64.
+        """
+        piece = self.objects.split(",")[self.number + 1]
+        try:
+            return BytesReader(decoded(piece))
+        except ValueError as err:
+            raise DamagedObjectError(
+                self.head,
+                f"it is no base64, or cut off ({err}): a column has to be a DataStoreType("
+                "inline_bytes=…), and as long in the database, to hold values in the row",
+            ) from err
+
+
+_DATA_START = "data:application/zip;id="
+_DATA_HEAD = re.compile(rf"{re.escape(_DATA_START)}[0-9a-f]{{32}}")
+_BASE64 = ";base64,"
+DATA_PREFIX = "data:"
+HEAD_LENGTH = len(_DATA_START) + 32
+"""How many characters tell a ``data:`` URL from any other."""
+
+
+def is_in_row(url: str | None) -> bool:
+    """Return whether a column's text holds the value itself."""
+    return url is not None and url.startswith(DATA_PREFIX)
+
+
+def head_of(url: str) -> str:
+    """Return what tells a URL from any other: all of it, without the value that is in the row."""
+    return url[:HEAD_LENGTH] if is_in_row(url) else url
+
+
 # -- the objects of a row --------------------------------------------------------------------------
 
 
@@ -252,13 +382,16 @@ class ObjectName(NamedTuple):
 
 def names_of(storage: Storage, url: ObjectURL) -> list[ObjectName]:
     """Return the objects that a row's URL stands for: a value's and those nested in it."""
-    return [ObjectName(storage, path) for path in url.family_paths()]
+    where = IN_ROW if isinstance(url, DataURL) else storage
+    return [ObjectName(where, path) for path in url.family_paths()]
 
 
 def names_behind(
     storage: Storage, url: str | None, is_pending: Callable[[ObjectName], bool] | None = None
 ) -> list[ObjectName]:
     """Return the objects behind a column's text; none for NULL or what no column can own.
+
+    What lies in the row goes with it.
 
     A row's text may be anybody's. So what is not named like the first object of a value, such as
     ``report.pdf`` or an object of `DataStoreIO`, is not a row's to remove. A large family is
@@ -270,7 +403,7 @@ def names_behind(
         url: what the column holds.
         is_pending: tells whether an object is going to be written, by default none is.
     """
-    if url is None:
+    if url is None or is_in_row(url):
         return []
     try:
         parsed = ObjectURL.parse(url)
@@ -288,5 +421,10 @@ def names_behind(
 
 
 def row_url(name: ObjectName) -> str:
-    """Return the URL that a row holds for an object: its own, or its family's first."""
+    """Return the URL that a row holds for an object: its own, or its family's first.
+
+    For a value in the row it is what `head_of` returns of it.
+    """
+    if name.storage is IN_ROW:
+        return f"{_DATA_START}{name.path}"
     return str(ObjectURL(name.storage.scheme, name.path).root())

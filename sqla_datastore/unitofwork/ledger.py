@@ -18,6 +18,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from sqla_datastore.exceptions import StorageError
+from sqla_datastore.storage.in_row import IN_ROW
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import ObjectName
 
@@ -298,7 +299,8 @@ class Ledger:
         """Keep both sides. Called when nobody can tell how the transaction ended; never fails."""
         # listed names, too: a folder was to be emptied, and its objects stay now
         names = {*self._written, *(name for _, name in self._log)}
-        doubtful = sorted(names - self._unwritten, key=lambda name: name.path)
+        names = {name for name in names - self._unwritten if name.storage is not IN_ROW}
+        doubtful = sorted(names, key=lambda name: name.path)
         self._clear()
         if doubtful:
             logger.warning(

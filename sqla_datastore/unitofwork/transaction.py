@@ -20,6 +20,7 @@ from sqla_datastore.removals.due import look, strike_off
 from sqla_datastore.removals.table import Noted, note_removals, removals_of
 from sqla_datastore.storage.urls import ObjectName
 from sqla_datastore.unitofwork.commit_checks import watches_of
+from sqla_datastore.unitofwork.cut_off import CutOffValues
 from sqla_datastore.unitofwork.ledger import Ledger
 from sqla_datastore.unitofwork.outcome import Committed, Outcome, Phase, RolledBack
 from sqla_datastore.unitofwork.referring_rows import ReferringRows
@@ -54,6 +55,7 @@ class Transaction:
         self.phase = Phase.OPEN
         self.ledger = Ledger()
         self.rows = ReferringRows()
+        self._cut_off = CutOffValues()
         self.flushing: Any = None
         # weakly: a Session that is forgotten with its Connection must reach the pool's reset
         self._connection = weakref.ref(connection)
@@ -116,6 +118,7 @@ class Transaction:
             self.rows.note(effects)
             self.ledger.drop(effects.dropped, certain=certain)
         self.ledger.adopt(effects.names, certain=certain)
+        self._cut_off.note(effects)
 
     def log_failed(self, effects: Effects) -> None:
         """Note what a failed statement may have done: databases may keep its first rows.
@@ -125,7 +128,9 @@ class Transaction:
         """
         effects.fail()
         self.log(effects)
-        unwritten = [each for each in effects.reserved if each.plan is not None]
+        # what lies in the row itself came there with it
+        outside = (each for each in effects.reserved if not each.is_in_row)
+        unwritten = [each for each in outside if each.plan is not None]
         self.ledger.refuse_if_held(name for each in unwritten for name in each.names)
 
     # -- before COMMIT -----------------------------------------------------------------------------
@@ -157,6 +162,7 @@ class Transaction:
         self.ledger.prepare(
             partial(self.rows.referenced, self.connection, refuses_strays=refuses_strays)
         )
+        self._cut_off.refuse(self.connection, self.ledger.live())
         # after the decision, but in the same transaction: written down if and only if it commits
         self._noted = note_removals(
             self.connection, self.dialect, self.rows.metadatas, self.ledger.doomed

@@ -49,6 +49,7 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     jobs = [
         (name.storage, name.path, content)
         for reservation in todo
+        if not reservation.is_in_row
         for name, content in zip(reservation.names, reservation.plan.objects, strict=True)  # type: ignore[union-attr]
     ]
     names = [ObjectName(storage, path) for storage, path, _ in jobs]

@@ -18,7 +18,7 @@ from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
 from sqla_datastore.schema.sqlalchemy_compat import inspects
-from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.storage.urls import ObjectURL, head_of
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 from sqla_datastore.value.equality import equal
 from sqla_datastore.value.mapping import EntryMapping, RowLink
@@ -344,7 +344,7 @@ class DataStore(EntryMapping):
         links = [value._row for value in self._lineage() if value._row is not None]
         what = f"entry {shown} of " if shown else ""
         where = links[-1].label if links else "a value that belongs to no row"
-        return f"{what}{where} ({self.url})"
+        return f"{what}{where} ({head_of(str(self.url))})"
 
     @property
     def _row(self) -> RowLink | None:

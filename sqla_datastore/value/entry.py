@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sqla_datastore.codecs import find_codec
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, RefusedURLError
-from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.storage.urls import DataURL, ObjectURL, head_of
 
 if TYPE_CHECKING:
     from sqla_datastore.codecs import Description
     from sqla_datastore.format import Container, StoredEntry
-    from sqla_datastore.storage.protocol import Storage
+    from sqla_datastore.storage.protocol import ObjectReader, Storage
     from sqla_datastore.value.fingerprint import Fingerprint, Layout
 
 UNLOADED: Final = object()
@@ -154,15 +154,19 @@ class Source:
         from sqla_datastore.options import options
 
         url = ObjectURL.parse(self.url)
-        if url.scheme != self.storage.scheme:
+        shown = head_of(self.url)
+        if isinstance(url, DataURL):
+            reader: ObjectReader = url.reader()
+        elif url.scheme != self.storage.scheme:
             raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")
+        else:
+            reader = self.storage.open(url.path)
         always = options.verify == "always"
-        reader = self.storage.open(url.path)
         nested = _nested(self, url)
-        container = Container.open(reader, self.url, nested=nested, verify_always=always)
+        container = Container.open(reader, shown, nested=nested, verify_always=always)
         if container.nested_count > url.family_size:
             raise DamagedObjectError(
-                self.url,
+                shown,
                 "it has more nested objects than its name says",
                 expected=url.family_size,
                 found=container.nested_count,
@@ -223,7 +227,7 @@ class _FamilyTree:
 
 def _nested(source: Source, url: ObjectURL) -> Callable[[int], Nestable]:
     """Return what makes a nested value; it holds no source, since a cycle would keep maps alive."""
-    storage, nest, made, family = source.storage, source._nest, source._nested_made, source._family
+    storage, nest, made, family = source.given, source._nest, source._nested_made, source._family
 
     def nested(number: int) -> Nestable:
         its_family = family.below(url.number, number)

@@ -8,6 +8,8 @@ from itertools import islice
 from typing import Any
 
 from sqla_datastore.codecs import Description, find_codec
+from sqla_datastore.exceptions import RefusedURLError
+from sqla_datastore.storage.urls import DataURL, ObjectURL, is_in_row
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable
 from sqla_datastore.value.mapping import EntryMapping
 
@@ -162,8 +164,19 @@ def _headline(ds: EntryMapping, known: Inspection | None = None) -> str:
     number = 0 if known is None else len(known.entries)
     count = [] if known is None else [f"{number} {'entry' if number == 1 else 'entries'}"]
     changed = ds._changed if known is None else known.changed
-    state = [ds.url] + ["changed"] * changed if ds.url is not None else ["not stored"]
+    state = [_place(ds.url)] + ["changed"] * changed if ds.url is not None else ["not stored"]
     return f"{type(ds).__name__} " + ", ".join([*state, *count])
+
+
+def _place(url: str) -> str:
+    """Return where a value is: the URL, unless that is the value itself."""
+    if not is_in_row(url):
+        return url
+    try:
+        parsed = ObjectURL.parse(url)
+    except RefusedURLError:
+        return "in the row, damaged"
+    return f"in the row, {_size(parsed.size_bytes)}" if isinstance(parsed, DataURL) else url
 
 
 def _rows(known: Inspection) -> list[list[str]]:

@@ -24,6 +24,8 @@ from sqla_datastore.storage.urls import (
     MANAGED_SUFFIX,
     ObjectURL,
     check_path,
+    head_of,
+    is_in_row,
     is_managed,
     new_object_name,
     quote_segment,
@@ -75,6 +77,8 @@ class DataStoreIO:
 
     def __init__(self, url: str, *, storage: StorageLike = None) -> None:
         self._url = ObjectURL.parse(url)
+        if is_in_row(url):
+            raise RefusedURLError(head_of(url), "it is a row's; DataStore.from_url reads it")
         is_text = storage is None or isinstance(storage, (str, os.PathLike))
         # no engine or session is kept
         self._storage = storage if is_text else storage_given(storage)

@@ -89,6 +89,14 @@ class Texts(Base):
     data: Mapped[DataStore | None] = mapped_column(DataStoreType())
 
 
+class Compact(Base):
+    """Keeps small values in the row."""
+
+    __tablename__ = "compacts"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType(inline_bytes=10_000))
+
+
 class Touched(Base):
     """Gets a new value with every UPDATE."""
 

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from sqla_datastore import DataStore
 from support.databases import DATABASES
-from support.models import Base, Counter, Experiment, Keyed, Project, Run
+from support.models import Base, Compact, Counter, Experiment, Keyed, Project, Run
 
 Row = tuple[Any, ...]
 """A table's name, and what tells the row."""
@@ -43,6 +43,7 @@ BEFORE: frozenset[Row] = frozenset(
         ("experiments", "b", 12, None),
         ("counters", "c", 20),
         ("counters", "d", 21),
+        *(("compacts", number, number) for number in (40, 1041, 42)),
         ("projects", 1),
         ("projects", 2),
         ("runs", 1, 30, 31),
@@ -187,6 +188,24 @@ def replace(session: Session, values: list[DataStore]) -> None:
     session.get_one(Keyed, 1).data = values[0]
     session.get_one(Experiment, A).data = values[1]
     session.get_one(Experiment, A).more = None
+
+
+@scenario(
+    make=lambda: [value(number) for number in (1101, 102, 103, 1104)],
+    removes={("compacts", number, number) for number in (40, 1041, 42)},
+    adds={
+        ("compacts", 40, 1101),
+        ("compacts", 1041, 102),
+        ("compacts", 43, 103),
+        ("compacts", 44, 1104),
+    },
+)
+def values_in_rows(session: Session, values: list[DataStore]) -> None:
+    """One moves out of its row and one into it, one goes with its row, two are new."""
+    session.get_one(Compact, 40).data = values[0]
+    session.get_one(Compact, 1041).data = values[1]
+    session.delete(session.get_one(Compact, 42))
+    session.add_all([Compact(id=43, data=values[2]), Compact(id=44, data=values[3])])
 
 
 @scenario(removes={K1, EXPERIMENT_A})

@@ -22,7 +22,7 @@ from sqla_datastore import DataStoreType, bind_storage
 from sqla_datastore.maintenance import CheckReport, DrainReport, GcReport, check, drain, gc
 from support.databases import Stored, make_engine
 from support.exactness import assert_exact
-from support.models import Base, Counter, Experiment, Keyed, Project, Run
+from support.models import Base, Compact, Counter, Experiment, Keyed, Project, Run
 from support.scenarios import BEFORE, A, B, Row, Scenario, number_of, value
 
 T = TypeVar("T")
@@ -131,6 +131,7 @@ class Stage:
                     for r in all_of(Experiment)
                 ),
                 *(("counters", r.name, number_of(r.data)) for r in all_of(Counter)),
+                *(("compacts", r.id, number_of(r.data)) for r in all_of(Compact)),
                 *(("projects", r.id) for r in all_of(Project)),
                 *(
                     ("runs", r.id_project, number_of(r.data), number_of(r.more))
@@ -180,6 +181,7 @@ def _rows_before() -> list[Base]:
         Experiment(id=B, name="b", data=value(12)),
         Counter(name="c", data=value(20)),
         Counter(name="d", data=value(21)),
+        *(Compact(id=number, data=value(number)) for number in (40, 1041, 42)),
         Project(id=1, runs=[Run(data=value(30), more=value(31)), Run(data=value(32))]),
         Project(id=2, runs=[Run(data=value(33))]),
     ]

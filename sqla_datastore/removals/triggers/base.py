@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sqlalchemy import String, literal
 
 from sqla_datastore.removals.table import TABLE_NAME
+from sqla_datastore.storage.urls import DATA_PREFIX
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
@@ -121,6 +122,14 @@ class RemovalTriggers(ABC):
         """The beginning of the statement that writes a removal down."""
         schema = f"{self.quoted(self.removals_schema)}." if self.removals_schema else ""
         return f"INSERT INTO {schema}{TABLE_NAME} ({', '.join(INSERTED_COLUMNS)})"
+
+    def is_object(self, url: str) -> str:
+        """Return the condition that a URL is that of an object: not NULL, nor a value in the row.
+
+        Args:
+            url: the SQL expression for the URL.
+        """
+        return f"{url} NOT LIKE '{DATA_PREFIX}%'"
 
     def noted(self, url: str) -> str:
         """Return the values of a removal, in the order of `into`.

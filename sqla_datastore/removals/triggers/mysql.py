@@ -34,7 +34,7 @@ class MySQLTriggers(RemovalTriggers):
     @override
     def creates(self, connection: Connection | None) -> list[str]:
         old = f"OLD.{self.url}"
-        lost = f"SELECT {self.noted(old)} FROM DUAL WHERE {old} IS NOT NULL"
+        lost = f"SELECT {self.noted(old)} FROM DUAL WHERE {self.is_object(old)}"
         # `<=>` compares NULL as well, where `<>` would tell nothing
         changed = f"NOT (OLD.{self.url} <=> NEW.{self.url})"
         return [
@@ -76,7 +76,7 @@ class MySQLTriggers(RemovalTriggers):
         url = f"r.{self.url}"
         return (
             f"WITH RECURSIVE {', '.join(steps)} SELECT {self.noted(url)} "
-            f"FROM {expressions[self.table]} AS r WHERE {url} IS NOT NULL"
+            f"FROM {expressions[self.table]} AS r WHERE {self.is_object(url)}"
         )
 
     def _selects(

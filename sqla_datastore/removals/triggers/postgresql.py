@@ -42,13 +42,14 @@ class PostgreSQLTriggers(RemovalTriggers):
             f"CREATE FUNCTION {self._function} RETURNS trigger LANGUAGE plpgsql "
             f"SET search_path {self._search_path(connection)} AS $body$ BEGIN "
             f"IF TG_OP = 'TRUNCATE' THEN {self.into} "
-            f"SELECT {self.noted(url)} FROM {table} WHERE {url} IS NOT NULL; "
+            f"SELECT {self.noted(url)} FROM {table} WHERE {self.is_object(url)}; "
             f"ELSE {self.into} VALUES ({self.noted(f'OLD.{url}')}); END IF; RETURN NULL; END $body$"
         )
-        changed = f"OLD.{url} IS NOT NULL AND OLD.{url} IS DISTINCT FROM NEW.{url}"
+        is_object = self.is_object(f"OLD.{url}")
+        changed = f"{is_object} AND OLD.{url} IS DISTINCT FROM NEW.{url}"
         return [
             note,
-            self._trigger("delete", "AFTER", f"ROW WHEN (OLD.{url} IS NOT NULL)"),
+            self._trigger("delete", "AFTER", f"ROW WHEN ({is_object})"),
             self._trigger("update", "AFTER", f"ROW WHEN ({changed})"),
             # TRUNCATE fires no trigger for rows, and afterwards there is none left to select
             self._trigger("truncate", "BEFORE", "STATEMENT"),

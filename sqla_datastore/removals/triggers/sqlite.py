@@ -38,7 +38,7 @@ class SQLiteTriggers(RemovalTriggers):
     def _trigger(self, what: str, condition: str = "") -> str:
         return (
             f"CREATE TRIGGER {self.qualified(self.name(what))} AFTER {what} "
-            f"ON {self.quoted(self.table)} WHEN OLD.{self.url} IS NOT NULL{condition} "
+            f"ON {self.quoted(self.table)} WHEN {self.is_object(f'OLD.{self.url}')}{condition} "
             f"BEGIN {self.into} VALUES ({self.noted(f'OLD.{self.url}')}); END"
         )
 

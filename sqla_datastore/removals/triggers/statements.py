@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import String, inspect, text
+from sqlalchemy import String, Text, inspect, text
 
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.removals.table import TABLE_NAME
@@ -202,9 +202,10 @@ def _refuse_missing(
     if others and table != TABLE_NAME:
         raise ConfigurationError(
             f"{', '.join(map(repr, others))} of table {name!r} can be no DataStoreType column, "
-            f"which is a VARCHAR({URL_LENGTH}); {next_step}"
+            f"which is a VARCHAR({URL_LENGTH}), or a TEXT where it keeps values in the row; "
+            f"{next_step}"
         )
 
 
 def _can_hold_urls(type_: Any) -> bool:
-    return isinstance(type_, String) and type_.length == URL_LENGTH
+    return isinstance(type_, Text) or (isinstance(type_, String) and type_.length == URL_LENGTH)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.storage.urls import ObjectURL, is_in_row
 from support.machine.model import Rows
 from support.machine.models import CLASSES, COLUMNS, OWNERS
 from support.machine.values import plain_of
@@ -30,7 +30,8 @@ def urls_in(connection: Connection) -> list[str]:
 
 def paths_of(urls: Iterable[str]) -> set[str]:
     """Return the paths of values' objects."""
-    return {member.path for url in urls for member in ObjectURL.parse(url).family()}
+    outside = (url for url in urls if not is_in_row(url))
+    return {member.path for url in outside for member in ObjectURL.parse(url).family()}
 
 
 def check_dangling(urls: Iterable[str], files: set[str]) -> None:

@@ -9,6 +9,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from sqla_datastore import DataStore, DataStoreType
 
+INLINE_BYTES = 900
+"""Values that are smaller stay in the row: about half of them."""
+
 
 class Base(DeclarativeBase):
     """The state machine's tables."""
@@ -21,7 +24,7 @@ class Item(Base):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str | None] = mapped_column(String(50))
     data: Mapped[DataStore | None] = mapped_column(DataStoreType())
-    more: Mapped[DataStore | None] = mapped_column(DataStoreType())
+    more: Mapped[DataStore | None] = mapped_column(DataStoreType(inline_bytes=INLINE_BYTES))
 
 
 class Auto(Base):
