@@ -15,6 +15,9 @@ from .protocol import Decoder, Description, Encoder
 SMALL_BYTES: Final = 4096
 """Longer bytes go into a blob, so that the node stays small."""
 
+MAX_PARSED: Final = 64
+"""How many characters a text has at most that a parser of another library reads."""
+
 _MAX_JSON_INT: Final = 2**53 - 1
 _TEXT_PIECE: Final = 256 * 1024
 
@@ -155,6 +158,17 @@ def text_in(node: Any, decoder: Decoder) -> str:
     if isinstance(node, str):
         return node
     raise decoder.damaged(f"expected text, found {type(node).__name__}")
+
+
+def short_text_in(node: Any, decoder: Decoder) -> str:
+    """Return a node that must be text, and short: a parser of another library is to read it.
+
+    Some take seconds for a text of 10,000 characters.
+    """
+    text = text_in(node, decoder)
+    if len(text) > MAX_PARSED:
+        raise decoder.damaged(f"a text of {len(text)} characters is too long: {text[:40]!r}…")
+    return text
 
 
 def field(node: Any, key: str, decoder: Decoder) -> Any:

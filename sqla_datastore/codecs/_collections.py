@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from ._base import SMALL_BYTES, BytesPayload, ExactCodec, field, int_node, read_int
 from .protocol import JSON, Codec, Decoder, Encoder
-from .strict_json import NotJSONError, is_bare, parse_json
+from .strict_json import NotJSONError, has_too_many_brackets, is_bare, parse_json
 
 _PACKED_FROM: Final = 256
 _JSON_DEPTH: Final = 16
+_MOST_WITH_ONE_HASH: Final = 100
 _PACKED_AS: Final = {float: "d", int: "q"}
 _CONTAINERS: Final = (list, dict)
 
@@ -58,11 +60,12 @@ class SetCodec(ExactCodec):
     python_types = (set,)
 
     def encode(self, value: set[Any], encoder: Encoder) -> JSON:
+        _refuse_collisions(value, encoder)
         return items_node(_in_stable_order(value), encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
         items = read_items(node, decoder)
-        return _distinct(set, items, len(items), decoder)
+        return _distinct(set, items, items, decoder)
 
 
 class FrozensetCodec(ExactCodec):
@@ -72,11 +75,12 @@ class FrozensetCodec(ExactCodec):
     python_types = (frozenset,)
 
     def encode(self, value: frozenset[Any], encoder: Encoder) -> JSON:
+        _refuse_collisions(value, encoder)
         return items_node(_in_stable_order(value), encoder)
 
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
         items = read_items(node, decoder)
-        return _distinct(frozenset, items, len(items), decoder)
+        return _distinct(frozenset, items, items, decoder)
 
 
 class DictCodec(ExactCodec):
@@ -147,13 +151,30 @@ def _three(node: Any, decoder: Decoder) -> list[Any]:
     raise decoder.damaged("a range or slice is not start, stop and step")
 
 
-def _distinct(cls: Any, items: Iterable[Any], count: int, decoder: Decoder) -> Any:
-    """Return a set or dict of items that must be hashable and all different."""
+def collides(keys: Iterable[Any]) -> bool:
+    """Return whether so many keys have one hash that a set or dict of them would take long.
+
+    Python's hash of a number is its remainder by ``2**61 - 1``, so anybody can make such numbers.
+    """
+    counts = Counter(map(hash, keys))
+    return max(counts.values(), default=0) > _MOST_WITH_ONE_HASH
+
+
+def _refuse_collisions(value: Any, encoder: Encoder) -> None:
+    if len(value) > _MOST_WITH_ONE_HASH and collides(value):
+        reason = f"more than {_MOST_WITH_ONE_HASH} of its keys have the same hash"
+        raise encoder.unsupported(value, f"{reason}; store list(value), or list(value.items())")
+
+
+def _distinct(cls: Any, items: Iterable[Any], keys: list[Any], decoder: Decoder) -> Any:
+    """Return a set or dict of items whose keys must be hashable and all different."""
     try:
+        if len(keys) > _MOST_WITH_ONE_HASH and collides(keys):
+            raise decoder.damaged(f"too many keys of a {cls.__name__} have the same hash")
         value = cls(items)
     except TypeError:
         raise decoder.damaged(f"a {cls.__name__} holds what cannot be hashed") from None
-    if len(value) != count:
+    if len(value) != len(keys):
         raise decoder.damaged(f"a {cls.__name__} holds the same twice")
     return value
 
@@ -162,6 +183,7 @@ def pairs_node(value: dict[Any, Any], encoder: Encoder) -> JSON:
     """Return the node of a dict's keys and values, in their order."""
     if is_json(value):
         return _json_node(value, encoder)
+    _refuse_collisions(value, encoder)
     names = [f"[{_shown(key):.40}]" for key in value]
     return {
         "keys": items_node(list(value), encoder, lambda number: f".keys()[{number}]"),
@@ -179,7 +201,7 @@ def read_pairs(node: Any, decoder: Decoder) -> dict[Any, Any]:
     values = read_items(field(node, "values", decoder), decoder)
     if len(keys) != len(values):
         raise decoder.damaged("a dict has not as many values as keys")
-    pairs = _distinct(dict, zip(keys, values, strict=True), len(keys), decoder)
+    pairs = _distinct(dict, zip(keys, values, strict=True), keys, decoder)
     return pairs
 
 
@@ -251,6 +273,9 @@ def _json_node(value: list[Any] | dict[Any, Any], encoder: Encoder) -> JSON:
     if len(text) <= SMALL_BYTES:
         # a copy, because the value may be edited before it is written
         return {"json": _copied(value)}
+    if has_too_many_brackets(text):
+        reason = "it holds too many lists and dicts for so few items; store a frame"
+        raise encoder.unsupported(value, reason)
     return {"json_blob": encoder.blob(BytesPayload(text.encode("ascii")))}
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 
@@ -213,12 +213,19 @@ def _sizes(numbers: list[Any], decoder: Decoder) -> list[int]:
     raise decoder.damaged("an offset or size is no number of bytes")
 
 
+def is_shape(node: Any) -> TypeGuard[list[int]]:
+    """Return whether a node is a list of at most 64 lengths."""
+    return (
+        isinstance(node, list)
+        and len(node) <= _MAX_NDIM
+        and all(type(length) is int and 0 <= length < 2**63 for length in node)
+    )
+
+
 def read_shape(node: Any, decoder: Decoder) -> tuple[int, ...]:
     """Return the shape of a node: a list of at most 64 lengths."""
-    if not isinstance(node, list) or len(node) > _MAX_NDIM:
+    if not is_shape(node):
         raise decoder.damaged("a shape is not a list of at most 64 lengths")
-    if not all(type(length) is int and 0 <= length < 2**63 for length in node):
-        raise decoder.damaged("a shape holds what is no length")
     return tuple(node)
 
 

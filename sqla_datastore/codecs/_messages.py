@@ -5,6 +5,7 @@ This reads the flatbuffers of Arrow's ``Message.fbs`` and ``Schema.fbs``, which 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -69,6 +70,26 @@ def is_compressed(metadata: Buffer) -> bool:
     if number == _DICTIONARY_BATCH and (data := _field(metadata, table, 1)):
         table, number = _target(metadata, data), _RECORD_BATCH
     return number == _RECORD_BATCH and _field(metadata, table, 3) > 0
+
+
+def overlap(metadata: Buffer) -> bool:
+    """Return whether two buffers of a message's body overlap: then it stands for more than it is.
+
+    Arrow reads them as buffers of their own, and takes memory for each where it converts them. In
+    ``Message.fbs``, RecordBatch has its buffers as 2: pairs of an offset and a length, 64 bits
+    each.
+    """
+    number, table = _header(metadata)
+    if number == _DICTIONARY_BATCH and (data := _field(metadata, table, 1)):
+        table, number = _target(metadata, data), _RECORD_BATCH
+    found = _field(metadata, table, 2) if number == _RECORD_BATCH else 0
+    if not found:
+        return False
+    vector = _target(metadata, found)
+    (count,) = struct.unpack_from("<I", metadata, vector)
+    numbers = struct.unpack_from(f"<{2 * count}q", metadata, vector + 4)
+    ranges = sorted(pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair[1])
+    return any(start + length > after for (start, length), (after, _) in itertools.pairwise(ranges))
 
 
 def _header(metadata: Buffer) -> tuple[int, int]:

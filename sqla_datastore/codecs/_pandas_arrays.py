@@ -139,8 +139,7 @@ def _decode_interval(node: Any, columns: ColumnReader) -> Any:
 
 
 def _encode_categorical(array: Any, columns: ColumnWriter, label: str) -> Node:
-    if type(array.categories) is not pd.RangeIndex:
-        _refuse_claimed(array.categories, len(array), columns, f"{label} categories")
+    _refuse_claimed(array.categories, len(array), columns, f"{label} categories")
     return {
         "kind": "categorical",
         "codes": columns.array(array.codes),
@@ -152,8 +151,7 @@ def _encode_categorical(array: Any, columns: ColumnWriter, label: str) -> Node:
 def _decode_categorical(node: Any, columns: ColumnReader) -> Any:
     categories: Any = decode_index(node["categories"], columns)
     codes = columns.array(node["codes"])
-    # pandas keeps a range of categories as it is
-    if type(categories) is not pd.RangeIndex and is_claimed(categories, len(codes)):
+    if is_claimed(categories, len(codes)):
         raise columns.decoder.damaged("categories are more than what is stored of them")
     dtype = pd.CategoricalDtype(categories, ordered=node["ordered"])
     codes = _check_codes(codes, len(dtype.categories), columns)
@@ -240,9 +238,16 @@ def decode_index(node: Any, columns: ColumnReader) -> Any:
             return _decode_multi(node, columns)
         name = columns.decoder.decode(node.get("name"))
         if "range" in node:
-            start, stop, step = (read_int(each, columns.decoder) for each in node["range"])
-            return pd.RangeIndex(start, stop, step, name=name)
+            return pd.RangeIndex(_range(node["range"], columns), name=name)
         return _decode_flat(node, columns, name)
+
+
+def _range(node: Any, columns: ColumnReader) -> range:
+    """Return a range of 64 bits; pandas takes a larger one, and fails later."""
+    start, stop, step = (read_int(each, columns.decoder) for each in node)
+    if all(-(2**63) <= each < 2**63 for each in (start, stop, step)):
+        return range(start, stop, step)
+    raise columns.decoder.damaged("a range is not three numbers of 64 bits")
 
 
 def _freq(index: Any, columns: ColumnWriter) -> Node:

@@ -26,7 +26,7 @@ from ..exceptions import UnsupportedFormatError
 from ._extensions import refusal
 from ._npy import Array, check_values, fault_of
 from ._pandas_columns import ColumnReader, ColumnWriter
-from ._pandas_time import decode_zone, encode_zone, period_text
+from ._pandas_time import decode_zone, encode_zone, period_dtype_of, period_text
 from .protocol import JSON
 
 Node: TypeAlias = "dict[str, JSON]"
@@ -185,7 +185,7 @@ def _encode_period(array: Any, columns: ColumnWriter, label: str) -> Node:  # no
 
 def _decode_period(node: Any, columns: ColumnReader) -> Any:
     ordinals = _ticks(node["ordinals"], columns)
-    return pd.arrays.PeriodArray(ordinals, dtype=pd.PeriodDtype(node["freq"]))
+    return pd.arrays.PeriodArray(ordinals, dtype=period_dtype_of(node["freq"], columns.decoder))
 
 
 def _encode_masked(array: Any, columns: ColumnWriter, label: str) -> Node:  # noqa: ARG001

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from ._base import field, int_node, read_int, text_in
+from ._base import MAX_PARSED, field, int_node, read_int, short_text_in
 from ._stream import refused_as_damage
-from ._zones import is_known_key, read_zone, zone_node
+from ._zones import is_known_key, name_in, read_zone, zone_node
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 _ZONE = "its time zone has no name that gives it back; convert it with .tz_convert('UTC')"
@@ -56,12 +56,12 @@ def decode_zone(node: Any, decoder: Decoder) -> datetime.tzinfo | None:
         if kind == "utc":
             return datetime.UTC
         if kind == "zoneinfo":
-            return zoneinfo.ZoneInfo(value)
+            return zoneinfo.ZoneInfo(name_in(value, decoder))
         if kind == "fixed":
             return _decode_fixed(value)
         if kind.startswith("dateutil"):
             return read_zone(node, decoder)
-        return _decode_pytz(kind, value)
+        return _decode_pytz(kind, value if kind != "pytz" else name_in(value, decoder))
 
 
 def _decode_fixed(node: Any) -> datetime.timezone:
@@ -89,8 +89,9 @@ def freq_text(freq: Any) -> str | None:
     if freq is None:
         return None
     try:
-        if pd.tseries.frequencies.to_offset(freq.freqstr) == freq:
-            return str(freq.freqstr)
+        text = str(freq.freqstr)
+        if len(text) <= MAX_PARSED and pd.tseries.frequencies.to_offset(text) == freq:
+            return text
     except ValueError:
         pass
     raise ValueError(_FREQ)
@@ -101,7 +102,7 @@ def offset_of(text: Any, decoder: Decoder) -> Any:
     if text is None:
         return None
     with refused_as_damage(decoder, "a frequency"):
-        return pd.tseries.frequencies.to_offset(text_in(text, decoder))
+        return pd.tseries.frequencies.to_offset(short_text_in(text, decoder))
 
 
 def period_text(dtype: Any) -> str:
@@ -112,9 +113,14 @@ def period_text(dtype: Any) -> str:
     """
     # not `dtype.freq.freqstr`: for months that is an offset's "ME", which periods refuse
     text = str(dtype).removeprefix("period[").removesuffix("]")
-    if pd.PeriodDtype(text) != dtype:
+    if len(text) > MAX_PARSED or pd.PeriodDtype(text) != dtype:
         raise ValueError(_FREQ)
     return text
+
+
+def period_dtype_of(text: Any, decoder: Decoder) -> Any:
+    """Return the period dtype of a frequency that `period_text` returned."""
+    return pd.PeriodDtype(short_text_in(text, decoder))
 
 
 class _Scalar:
@@ -203,7 +209,7 @@ class _Period(_Scalar):
 
     def value(self, node: Any, decoder: Decoder) -> Any:
         ordinal = read_int(field(node, "ordinal", decoder), decoder)
-        freq: Any = text_in(field(node, "freq", decoder), decoder)
+        freq: Any = short_text_in(field(node, "freq", decoder), decoder)
         return pd.Period(ordinal=ordinal, freq=freq)
 
 

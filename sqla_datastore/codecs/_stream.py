@@ -16,9 +16,10 @@ from typing_extensions import Buffer
 
 from ..exceptions import DataStoreError
 from ._extensions import check_extensions, refuse_foreign, schema_refusal
-from ._messages import extensions, is_compressed, messages, storage_schema
+from ._messages import extensions, is_compressed, messages, overlap, storage_schema
 from .protocol import Decoder, Encoder
 
+_FREE_ROWS = 1 << 20
 _WIDE_OF_VIEW = {
     "string_view": pa.large_string(),
     "binary_view": pa.large_binary(),
@@ -89,8 +90,13 @@ def add_stream(encoder: Encoder, value: object, schema: Any, batches: Iterable[A
     """
     if reason := schema_refusal(schema):
         raise encoder.unsupported(value, reason)
+    batches = [*batches]
     try:
-        return encoder.blob(StreamPayload(schema, [_compact_batch(each) for each in batches]))
+        payload = StreamPayload(schema, [_compact_batch(each) for each in batches])
+        if claims_too_much(schema, batches, payload.nbytes):
+            reason = "its columns of the type null are long, and nothing is stored of them"
+            raise encoder.unsupported(value, f"{reason}; cast them, or store their length")
+        return encoder.blob(payload)
     except (pa.ArrowException, RecursionError) as err:
         raise encoder.unsupported(value, f"Arrow cannot write it: {err}") from err
 
@@ -126,12 +132,15 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
                 raise decoder.damaged(
                     "an Arrow stream is compressed, which this library never writes"
                 )
+            if overlap(message.metadata):
+                raise decoder.damaged("buffers of an Arrow stream overlap")
             names = [name for _, name in extensions(message.metadata)]
             for name in names:
                 refuse_foreign(name, decoder)
             storage = storage_schema(message) if names else storage
         reader = pa.ipc.open_stream(pa.py_buffer(data))
         schema = reader.schema
+        check_field_names(schema)
         if storage is not None:
             check_extensions(schema, storage, decoder)
         batches = list(reader)
@@ -139,7 +148,59 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
             # Of 400 damaged streams, 106 crashed the process without it, 104 with the short form,
             # and none with this one.
             batch.validate(full=True)
+        if claims_too_much(schema, batches, len(data)):
+            raise decoder.damaged("there are more nulls than what is stored of them")
     return schema, batches
+
+
+def claims_too_much(schema: Any, batches: Sequence[Any], nbytes: int) -> bool:
+    """Return whether columns of the type null have far more rows than a stream has bytes.
+
+    Other libraries take memory for each of these rows, and Arrow stores none.
+    """
+    if not any(pa.types.is_null(each) for field in schema for each in types_in(field.type)):
+        return False
+    rows = sum(map(_most_rows, batches))
+    return rows > max(_FREE_ROWS, 8 * nbytes)
+
+
+def _most_rows(batch: Any) -> int:
+    return max((_rows(column) for column in batch.columns), default=0)
+
+
+def _rows(array: Any) -> int:
+    """Return the most rows of an array and those in it."""
+    if isinstance(array, pa.ExtensionArray):
+        return _rows(array.storage)
+    if isinstance(array, pa.DictionaryArray):
+        return max(len(array), _rows(array.dictionary))
+    if isinstance(array, pa.UnionArray | pa.StructArray):
+        return max(len(array), *(_rows(array.field(n)) for n in range(array.type.num_fields)), 0)
+    values = getattr(array, "values", None)
+    return len(array) if values is None else max(len(array), _rows(values))
+
+
+def types_in(arrow_type: Any) -> Iterator[Any]:
+    """Yield a type and those in it."""
+    yield arrow_type
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        yield from types_in(arrow_type.storage_type)
+    if pa.types.is_dictionary(arrow_type):
+        yield from types_in(arrow_type.value_type)
+    for number in range(arrow_type.num_fields):
+        yield from types_in(arrow_type.field(number).type)
+
+
+def check_field_names(schema: Any) -> None:
+    """Look at the names of fields at any depth.
+
+    Raises:
+        UnicodeDecodeError: one is not UTF-8; pyarrow says so only when it is used.
+    """
+    for field in schema:
+        _ = field.name
+        for each in types_in(field.type):
+            _ = [each.field(number).name for number in range(each.num_fields)]
 
 
 @contextmanager

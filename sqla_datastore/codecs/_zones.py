@@ -74,14 +74,15 @@ def _read_offset(node: Any, decoder: Decoder) -> tzinfo:
 
 
 def _read_key(node: Any, decoder: Decoder) -> tzinfo:
-    key = _name_in(field(node, "key", decoder), decoder)
+    key = name_in(field(node, "key", decoder), decoder)
     try:
         return zoneinfo.ZoneInfo(key)
     except (ValueError, OSError, KeyError):  # also: a folder or file of the database, but no zone
         raise lacks(f"time zone {key!r}; install or update tzdata", decoder) from None
 
 
-def _name_in(node: Any, decoder: Decoder) -> str:
+def name_in(node: Any, decoder: Decoder) -> str:
+    """Return a node that must be the name of a zone: of a file, so nothing else may stand in it."""
     name = text_in(node, decoder)
     if _is_name(name):
         return name
@@ -104,7 +105,7 @@ def _pytz_node(zone: Any) -> JSON:
 
 def _read_pytz(node: Any, decoder: Decoder) -> tzinfo:
     pytz = _library("pytz", decoder)
-    name = _name_in(node["pytz"], decoder)
+    name = name_in(node["pytz"], decoder)
     try:
         zone: tzinfo = pytz.timezone(name)
     except pytz.UnknownTimeZoneError:
@@ -151,7 +152,7 @@ def _dateutil_node(zone: Any) -> JSON:
 
 def _read_dateutil(node: Any, decoder: Decoder) -> tzinfo:
     tz = _library("dateutil.tz", decoder)
-    name = _name_in(node["dateutil"], decoder)
+    name = name_in(node["dateutil"], decoder)
     zone: Any = tz.gettz(name)
     # rules that are written out, like "EST5EDT4", are another class
     if type(zone) is tz.tzfile:

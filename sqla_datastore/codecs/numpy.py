@@ -29,6 +29,7 @@ from ._dtypes import (
     dtype_node,
     dtype_text,
     is_ml_dtype,
+    is_shape,
     item_bytes,
     read_dtype,
 )
@@ -50,6 +51,7 @@ _MASKED_SUBCLASS: Final = (
     "store numpy.ma.array(numpy.asarray(value.data), mask=numpy.asarray(value.mask))"
 )
 _NO_ITEMS: Final = "it has no items, and each would be large; store value.data"
+_MAX_FREE_BYTES: Final = 1 << 20
 _MAX_DEFAULT_BYTES: Final = 1 << 20
 """For structures, NumPy makes an item as the default fill value, also where there are no items."""
 
@@ -117,6 +119,8 @@ class _MaskedCodec(ExactCodec):
         data = read_array(field(node, "data", decoder), decoder)
         if _has_large_default(data):
             raise decoder.damaged(f"it masks no items, of {data.itemsize} bytes each")
+        if "mask" not in node and _has_large_mask(data):
+            raise decoder.damaged("a mask would take far more memory than its data")
         mask: Any = np.ma.nomask
         if "mask" in node:
             mask = read_array(node["mask"], decoder)
@@ -231,6 +235,12 @@ def _has_large_default(data: Array) -> bool:
     return not data.size and data.dtype.names is not None and data.itemsize > _MAX_DEFAULT_BYTES
 
 
+def _has_large_mask(data: Array) -> bool:
+    """Return whether NumPy would make up a large mask: structures have one bool for each field."""
+    mask_bytes = data.size * np.ma.make_mask_descr(data.dtype).itemsize
+    return mask_bytes > max(_MAX_FREE_BYTES, data.nbytes)
+
+
 def _fill_of(value: Any) -> Array | None:
     """Return the fill value that was set on a masked array, None where NumPy has its default.
 
@@ -268,13 +278,12 @@ def array_description(name: str, node: Any) -> Description:
     if not isinstance(node, dict):
         return Description(name)
     shape = node.get("shape")
-    known = isinstance(shape, list) and all(type(length) is int for length in shape)
-    if not known:
+    if not is_shape(shape):
         return Description(name, _dtype_text(node))
-    items = math.prod(shape)  # type: ignore[arg-type]
+    items = math.prod(shape)
     item = _STRING_BYTES if "strings" in node else item_bytes(node.get("dtype"))
     nbytes = -1 if item is None or not 0 <= items * item <= _MAX_BYTES else items * item
-    return Description(name, _dtype_text(node), tuple(shape), nbytes)  # type: ignore[arg-type]
+    return Description(name, _dtype_text(node), tuple(shape), nbytes)
 
 
 def _dtype_text(node: dict[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ frequency of an index, a time zone) are refused.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -73,7 +74,22 @@ class _PandasCodec:
     def decode(self, node: Any, version: int, decoder: Decoder) -> Any:  # noqa: ARG002
         columns = ColumnReader(field(node, "physical", decoder), decoder)
         with refused_as_damage(decoder, f"a {self.name}"):
-            return self.whole(node, columns)
+            value = self.whole(node, columns)
+            if not self._is_as_described(value, node):
+                raise decoder.damaged(f"a {self.name} is another than its node says")
+            return value
+
+    def _is_as_described(self, value: Any, node: Any) -> bool:
+        """Return whether a value has the type, dtype and shape that its node tells."""
+        described = self.about(value)
+        return all(
+            key not in node or _comparable(key, node[key]) == _comparable(key, each)
+            for key, each in described.items()
+        )
+
+    def about(self, value: Any) -> dict[str, JSON]:
+        """Return what a node tells of a value for descriptions."""
+        raise NotImplementedError
 
     def describe(self, node: Any) -> Description:
         about = node if isinstance(node, dict) else {}
@@ -105,13 +121,16 @@ class _Frame(_PandasCodec):
             encode_array(each, columns, label) for each, label in zip(arrays, labels, strict=True)
         ]
         node: dict[str, JSON] = {
-            "dtype": ", ".join(dict.fromkeys(map(str, value.dtypes))) or None,
-            "shape": [*value.shape],
+            **self.about(value),
             "index": encode_index(value.index, columns),
             "columns": encode_index(value.columns, columns, "columns"),
             "data": _joined(nodes),
         }
         return node | _attached(value, columns)
+
+    def about(self, value: Any) -> dict[str, JSON]:
+        dtypes = ", ".join(dict.fromkeys(map(str, value.dtypes)))
+        return {"dtype": dtypes or None, "shape": [*value.shape]}
 
     def whole(self, node: Any, columns: ColumnReader) -> Any:
         index = decode_index(node["index"], columns)
@@ -132,13 +151,15 @@ class _Series(_PandasCodec):
     def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
         label = value.name if isinstance(value.name, str) else "values"
         node: dict[str, JSON] = {
-            "dtype": str(value.dtype),
-            "shape": [len(value)],
+            **self.about(value),
             "array": encode_array(value.array, columns, label),
             "index": encode_index(value.index, columns),
             "name": columns.encoder.encode(value.name, ".name"),
         }
         return node | _attached(value, columns)
+
+    def about(self, value: Any) -> dict[str, JSON]:
+        return {"dtype": str(value.dtype), "shape": [len(value)]}
 
     def whole(self, node: Any, columns: ColumnReader) -> Any:
         array = decode_array(node["array"], columns)
@@ -154,12 +175,11 @@ class _Index(_PandasCodec):
     base = pd.Index
 
     def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
-        return {
-            "type": type(value).__name__,
-            "dtype": str(value.dtype),
-            "shape": [len(value)],
-            "index": encode_index(value, columns),
-        }
+        return {**self.about(value), "index": encode_index(value, columns)}
+
+    def about(self, value: Any) -> dict[str, JSON]:
+        about: dict[str, JSON] = {"type": type(value).__name__, "dtype": str(value.dtype)}
+        return about | {"shape": [len(value)]}
 
     def whole(self, node: Any, columns: ColumnReader) -> Any:
         return decode_index(node["index"], columns)
@@ -173,12 +193,11 @@ class _Array(_PandasCodec):
     base = pd.api.extensions.ExtensionArray
 
     def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
-        return {
-            "type": f"arrays.{type(value).__name__}",
-            "dtype": str(value.dtype),
-            "shape": [len(value)],
-            "array": encode_array(value, columns),
-        }
+        return {**self.about(value), "array": encode_array(value, columns)}
+
+    def about(self, value: Any) -> dict[str, JSON]:
+        about: dict[str, JSON] = {"type": f"arrays.{type(value).__name__}"}
+        return about | {"dtype": str(value.dtype), "shape": [len(value)]}
 
     def whole(self, node: Any, columns: ColumnReader) -> Any:
         array = decode_array(node["array"], columns)
@@ -196,11 +215,29 @@ class _Dtype(_PandasCodec):
     base = pd.api.extensions.ExtensionDtype
 
     def parts(self, value: Any, columns: ColumnWriter) -> dict[str, JSON]:
-        about: dict[str, JSON] = {"type": type(value).__name__, "dtype": str(value)}
-        return about | dtype_parts(value, columns)
+        return self.about(value) | dtype_parts(value, columns)
+
+    def about(self, value: Any) -> dict[str, JSON]:
+        return {"type": type(value).__name__, "dtype": str(value)}
 
     def whole(self, node: Any, columns: ColumnReader) -> Any:
         return read_dtype_parts(node, columns)
+
+
+def _comparable(key: str, described: Any) -> Any:
+    """Return what has to agree of a description, whatever version of pandas has written it.
+
+    Names of classes and of the dtypes of text are another version's: so is what holds them.
+    """
+    if key == "shape":
+        return described
+    if key == "type" or not isinstance(described, str) or _NAMED_BY_VERSION.search(described):
+        return None
+    return described
+
+
+_NAMED_BY_VERSION = re.compile(r"str|object|category|\[")
+"""Dtypes whose text pandas has changed, or may: those of text, and those with parameters."""
 
 
 def _subclass(base: type) -> str:

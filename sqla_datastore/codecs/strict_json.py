@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from math import isfinite
 from typing import Any, Final, NoReturn
@@ -28,24 +29,77 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise NotJSONError(f"{text[:40]} is out of range")
+    return value
+
+
+def _bare_int(text: str) -> int:
+    value = int(text) if len(text) <= _MOST_DIGITS else _BARE_INT
+    if not _is_bare_int(value):
+        raise NotJSONError(f"{text[:40]} is beyond what any JSON reader keeps")
+    return value
+
+
 _decode = json.JSONDecoder(object_pairs_hook=_distinct_keys, parse_constant=_refuse_constant).decode
+# Calls Python for each number, so it is for texts that may hold one that is out of range
+_decode_carefully = json.JSONDecoder(
+    object_pairs_hook=_distinct_keys,
+    parse_constant=_refuse_constant,
+    parse_float=_finite,
+    parse_int=_bare_int,
+).decode
+_MOST_DIGITS: Final = 17
+_MAY_BE_OUT_OF_RANGE = re.compile(r"[0-9]{16}|[0-9][eE]\+?[0-9]{3}")
+_BRACKET_BYTES: Final = 96
+_FREE_BYTES: Final = 64 * 1024**2
 dump_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON, strictly: no NaN, no duplicate keys, no nesting that Python cannot follow.
+    """Parse JSON, strictly.
+
+    No NaN, no number that overflows or that other readers round, no duplicate keys, no nesting that
+    Python cannot follow, and no more memory than ten times the text and 64 MiB.
 
     Raises:
         NotJSONError: it is anything else.
     """
+    if has_too_many_brackets(text):
+        raise NotJSONError("its JSON holds more lists and objects than its text has room for")
     try:
-        return _decode(text)
+        # a text that seems to hold such a number, in a string perhaps, is only read more slowly
+        decode = _decode_carefully if _MAY_BE_OUT_OF_RANGE.search(text) else _decode
+        return decode(text)
     except NotJSONError:
         raise
     except RecursionError as err:
         raise NotJSONError("its JSON nests too deeply") from err
     except ValueError as err:
         raise NotJSONError(f"its JSON is broken ({err})") from err
+
+
+def check_numbers(text: str) -> None:
+    """Refuse JSON of one's own that `parse_json` would refuse for its numbers.
+
+    Raises:
+        NotJSONError: one is out of range.
+    """
+    if _MAY_BE_OUT_OF_RANGE.search(text):
+        parse_json(text)
+
+
+def has_too_many_brackets(text: str) -> bool:
+    """Return whether lists and objects in a text would take far more memory than the text.
+
+    An empty one takes some 60 bytes, and may be written in three characters.
+    """
+    if len(text) * _BRACKET_BYTES < _FREE_BYTES:
+        return False
+    brackets = text.count("[") + text.count("{")
+    return brackets * _BRACKET_BYTES > _FREE_BYTES + 10 * len(text)
 
 
 def is_text(value: str) -> bool:

@@ -10,7 +10,13 @@ from typing_extensions import Buffer
 from sqla_datastore.codecs import find_codec
 from sqla_datastore.codecs.advice import advice
 from sqla_datastore.codecs.protocol import JSON, Codec, Payload
-from sqla_datastore.codecs.strict_json import BARE_RULES, dump_json, is_text
+from sqla_datastore.codecs.strict_json import (
+    BARE_RULES,
+    NotJSONError,
+    check_numbers,
+    dump_json,
+    is_text,
+)
 from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
 from sqla_datastore.format.archive import crc32
 from sqla_datastore.format.copying import CopiedEntries
@@ -155,6 +161,7 @@ class _Family:
             # A codec's lone surrogates are refused here, before anything is written:
             # `Manifest.dump` would fail at them later.
             node.encode()
+            check_numbers(node)
         except (DataStoreError, MemoryError, OSError):
             # not the value's fault, or told already
             raise
@@ -163,6 +170,8 @@ class _Family:
             raise encoder.unsupported(value, f"{reason}; rename it") from err
         except RecursionError as err:
             raise encoder.unsupported(value, "it nests too deeply") from err
+        except NotJSONError as err:
+            raise encoder.unsupported(value, f"a number in it cannot be read again: {err}") from err
         except Exception as err:
             reason = f"its codec failed ({type(err).__name__}: {err}); convert it"
             raise encoder.unsupported(value, reason) from err

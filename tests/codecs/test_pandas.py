@@ -777,7 +777,7 @@ SUBTYPES = ["int64", "datetime64[ns]", "datetime64[us, UTC]", None, pd.Int64Dtyp
 DTYPES = [
     *{array.dtype for array in ARRAYS.values() if not isinstance(array.dtype, np.dtype)},
     *(pd.CategoricalDtype(), pd.CategoricalDtype(ordered=True), pd.CategoricalDtype(["a"], None)),
-    *(pd.CategoricalDtype([]), pd.CategoricalDtype(pd.RangeIndex(2**40))),
+    *(pd.CategoricalDtype([]), pd.CategoricalDtype(pd.RangeIndex(2**20))),
     *(pd.IntervalDtype(each) for each in SUBTYPES),
     *(pd.IntervalDtype(each, "left") for each in SUBTYPES[:3]),
     *(pd.SparseDtype("f8", 0), pd.SparseDtype(object), pd.SparseDtype("M8[ns]")),

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from support.toys import Blob, Box, MemoryReader, MemoryWriter
+from support.forging import URL, forged, forged_blobs, opened
+from support.toys import Blob, Box, MemoryWriter
 
 from sqla_datastore import DataStore
 from sqla_datastore.exceptions import (
@@ -28,7 +29,6 @@ from sqla_datastore.format import Container, manifest, plan
 from sqla_datastore.format import archive as zip_archive
 from sqla_datastore.storage import LocalStorage
 
-URL = "file:///runs/1/a.zip"
 VALUE = {
     "n": 5,
     "text": "some text",
@@ -43,10 +43,6 @@ def written(entries=VALUE):
     writer = MemoryWriter()
     plan(entries, nested_entries=dict).objects[0].write(writer)
     return bytes(writer.data)
-
-
-def opened(data, maps=False):
-    return Container.open(MemoryReader(data, maps=maps), URL, nested=int)
 
 
 def outcomes(data):
@@ -155,36 +151,6 @@ class TestAccidents:
         cut = one.index(b"first!") + 6
         with pytest.raises(DamagedObjectError):
             opened(other[:cut] + one[cut:]).load("x")
-
-
-def forged(change=None, *, text=None, version=1, data=b""):
-    """An object with a valid frame and checksum around a manifest of the attacker's choice."""
-    writer = MemoryWriter()
-    out = zip_archive.ZipWriter(writer)
-    offset = out.begin("x.bin", len(data))
-    out.write(data)
-    crc = out.end()
-    manifest = {
-        "format": "sqla_datastore",
-        "version": 1,
-        "requires": [],
-        "nested": 0,
-        "entries": {
-            "names": ["x"],
-            "nodes": ['["toy.blob",1,{"numbers":[0],"mapped":false}]'],
-            "blobs": [1],
-            "nested": [],
-        },
-        "blobs": {"offsets": [offset], "sizes": [len(data)], "crcs": [crc], "kinds": [0]},
-    }
-    if change is not None:
-        change(manifest)
-    body = (json.dumps(manifest) if text is None else text).encode("utf-8", "surrogatepass")
-    out.begin("manifest.json", len(body))
-    out.write(body)
-    out.end()
-    out.close(version)
-    return bytes(writer.data)
 
 
 def node(text):
@@ -468,24 +434,7 @@ LIBRARIES = {
     "python": [1, "x", (2, 3), {1: 2, "k": 3}, 2**100, {1, 2}, b"x"],
     "bytes": b"x" * 5000,
 }
-STRANGE = [0, -1, 2**31, 2**63, 1.5, "", "x", None, True, [], {}, "<i8", "O", [2**62, 4], [-1]]
-
-
-def forged_blobs(node, *blobs):
-    """An object with a node and blobs of the attacker's choice."""
-    padded = [blob + bytes(-len(blob) % 64) for blob in blobs]
-
-    def change(manifest):
-        start = manifest["blobs"]["offsets"][0]
-        manifest["entries"].update(nodes=[json.dumps(node)], blobs=[len(blobs)])
-        manifest["blobs"] = {
-            "offsets": [start + len(b"".join(padded[:number])) for number in range(len(blobs))],
-            "sizes": [*map(len, padded)],
-            "crcs": [*map(zip_archive.crc32, padded)],
-            "kinds": [0] * len(blobs),
-        }
-
-    return forged(change, data=b"".join(padded))
+STRANGE = [0, -1, 2**31, 2**52, 1.5, "", "x", None, True, [], {}, "<i8", "O", [2**52, 4], [-1]]
 
 
 def _array(dtype, length, blob):
