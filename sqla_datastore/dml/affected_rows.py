@@ -13,7 +13,8 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TupleType
 
-from sqla_datastore.dml.row_queries import CHUNK, Row, any_key, batched, rows_query, select_rows
+from sqla_datastore.dml.dialects import CHUNK
+from sqla_datastore.dml.row_queries import Row, any_key, batched, rows_query, select_rows
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema import sqlalchemy_compat
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
@@ -80,7 +81,7 @@ class AffectedRows:
         if kept is None:
             binds: dict[str, BindParameter[Any]] = {}
             criteria = [_with_own_names(each, binds) for each in _conjuncts(self.criterion)]
-            query = rows_query(self.declared, columns, criteria)
+            query = rows_query(self.declared, columns, criteria, self.connection.dialect)
             kept = self.queries[tuple(columns)] = query, binds
         return kept
 
@@ -93,7 +94,7 @@ class AffectedRows:
         found: dict[tuple[Any, ...], Row] = {}
         for batch in batched(wanted, CHUNK):
             clause, asked = any_key(list(keys), batch)
-            query = rows_query(self.declared, columns, [clause])
+            query = rows_query(self.declared, columns, [clause], self.connection.dialect)
             for row in select_rows(self.connection, self.declared, columns, query, asked):
                 found[row.key(self.declared.table)] = row
         for index, key in enumerate(wanted):

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from sqla_datastore.dml.affected_rows import AffectedRows
 from sqla_datastore.dml.concern import Concern, concern_of
+from sqla_datastore.dml.dialects import refuse_without_transactions
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import items_of
 from sqla_datastore.dml.reservation import Reservation, take
@@ -70,6 +71,7 @@ def effects_of(
         )
     effects = None
     if concern.declared is not None:
+        refuse_without_transactions(connection.dialect)
         _refuse_own_schemas(connection, context)
         effects = _statement(connection, context, concern, transaction).effects()
     if concern.binds_values:

@@ -6,7 +6,6 @@ that lies in the row only what `head_of` returns is selected.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +26,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import operators
 
+from sqla_datastore.dml.dialects import (
+    CHUNK,
+    batch_size,
+    has_row_locks,
+    reads_old_rows_without_lock,
+)
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, DeclaredType
 from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.storage.urls import DATA_PREFIX, HEAD_LENGTH, is_in_row
@@ -35,12 +40,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
 
     from sqla_datastore.schema.folders import Schemas
-
-CHUNK = 500
-"""Rows asked for in one SELECT; older SQLite versions take 999 parameters at most."""
-
-# PostgreSQL's protocol takes 65,535 parameters, asyncpg 32,767, SQLite 32,766 from 3.32 on
-_BATCHES = {"postgresql": 10_000, "mysql": 10_000, "mariadb": 10_000, "sqlite": 10_000}
 
 OWN = "sqla_datastore_own"
 """The execution option of these SELECTs: a listener need not look at them."""
@@ -81,19 +80,26 @@ def _head(text: ColumnElement[str]) -> ColumnElement[str]:
 
 
 def rows_query(
-    declared: DeclaredTable, columns: Sequence[DeclaredColumn], criteria: Iterable[Any]
+    declared: DeclaredTable,
+    columns: Sequence[DeclaredColumn],
+    criteria: Iterable[Any],
+    dialect: Dialect,
 ) -> Select[Any]:
     """Return the SELECT of rows with the raw text of their URLs, locked for update.
 
     It costs more to build than to run, so it is kept where it is needed again.
     """
-    return (
+    query = (
         select(*declared.needs, *(url_text(c.column).label(None) for c in columns))
         .select_from(declared.table)
         .where(*criteria)
-        # `of`: criteria may join other tables, whose rows PostgreSQL would lock as well
-        .with_for_update(of=declared.table)
     )
+    if not has_row_locks(dialect):
+        return query
+    # `of`: criteria may join other tables, whose rows PostgreSQL would lock as well
+    locked = query.with_for_update(of=declared.table)
+    # SQL Server has hints instead, and SQLAlchemy leaves the clause out there
+    return locked.with_hint(declared.table, "WITH (UPDLOCK, ROWLOCK)", "mssql")
 
 
 def select_rows(
@@ -141,6 +147,7 @@ def held_urls(
     """
     options = {**_OWN, **in_schemas(schemas)}
     held: set[str] = set()
+    locked = locked and has_row_locks(connection.dialect)
     for column in columns:
         in_rows = [url for url in urls if is_in_row(url)]
         # apart: what cuts the text off would keep the others from an index
@@ -198,7 +205,7 @@ def urls_of_rows(
     key = list(declared.table.primary_key)
     # the rows were selected for update, which sees what others have committed since the snapshot;
     # without a lock MySQL would read a row that was then left alone from before
-    locked = connection.dialect.name in ("mysql", "mariadb")
+    locked = reads_old_rows_without_lock(connection.dialect)
     held: set[str] = set()
     # SQLite takes 1,000 levels of an expression, and keys of several columns are joined by OR
     size = batch_size(connection.dialect) if len(key) == 1 else CHUNK
@@ -254,13 +261,6 @@ def in_schemas(schemas: Schemas | None) -> dict[str, Any]:
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield slices of a sequence."""
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def batch_size(dialect: Dialect) -> int:
-    """Return how many URLs one SELECT asks for: without an index each reads the whole table."""
-    if dialect.name == "sqlite" and sqlite3.sqlite_version_info < (3, 32):
-        return CHUNK
-    return _BATCHES.get(dialect.name, CHUNK)
 
 
 def inherited_values(

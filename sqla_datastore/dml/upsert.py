@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, Table, UniqueConstraint, and_, or_
 from sqlalchemy.sql import operators
 
+from sqla_datastore.dml.dialects import CHUNK
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import MISSING, Assignments
-from sqla_datastore.dml.row_queries import CHUNK, Row, batched, held_urls, rows_query, select_rows
+from sqla_datastore.dml.row_queries import Row, batched, held_urls, rows_query, select_rows
 from sqla_datastore.dml.statement import Statement
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.columns import DeclaredTable
@@ -92,7 +93,7 @@ class RowsMet:
         # in chunks: one long OR would be deeper than the 1,000 levels that SQLite takes
         found: dict[tuple[Any, ...], Row] = {}
         for batch in batched(self.criteria, CHUNK):
-            query = rows_query(declared, declared.columns, [or_(*batch)])
+            query = rows_query(declared, declared.columns, [or_(*batch)], connection.dialect)
             for row in select_rows(connection, declared, declared.columns, query):
                 # without a primary key a row counts for each batch that finds it: no harm
                 found[row.key(declared.table) or (len(found),)] = row

@@ -80,9 +80,31 @@ def _pymysql(raw: Any) -> DriverState:
 
 
 def _pymysql_status(raw: Any) -> DriverState:
-    if raw.server_status & _SERVER_STATUS_IN_TRANS:
-        return DriverState.ACTIVE
-    return DriverState.IDLE
+    return _mysql_status(raw.server_status)
+
+
+def _mysql_status(flags: int) -> DriverState:
+    return DriverState.ACTIVE if flags & _SERVER_STATUS_IN_TRANS else DriverState.IDLE
+
+
+def _aiomysql(raw: Any) -> DriverState:
+    # made of PyMySQL; SQLAlchemy's adapter holds its connection
+    return _pymysql(raw._connection)
+
+
+def _asyncmy(raw: Any) -> DriverState:
+    # its `server_status` is that of an earlier statement after a ROLLBACK
+    result = raw._connection._result
+    if result is None or result.server_status is None:
+        return DriverState.UNKNOWN
+    return _mysql_status(result.server_status)
+
+
+def _mysqlconnector(raw: Any) -> DriverState:
+    # a lost connection has no socket any more, and the flags of before
+    if getattr(getattr(raw, "_socket", None), "_sock", raw) is None:
+        return DriverState.UNKNOWN
+    return DriverState.ACTIVE if raw.in_transaction else DriverState.IDLE
 
 
 _STATES: dict[str, Callable[[Any], DriverState]] = {
@@ -94,7 +116,17 @@ _STATES: dict[str, Callable[[Any], DriverState]] = {
     "asyncpg": _asyncpg,
     "pg8000": _pg8000,
     "pymysql": _pymysql,
+    "aiomysql": _aiomysql,
+    "asyncmy": _asyncmy,
+    "mysqlconnector": _mysqlconnector,
 }
+_OF_MYSQL = {
+    "pymysql": _pymysql_status,
+    "aiomysql": lambda raw: _pymysql_status(raw._connection),
+    "asyncmy": lambda raw: _pymysql_status(raw._connection),
+    "mysqlconnector": _mysqlconnector,
+}
+"""What they say right after a ping."""
 
 
 def driver_state(driver: str, raw: Any) -> DriverState:
@@ -123,16 +155,16 @@ def state_after_error(driver: str, raw: Any) -> DriverState:
     MySQL and MariaDB roll back the whole transaction on a deadlock, and the packet that tells of
     the error does not say so.
     """
-    return _asked_pymysql(raw) if driver == "pymysql" else driver_state(driver, raw)
+    return _asked_mysql(driver, raw) if driver in _OF_MYSQL else driver_state(driver, raw)
 
 
-def _asked_pymysql(raw: Any) -> DriverState:
+def _asked_mysql(driver: str, raw: Any) -> DriverState:
     try:
         # the server's answer is an OK packet, so it tells the status
         raw.ping(reconnect=False)
     except Exception:
         return DriverState.UNKNOWN
-    return _pymysql_status(raw)
+    return _OF_MYSQL[driver](raw)
 
 
 def autocommits(driver: str, raw: Any) -> bool:
@@ -148,14 +180,23 @@ def autocommits(driver: str, raw: Any) -> bool:
             # `is True`: LEGACY_TRANSACTION_CONTROL, the default from Python 3.12 on, is -1
             by_mode = getattr(connection, "autocommit", False) is True
             return (by_hand or by_mode) and not connection.in_transaction
-        if driver == "pymysql":
-            if not raw.get_autocommit():
+        if driver in _OF_MYSQL:
+            state = driver_state(driver, raw)
+            # the state first: one of them asks the server for its mode
+            if state is DriverState.ACTIVE or not _mysql_autocommits(driver, raw):
                 return False
-            state = _pymysql(raw)
             if state is DriverState.UNKNOWN:
-                state = _asked_pymysql(raw)
+                state = _asked_mysql(driver, raw)
             return state is DriverState.IDLE
         connection = getattr(raw, "_connection", raw) if driver == "psycopg_async" else raw
-        return bool(getattr(connection, "autocommit", False))
+        # `is True`: with some drivers it is a method
+        return getattr(connection, "autocommit", False) is True
     except Exception:
         return False
+
+
+def _mysql_autocommits(driver: str, raw: Any) -> bool:
+    if driver == "mysqlconnector":
+        return raw.autocommit is True
+    connection = raw if driver == "pymysql" else raw._connection
+    return bool(connection.get_autocommit())

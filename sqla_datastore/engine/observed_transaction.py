@@ -91,6 +91,8 @@ class ObservedTransaction(Transaction):
         sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
         if sqlstate in _UNKNOWN_OUTCOME:
             return False
+        if self.dialect.name in ("mysql", "mariadb") and not _is_of_mysql_server(original):
+            return False
         return not self.dialect.is_disconnect(err, self.raw, None)
 
     # -- calls of our own --------------------------------------------------------------------------
@@ -222,6 +224,16 @@ class ObservedTransaction(Transaction):
         if open_transactions.get(id(self.raw)) is self:
             del open_transactions[id(self.raw)]
         super().end(outcome)
+
+
+def _is_of_mysql_server(err: Any) -> bool:
+    """Return whether an error of a driver is the server's, and not of a connection that was lost.
+
+    Numbers of the client are 2000 to 2999 (MySQL's "Client Error Message Reference"); SQLAlchemy
+    does not know all of those that mysql-connector-python gives to a lost connection.
+    """
+    number = getattr(err, "errno", None) or (err.args[0] if err.args else None)
+    return isinstance(number, int) and (1000 <= number < 2000 or number >= 3000)
 
 
 # -- the open transactions -------------------------------------------------------------------------

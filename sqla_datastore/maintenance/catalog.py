@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy import Integer, LargeBinary, MetaData, String, literal_column, select, type_coerce
 from sqlalchemy.util import concurrency
 
-from sqla_datastore.dml.row_queries import batch_size, batched, held_urls
+from sqla_datastore.dml.dialects import batch_size
+from sqla_datastore.dml.row_queries import batched, held_urls
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.maintenance.references import PENDING, References, stem_of
 from sqla_datastore.maintenance.reports import DanglingRow

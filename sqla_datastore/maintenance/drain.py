@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import MetaData
 
-from sqla_datastore.dml.row_queries import batch_size
+from sqla_datastore.dml.dialects import batch_size
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.progress import Progress, StepCounter

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from sqlalchemy import MetaData
 
-from sqla_datastore.dml.row_queries import batch_size
+from sqla_datastore.dml.dialects import batch_size
 from sqla_datastore.exceptions import ConfigurationError, StorageError
 from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.progress import Progress, StepCounter

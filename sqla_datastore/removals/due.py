@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, not_, select, true
 
-from sqla_datastore.dml.row_queries import batch_size, batched, held_urls, in_schemas
+from sqla_datastore.dml.dialects import batch_size, reads_uncommitted_rows
+from sqla_datastore.dml.row_queries import batched, held_urls, in_schemas
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for
@@ -85,7 +86,7 @@ class DueRemovals:
         """
         found = self._select(connection, size)
         self.is_done = len(found) < size
-        if not found or _reads_uncommitted(connection):
+        if not found or reads_uncommitted_rows(connection):
             return 0
         self.last_id = found[-1].id
         columns = self.removals.columns()
@@ -187,13 +188,6 @@ class DueRemovals:
     def _count(self, connection: Connection, *conditions: ColumnElement[bool]) -> int:
         query = select(func.count()).select_from(self.removals.table).where(*conditions)
         return connection.scalar(query, execution_options=in_schemas(self.schemas)) or 0
-
-
-def _reads_uncommitted(connection: Connection) -> bool:
-    """Return whether rows may be read that are rolled back later: no reason to remove anything."""
-    if connection.dialect.name not in ("mysql", "mariadb"):
-        return False
-    return connection.get_isolation_level() == "READ UNCOMMITTED"
 
 
 # -- after a commit --------------------------------------------------------------------------------

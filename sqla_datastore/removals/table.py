@@ -31,7 +31,8 @@ from sqlalchemy import (
     inspect,
 )
 
-from sqla_datastore.dml.row_queries import batch_size, batched, in_schemas
+from sqla_datastore.dml.dialects import batch_size
+from sqla_datastore.dml.row_queries import batched, in_schemas
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.schema.columns import DeclaredColumn
 from sqla_datastore.schema.declarations import declared_tables

@@ -44,6 +44,10 @@ def text_for_values_in_rows(dialect: Dialect, inline_bytes: int) -> TypeEngine[s
     Raises:
         ConfigurationError: the database cannot hold as much.
     """
+    if dialect.name == "oracle":
+        raise ConfigurationError(
+            "inline_bytes is not for Oracle, which cannot compare a CLOB with a URL; leave it out"
+        )
     characters = _characters(inline_bytes)
     most = _MOST_CHARACTERS.get(dialect.name, _MOST_ELSEWHERE)
     if characters > most:

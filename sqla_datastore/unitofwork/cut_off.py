@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
-
+from sqla_datastore.dml.dialects import cuts_text_off
 from sqla_datastore.dml.row_queries import lengths_in_rows
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.storage.in_row import IN_ROW
@@ -38,7 +37,7 @@ class CutOffValues:
         Raises:
             StorageError: the database has cut one off.
         """
-        if not self._lengths or connection is None or not _cuts_off(connection):
+        if not self._lengths or connection is None or not cuts_text_off(connection):
             return
         asked = {row_url(name) for name in live if name.storage is IN_ROW}
         for declared, lengths in self._lengths.items():
@@ -52,11 +51,3 @@ class CutOffValues:
                         "STRICT_TRANS_TABLES",
                         url=head,
                     )
-
-
-def _cuts_off(connection: Connection) -> bool:
-    """Return whether the database shortens what is too long, and only warns."""
-    if connection.dialect.name not in ("mysql", "mariadb"):
-        return False
-    mode = connection.scalar(text("SELECT @@SESSION.sql_mode")) or ""
-    return not {"STRICT_TRANS_TABLES", "STRICT_ALL_TABLES"} & set(mode.split(","))

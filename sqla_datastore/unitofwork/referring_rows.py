@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sqla_datastore.dml.dialects import reads_old_rows_with_lock
 from sqla_datastore.dml.row_queries import held_urls, urls_of_rows
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema.declarations import present, present_columns
@@ -103,7 +104,7 @@ class ReferringRows:
         if refuses_strays:
             self._refuse_strays(found, held)
         listed = {name for name in names - held - own if name not in self._previous}
-        in_snapshot = listed and _reads_a_snapshot(connection)
+        in_snapshot = listed and reads_old_rows_with_lock(connection)
         self._listed_in_snapshot = listed if in_snapshot else set()
         # without a lock, as no index may lead to it: a lock could be one of all rows
         others = {name for name in names - held - found if self._unproven.get(name) is False}
@@ -198,11 +199,3 @@ class ReferringRows:
         if not self.ran_ddl:
             return declared.plain_columns
         return present_columns(connection, declared, schemas)
-
-
-def _reads_a_snapshot(connection: Connection) -> bool:
-    """Whether even a locking SELECT leaves out what others have committed since it began."""
-    # MySQL's locking reads see what was committed last; SQLite has one writer at a time
-    if connection.dialect.name != "postgresql":
-        return False
-    return connection.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")

@@ -43,12 +43,15 @@ SYNC = {
     "psycopg2": "postgresql",
     "pg8000": "postgresql",
     "pymysql": "mariadb",
+    "mysqlconnector": "mariadb",
 }
 ASYNC = {
     "aiosqlite": "sqlite",
     "aiosqlite-legacy": "sqlite",
     "psycopg_async": "postgresql",
     "asyncpg": "postgresql",
+    "aiomysql": "mariadb",
+    "asyncmy": "mariadb",
 }
 KINDS = SYNC | ASYNC
 """The database of each driver."""
@@ -109,6 +112,8 @@ class DriverRuns:
             socket = f"{url.query['host']}/.s.PGSQL.5432"
             kwargs.setdefault("connect_args", {})["unix_sock"] = socket
             url = url.set(query={}, host=None)
+        if kind == "mariadb" and driver != "pymysql":
+            url = url.set(query={})
         if driver in ASYNC:
             engine = create_async_engine(url, **kwargs).sync_engine
         else:

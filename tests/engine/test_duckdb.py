@@ -1,0 +1,223 @@
+"""The plain matrix on DuckDB, which has neither row locks nor savepoints: nothing ever dangles."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from sqlalchemy import create_engine, delete, exc, insert, select, update
+from sqlalchemy.dialects import mssql, mysql, oracle, postgresql
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from support.exactness import assert_exact
+
+from sqla_datastore import ConfigurationError, DataStore, DataStoreType, bind_storage
+from sqla_datastore.dml.dialects import refuse_without_transactions
+from sqla_datastore.dml.row_queries import rows_query
+from sqla_datastore.maintenance import check, gc, usage
+from sqla_datastore.schema.declarations import declared_table
+
+pytest.importorskip("duckdb_engine", reason="it is tested with the newest versions")
+
+
+class Base(DeclarativeBase):
+    """The tables of this module."""
+
+
+class Run(Base):
+    """Its key is chosen by the test: DuckDB makes none without a sequence."""
+
+    __tablename__ = "runs"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str | None]
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+    small: Mapped[DataStore | None] = mapped_column(DataStoreType(inline_bytes=2_000))
+
+
+def value(n):
+    return DataStore(n=n, l=[n], a=np.arange(n), inner=DataStore(n=n))
+
+
+@pytest.fixture
+def engine(tmp_path, stored):
+    engine = create_engine(f"duckdb:///{tmp_path / 'test.duckdb'}")
+    bind_storage(engine, stored.base)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.add_all([Run(id=n, name=f"r{n}", data=value(n)) for n in (1, 2, 3)])
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def exact(engine, stored):
+    """Assert that storage and rows agree."""
+    yield lambda count: assert_exact(engine, Base.metadata, stored, count)
+    assert check(engine, Base.metadata, deep=True).is_clean
+
+
+def held(engine, key):
+    with Session(engine) as session:
+        row = session.get(Run, key)
+        return row and row.data.n
+
+
+def test_insert_replace_edit_and_delete(engine, exact):
+    exact(3)
+    with Session(engine) as session:
+        session.get(Run, 1).data = value(11)
+        session.get(Run, 2).data["l"].append(5)
+        session.get(Run, 2).data.inner.n = 22
+        session.delete(session.get(Run, 3))
+        session.add(Run(id=4, data=value(4), small=DataStore(x=1)))
+        session.commit()
+    exact(4)
+    assert [held(engine, key) for key in (1, 2, 3, 4)] == [11, 2, None, 4]
+    with Session(engine) as session:
+        assert session.get(Run, 2).data["l"] == [2, 5]
+        assert session.get(Run, 2).data.inner.n == 22
+        assert session.get(Run, 4).small.url.startswith("data:")
+
+
+def test_rollback_brings_back_what_was_there(engine, exact):
+    with Session(engine) as session:
+        session.get(Run, 1).data = value(11)
+        session.delete(session.get(Run, 2))
+        session.add(Run(id=4, data=value(4)))
+        session.flush()
+        session.rollback()
+        assert session.get(Run, 1).data.n == 1
+    exact(3)
+
+
+def test_bulk_and_core_statements(engine, exact):
+    with engine.begin() as connection:
+        connection.execute(insert(Run), [{"id": n, "data": value(n)} for n in (4, 5, 6)])
+        connection.execute(update(Run).where(Run.id == 4).values(data=value(44)))
+        connection.execute(update(Run).where(Run.name == "r1").values(data=value(11)))
+        connection.execute(delete(Run).where(Run.id.in_([2, 5])))
+    exact(4)
+    assert [held(engine, key) for key in (1, 3, 4, 6)] == [11, 3, 44, 6]
+    with Session(engine) as session, session.begin():
+        session.execute(update(Run), [{"id": 1, "data": value(12)}, {"id": 3, "data": value(13)}])
+    exact(4)
+    assert [held(engine, 1), held(engine, 3)] == [12, 13]
+
+
+def test_a_statement_that_fails_is_rolled_back(engine, exact):
+    with Session(engine) as session:
+        session.get(Run, 1).data = value(11)
+        session.add(Run(id=2, data=value(22)))
+        with pytest.raises(exc.DBAPIError):
+            session.commit()
+        session.rollback()
+    exact(3)
+    assert [held(engine, 1), held(engine, 2)] == [1, 2]
+
+
+def test_savepoints_are_refused_by_the_database_and_nothing_is_lost(engine, exact):
+    with Session(engine) as session:
+        session.get(Run, 1).data = value(11)
+        session.begin_nested()
+        with pytest.raises(exc.DBAPIError, match="SAVEPOINT"):
+            session.scalars(select(Run.id)).all()
+        session.rollback()
+    exact(3)
+    assert held(engine, 1) == 1
+
+
+@pytest.mark.parametrize("second", ["replaces", "deletes"])
+@pytest.mark.parametrize("first", ["replaces", "deletes"])
+@pytest.mark.parametrize("order", ["the first commits before", "both are open"])
+def test_two_transactions_on_one_row(engine, stored, first, second, order):
+    """One of them may fail, or leave an orphan; no row dangles, and gc makes it exact."""
+
+    def work(session, how, n):
+        row = session.get(Run, 1)
+        if how == "replaces":
+            row.data = value(n)
+        else:
+            session.delete(row)
+
+    def end(session):
+        try:
+            session.commit()
+        except (exc.DBAPIError, exc.InvalidRequestError):
+            session.rollback()
+
+    with Session(engine) as one, Session(engine) as other:
+        other.get(Run, 1)  # its snapshot begins
+        work(one, first, 10)
+        if order == "both are open":
+            one.flush()
+        else:
+            end(one)
+        try:
+            work(other, second, 20)
+            other.flush()
+        except exc.DBAPIError:
+            other.rollback()
+        end(one)
+        end(other)
+    report = check(engine, Base.metadata, deep=True)
+    assert not report.dangling
+    assert not report.damaged
+    gc(engine, Base.metadata, apply=True, grace_seconds=0)
+    assert_exact(engine, Base.metadata, stored)
+
+
+def test_a_process_that_dies_leaves_the_rows_whole(engine, stored, tmp_path, exact):
+    url = engine.url.render_as_string()
+    engine.dispose()
+    program = f"""
+        import os, sys
+        sys.path[:0] = {sys.path!r}
+        from engine.test_duckdb import Base, Run, bind_storage, create_engine, Session, value
+        engine = create_engine({url!r})
+        bind_storage(engine, {str(stored.base)!r})
+        session = Session(engine)
+        session.get(Run, 1).data = value(11)
+        session.delete(session.get(Run, 2))
+        session.flush()
+        os._exit(7)
+    """
+    code = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False).returncode
+    assert code == 7
+    assert not check(engine, Base.metadata).dangling
+    assert len(gc(engine, Base.metadata, apply=True, grace_seconds=0).orphans) == 2
+    exact(3)
+    assert [held(engine, 1), held(engine, 2)] == [1, 2]
+
+
+def test_maintenance(engine, exact):
+    assert usage(engine, Base.metadata).objects == 6
+    assert gc(engine, Base.metadata, apply=True, grace_seconds=0).removed == 0
+    with engine.connect() as connection:
+        assert connection.scalar(select(Run.data.is_not(None)).limit(1))
+    exact(3)
+
+
+def test_a_database_without_transactions_is_refused():
+    class Dialect:
+        name = "clickhouse"
+
+    with pytest.raises(ConfigurationError, match="has no transactions"):
+        refuse_without_transactions(Dialect())
+
+
+@pytest.mark.parametrize(
+    ("dialect", "expected"),
+    [
+        (mssql.dialect(), "WITH (UPDLOCK, ROWLOCK)"),
+        (oracle.dialect(), "FOR UPDATE OF"),
+        (postgresql.dialect(), "FOR UPDATE OF runs"),
+        (mysql.dialect(), "FOR UPDATE"),
+    ],
+    ids=lambda each: getattr(each, "name", ""),
+)
+def test_rows_are_locked_as_each_database_has_it(dialect, expected):
+    declared = declared_table(Run.__table__)
+    query = rows_query(declared, declared.columns, [Run.id == 1], dialect)
+    assert expected in str(query.compile(dialect=dialect))
