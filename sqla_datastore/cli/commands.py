@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         DrainReport,
         GcReport,
         Progress,
+        RewriteReport,
         UsageReport,
     )
 
@@ -38,6 +39,7 @@ def add_commands(commands: Commands) -> None:
     _add_gc(commands)
     _add_drain(commands)
     _add_usage(commands)
+    _add_rewrite(commands)
 
 
 # -- demo ------------------------------------------------------------------------------------------
@@ -151,6 +153,34 @@ def _usage(
     from sqla_datastore.maintenance import usage
 
     return usage(engine, metadata, progress=progress)
+
+
+def _add_rewrite(commands: Commands) -> None:
+    text = "write values anew as their columns say now: in the row or outside, and in which folder"
+    rewrite = _add_maintenance(commands, "rewrite", text, _rewrite)
+    rewrite.add_argument("--apply", action="store_true", help="write (default: a dry run)")
+    # BATCH_ROWS of maintenance, which would load SQLAlchemy for --help
+    rewrite.add_argument(
+        "--batch-rows",
+        metavar="N",
+        type=int,
+        default=100,
+        help="rows in one transaction (default: 100)",
+    )
+
+
+def _rewrite(
+    arguments: argparse.Namespace, engine: Engine, metadata: MetaData, progress: Progress
+) -> RewriteReport:
+    from sqla_datastore.maintenance import rewrite
+
+    return rewrite(
+        engine,
+        metadata,
+        apply=arguments.apply,
+        batch_rows=arguments.batch_rows,
+        progress=progress,
+    )
 
 
 def _add_maintenance(

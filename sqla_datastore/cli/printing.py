@@ -7,10 +7,17 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from sqla_datastore.maintenance import CheckReport, DrainReport, Findings, GcReport, UsageReport
+from sqla_datastore.maintenance import (
+    CheckReport,
+    DrainReport,
+    Findings,
+    GcReport,
+    RewriteReport,
+    UsageReport,
+)
 from sqla_datastore.maintenance.reports import ColumnUsage
 
-Report: TypeAlias = CheckReport | DrainReport | GcReport | UsageReport
+Report: TypeAlias = CheckReport | DrainReport | GcReport | RewriteReport | UsageReport
 
 _SHOWN = 100
 """How many findings of a kind are printed."""
@@ -44,6 +51,8 @@ def _lines(report: Report) -> Iterator[str]:
         return _gc_lines(report)
     if isinstance(report, DrainReport):
         return _drain_lines(report)
+    if isinstance(report, RewriteReport):
+        return _rewrite_lines(report)
     return _usage_lines(report)
 
 
@@ -110,6 +119,20 @@ def _drain_lines(report: DrainReport) -> Iterator[str]:
             f"struck off: {report.referenced} that rows hold again, {report.foreign} that name no "
             "object of this library"
         )
+
+
+def _rewrite_lines(report: RewriteReport) -> Iterator[str]:
+    verb = "moved" if report.applied else "would move"
+    yield (
+        f"{report.rows} values; {verb} {report.moved_in} into their rows, {report.moved_out} out "
+        f"of them, {report.moved_folder} to another folder"
+    )
+    if report.changed_meanwhile:
+        yield f"{report.changed_meanwhile} were changed meanwhile; run it again"
+    if report.missing:
+        yield f"{report.missing} have no object in this storage; run check"
+    if report.moved and not report.applied:
+        yield "run it with --apply to do so"
 
 
 def _usage_lines(report: UsageReport) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Maintenance of storages: `check`, `gc`, `usage` and `drain`, and triggers for durable removals.
+"""Maintenance of storages: `check`, `gc`, `usage`, `drain` and `rewrite`, and removal triggers.
 
 ::
 
@@ -7,9 +7,9 @@
     report = check(engine, Base.metadata, deep=True)
     gc(engine, Base.metadata, apply=True)
 
-The four functions stream: memory stays flat however many objects and rows there are. They read
-URLs as raw text and never load a value, may run while others write, and may be interrupted and run
-again.
+The functions stream: memory stays flat however many objects and rows there are. They may run while
+others write, and may be interrupted and run again. All but `rewrite` read URLs as raw text and
+never load a value.
 ``docs/maintenance.md`` has the whole story.
 
 `create_removal_triggers` and `drop_removal_triggers` are for databases without Alembic, see
@@ -34,9 +34,11 @@ from sqla_datastore.maintenance.reports import (
     GcReport,
     Leftover,
     Orphan,
+    RewriteReport,
     TypeUsage,
     UsageReport,
 )
+from sqla_datastore.maintenance.rewrite import rewrite
 from sqla_datastore.maintenance.usage import usage
 from sqla_datastore.removals.triggers.statements import (
     create_removal_triggers,
@@ -55,6 +57,7 @@ __all__ = [
     "Leftover",
     "Orphan",
     "Progress",
+    "RewriteReport",
     "TypeUsage",
     "UsageReport",
     "check",
@@ -62,5 +65,6 @@ __all__ = [
     "drain",
     "drop_removal_triggers",
     "gc",
+    "rewrite",
     "usage",
 ]

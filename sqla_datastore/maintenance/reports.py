@@ -277,6 +277,43 @@ class DrainReport:
         return {"is_clean": self.is_clean, **_fields(self)}
 
 
+@dataclass(frozen=True)
+class RewriteReport:
+    """What `rewrite` did, or would do.
+
+    Attributes:
+        applied: whether it wrote, or only told what it would write.
+        rows: how many values were looked at.
+        moved_in: how many moved into their rows.
+        moved_out: how many moved out of their rows.
+        moved_folder: how many moved to the folder that the template renders now.
+        changed_meanwhile: how many rows somebody else has changed meanwhile; they were left alone.
+        missing: how many values have no object, or a URL that is not the storage's; see `check`.
+    """
+
+    applied: bool
+    rows: int
+    moved_in: int
+    moved_out: int
+    moved_folder: int
+    changed_meanwhile: int
+    missing: int
+
+    @property
+    def moved(self) -> int:
+        """How many values were, or would be, written anew."""
+        return self.moved_in + self.moved_out + self.moved_folder
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether all values lie where their columns say."""
+        return not self.changed_meanwhile and not self.missing and (self.applied or not self.moved)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``json.dumps`` takes."""
+        return {"is_clean": self.is_clean, **_fields(self)}
+
+
 @dataclass(frozen=True, slots=True)
 class TypeUsage:
     """What the entries of one type take.
@@ -345,7 +382,7 @@ class UsageReport:
         return _plain(asdict(self))  # type: ignore[no-any-return]
 
 
-def _fields(report: CheckReport | DrainReport | GcReport) -> dict[str, Any]:
+def _fields(report: CheckReport | DrainReport | GcReport | RewriteReport) -> dict[str, Any]:
     return {
         name: value.to_json() if isinstance(value, Findings) else _plain(value)
         for name, value in vars(report).items()

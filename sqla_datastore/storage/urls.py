@@ -332,8 +332,9 @@ class DataURL(ObjectURL):
 
     @property
     def size_bytes(self) -> int:
-        """About how many bytes its objects take, without base64."""
-        return len(self.objects) * 3 // 4
+        """How many bytes its objects take, without base64."""
+        pieces = self.objects.split(",")
+        return sum(len(piece) * 3 // 4 - piece[-2:].count("=") for piece in pieces)
 
     def reader(self) -> BytesReader:
         """Decode its object, or the nested one that it stands for.
