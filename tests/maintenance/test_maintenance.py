@@ -463,8 +463,8 @@ def test_what_cannot_be_removed_is_told_and_found_again(engine, stored):
 
 
 def test_it_can_be_interrupted_and_run_again(engine, stored, monkeypatch):
-    monkeypatch.setattr("sqla_datastore.dml.row_queries._BATCHES", {})
-    monkeypatch.setattr("sqla_datastore.dml.row_queries.CHUNK", 2)
+    monkeypatch.setattr("sqla_datastore.dml.dialects._BATCHES", {})
+    monkeypatch.setattr("sqla_datastore.dml.dialects.CHUNK", 2)
     monkeypatch.setattr("sqla_datastore.maintenance.progress._STEPS_PER_CALL", 1)
     add(engine, *(keyed(number) for number in range(10, 15)))
     for number in range(7):

@@ -322,8 +322,8 @@ def test_a_failure_to_strike_off_is_quiet_and_made_good(engine, exact, caplog, m
 
 
 def test_many_are_carried_out_in_batches_and_after_an_interruption(engine, stored, monkeypatch):
-    monkeypatch.setattr("sqla_datastore.dml.row_queries._BATCHES", {})
-    monkeypatch.setattr("sqla_datastore.dml.row_queries.CHUNK", 3)
+    monkeypatch.setattr("sqla_datastore.dml.dialects._BATCHES", {})
+    monkeypatch.setattr("sqla_datastore.dml.dialects.CHUNK", 3)
     add(engine, *range(20))
     killed = storage_doing(engine, stored, killed_before_removal)
     with killed, pytest.raises(Killed), engine.begin() as connection:
