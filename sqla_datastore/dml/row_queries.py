@@ -7,7 +7,7 @@ that lies in the row only what `head_of` returns is selected.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
@@ -52,10 +52,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An existing row: the values of its columns, and its URLs as text by declared column."""
+    """An existing row: the values of its columns, and its URLs as text by declared column.
+
+    `known` is what a statement has found out of it, so that it is found out once.
+    """
 
     values: Mapping[Column[Any], Any]
     urls: Mapping[DeclaredColumn, str | None]
+    known: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     def key(self, table: Table) -> tuple[Any, ...]:
         """Return the row's primary key."""

@@ -40,7 +40,7 @@ from sqla_datastore.value.datastore import DataStore
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-    from sqla_datastore.schema.folders import Schemas
+    from sqla_datastore.schema.folders import FolderTemplate, Schemas
 
 
 @dataclass(frozen=True)
@@ -218,18 +218,22 @@ class Statement(ABC):
                 self.by_default.add(column)
         return found
 
-    def names(self, column: DeclaredColumn, url: str | None) -> list[ObjectName]:
-        """Return the names behind a URL; none for NULL or what the storage cannot hold."""
-        return names_behind(self.storage(column), url, self.transaction.is_pending)
+    def names(self, column: DeclaredColumn, row: Row) -> list[ObjectName]:
+        """Return the names behind a row's URL; none for NULL or what the storage cannot hold."""
+        found: list[ObjectName] | None = row.known.get(column)
+        if found is None:
+            url, is_pending = row.urls.get(column), self.transaction.is_pending
+            found = row.known[column] = names_behind(self.storage(column), url, is_pending)
+        return found
 
     def drop(self, effects: Effects, column: DeclaredColumn, row: Row) -> None:
         """Note that a row will not hold any more what it holds in a column."""
-        names = self.names(column, row.urls[column])
+        names = self.names(column, row)
         if names and column in self.by_default:
             self._refuse_lost(row, names[0])
         effects.drop(row, names)
         folder = names[0].path.rpartition("/")[0] if names else None
-        if folder is not None and folder != self._rendered(column, row):
+        if folder is not None and folder != self._rendered(column.folder, row):
             # as of a row whose key the database has made, or that had another key or template
             is_of_table = column.folder.could_be(folder, self.schemas)
             effects.unproven.update(dict.fromkeys(names, is_of_table))
@@ -251,15 +255,17 @@ class Statement(ABC):
         remembered = self._remembered(column, row)
         if remembered is not None:
             return remembered
-        return self._rendered(column, row)
+        return self._rendered(column.folder, row)
 
-    def _rendered(self, column: DeclaredColumn, row: Row) -> str | None:
-        return column.folder.render(self.inherited(row.values), self.schemas)
+    def _rendered(self, template: FolderTemplate, row: Row) -> str | None:
+        if template not in row.known:
+            row.known[template] = template.render(self.inherited(row.values), self.schemas)
+        folder: str | None = row.known[template]
+        return folder
 
     def _remembered(self, column: DeclaredColumn, row: Row) -> str | None:
         """Return the folder of a row's URL; None without one, or for an object at the base."""
-        url = row.urls.get(column)
-        names = [] if url is None else self.names(column, url)
+        names = self.names(column, row)
         return names[0].path.rpartition("/")[0] or None if names else None
 
     def owned_folders(self, row: Row) -> Iterator[Folder]:
@@ -268,10 +274,9 @@ class Statement(ABC):
         The one that its attributes render is guarded by the row's key: whoever puts something there
         waits for it. The one in its URL may be another row's by now, unless it bears a fresh UUID.
         """
-        values = self.inherited(row.values)
         for column in self.declared.columns:
             if column.folder.owns:
-                folders = {column.folder.render(values, self.schemas)}
+                folders = {self._rendered(column.folder, row)}
                 remembered = self._remembered(column, row)
                 if remembered is not None and column.folder.is_fresh(remembered):
                     folders.add(remembered)
@@ -280,7 +285,7 @@ class Statement(ABC):
                 for path in sorted(filter(None, folders)):
                     yield Folder(self.storage(column), path)
         template = self.declared.class_folder
-        folder = template.render(values, self.schemas) if template else None
+        folder = self._rendered(template, row) if template else None
         if folder is not None:
             yield from (Folder(storage, folder) for storage in self._all_storages())
 
