@@ -14,16 +14,30 @@
     └── ConfigurationError      (ArgumentError)      templates or storages that contradict
 
 A missing entry is a plain `KeyError` or `AttributeError`; no error above is either of them.
-None of them is wrapped in SQLAlchemy's ``StatementError``.
+None of them is wrapped in SQLAlchemy's ``StatementError``. Their messages are `printable`, whatever
+a file or row says; their attributes hold what was found, unchanged.
 """
 
 from __future__ import annotations
 
 from sqlalchemy.exc import ArgumentError, DontWrapMixin, InvalidRequestError
 
+from sqla_datastore.printable import printable
+
 
 class DataStoreError(DontWrapMixin, Exception):
-    """The root of all errors of this library."""
+    """The root of all errors of this library.
+
+    Args:
+        message: one line; what it quotes of files and rows need not be escaped.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
+    def add_note(self, note: str) -> None:
+        """Add a note, escaped as the message is."""
+        super().add_note(printable(note))
 
 
 class UnsupportedTypeError(DataStoreError, TypeError):

@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 
 from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.printable import printable
 from sqla_datastore.schema.columns import is_declared
 from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.value.datastore import DataStore
@@ -123,7 +124,8 @@ def _parameters(
             if is_declared(target):
                 converted = DataStore.coerce(source.name, converted)
         except Exception as err:
-            err.add_note(f"while converting {source} of the row with the key {tuple(key)!r}")
+            note = f"while converting {source} of the row with the key {tuple(key)!r}"
+            err.add_note(printable(note))
             raise
         if converted is not None:
             yield {"converted": converted} | {f"key_{i}": part for i, part in enumerate(key)}
@@ -194,4 +196,4 @@ def _shown_progress() -> Iterator[Progress]:
 
 
 def _log_rows(what: str, done: int, total: int | None, _seconds: float) -> None:
-    _log.info("%s: %s of %s rows converted", what, f"{done:,}", f"{total:,}")
+    _log.info("%s: %s of %s rows converted", printable(what), f"{done:,}", f"{total:,}")

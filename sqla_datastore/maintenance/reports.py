@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from sqla_datastore.printable import printable
+
 MOST_KEPT = 10_000
 
 F = TypeVar("F")
@@ -38,7 +40,7 @@ class DanglingRow:
 
     def __str__(self) -> str:
         key = ", ".join(f"{name}={value}" for name, value in self.key.items())
-        return f"{self.table}({key}).{self.column}: {self.url}: {self.reason}"
+        return printable(f"{self.table}({key}).{self.column}: {self.url}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Orphan:
     storage: str
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.size_bytes} bytes)"
+        return printable(f"{self.path} ({self.size_bytes} bytes)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Leftover:
     storage: str
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.size_bytes} bytes)"
+        return printable(f"{self.path} ({self.size_bytes} bytes)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class DamagedObject:
     storage: str
 
     def __str__(self) -> str:
-        return f"{self.url}: {'; '.join(self.problems)}"
+        return printable(f"{self.url}: {'; '.join(self.problems)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class ForeignName:
     storage: str
 
     def __str__(self) -> str:
-        return self.path
+        return printable(self.path)
 
 
 @dataclass(frozen=True)
