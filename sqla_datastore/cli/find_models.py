@@ -56,9 +56,10 @@ def _imported(module: str) -> ModuleType:
             # now, so that templates which contradict each other are told as the models' fault
             configure_mappers()
     except (Exception, SystemExit) as err:  # a module may raise anything
+        reason = f"{type(err).__name__}: {_line(err)}"
         raise ConfigurationError(
-            f"{module!r} cannot be imported from {here!r} ({type(err).__name__}: {_line(err)}); give "
-            "'package.module:Base', and run in the folder that holds the package"
+            f"{module!r} cannot be imported from {here!r} ({reason}); give 'package.module:Base', "
+            "and run in the folder that holds the package"
         ) from err
     return found
 
@@ -100,8 +101,8 @@ def _engine(database: str) -> tuple[URL, Engine]:
         return url, create_engine(url)
     except ImportError as err:
         raise ConfigurationError(
-            f"the driver of {database.partition(':')[0]!r} is not installed ({_line(err)}); install it "
-            "with pip, or give the URL of a driver that is"
+            f"the driver of {database.partition(':')[0]!r} is not installed ({_line(err)}); "
+            "install it with pip, or give the URL of a driver that is"
         ) from err
     except (ArgumentError, NoSuchModuleError) as err:
         if isinstance(err, ConfigurationError):

@@ -159,16 +159,29 @@ def _open_or_make(top: int, folder: str) -> int:
     with suppress(FileNotFoundError):
         # the folder is mostly there, and then this is the only call
         return _descend(top, folder, _FOLDER)
-    above, _, name = folder.rpartition("/")
-    parent = _open_or_make(top, above) if above else top
-    try:
-        # another writer may make it first; a remover may take it before the next line opens it
-        with suppress(FileExistsError):
-            os.mkdir(name, dir_fd=parent)
-        return _step(name, parent, _FOLDER)
-    finally:
-        if parent != top:
-            os.close(parent)
+    parent, missing = _nearest(top, folder)
+    for name in missing:
+        try:
+            # another writer may make it first; a remover may take it before the next line opens it
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=parent)
+            child = _step(name, parent, _FOLDER)
+        finally:
+            if parent != top:
+                os.close(parent)
+        parent = child
+    return parent
+
+
+def _nearest(top: int, folder: str) -> tuple[int, list[str]]:
+    """Open what is there of the folders above a missing one, and return the names below it."""
+    missing: list[str] = []
+    while folder:
+        folder, _, name = folder.rpartition("/")
+        missing.insert(0, name)
+        with suppress(FileNotFoundError):
+            return (_descend(top, folder, _FOLDER) if folder else top), missing
+    raise AssertionError  # the base is open
 
 
 @contextmanager

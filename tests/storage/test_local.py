@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.folders import deep_folders
 
 from sqla_datastore.exceptions import (
     ConfigurationError,
@@ -956,3 +957,58 @@ def test_system_calls_of_a_small_object(tmp_path):
     assert created < 15
     assert loaded < 12
     assert removed < 6
+
+
+class TestDepth:
+    """Folders may nest deeper than Python calls, and be longer than a path of the system."""
+
+    @pytest.mark.parametrize("name", ["d", "d" * 200])
+    def test_listings(self, walk, base, name):
+        storage = LocalStorage(base)
+        write(storage, "a/b.zip")
+        write(storage, "e/b.zip")
+        with deep_folders(base, ["c", *[name] * 1_000], "x.zip"):
+            (base / "c" / "empty").mkdir()
+            assert [found.path for found in storage.list("")] == ["a/b.zip", "e/b.zip"]
+            assert [found.path for found in storage.leftovers()] == ["c/empty/"]
+
+    def test_objects_as_deep_as_a_url_can_name(self, walk, base):
+        storage = LocalStorage(base)
+        folder = "/".join("d" * 500)
+        path = f"{folder}/x.zip"
+        write(storage, path)
+        assert storage.size_bytes(path) == 4
+        assert [found.path for found in storage.list("")] == [path]
+        storage.make_durable([path])
+        storage.remove([path])
+        assert list(base.iterdir()) == []
+
+    def test_deep_leftovers(self, walk, base):
+        folder, temporary = "/".join("d" * 450), f"#{'0' * 32}.part"
+        with deep_folders(base, folder.split("/"), temporary):
+            storage = LocalStorage(base)
+            found = [each.path for each in storage.leftovers()]
+            assert found == [f"{folder}/{temporary}"]
+            storage.remove_leftovers(found)
+            assert list(base.iterdir()) == []
+
+    def test_paths_longer_than_the_system_takes(self, walk, base):
+        deep = base
+        # up to where the base's own path can still be named
+        for _ in range((4_000 - len(os.fsencode(base))) // 201):
+            deep /= "d" * 200
+        deep.mkdir(parents=True)
+        storage = LocalStorage(deep)
+        path = "/".join(["e" * 100] * 8) + "/x.zip"
+        write(storage, path, bytes(300_000))
+        assert bytes(storage.open(path).view(0, 200_000)) == bytes(200_000)
+        assert [found.path for found in storage.list("")] == [path]
+        storage.remove([path])
+        assert os.listdir(deep) == []
+
+    def test_a_base_that_is_too_long_is_our_error(self, base):
+        storage = LocalStorage(f"{base}/{'d' * 200}" + f"/{'d' * 200}" * 30)
+        with pytest.raises(StorageError, match="File name too long"):
+            write(storage, "a/x.zip")
+        with pytest.raises(StorageError, match="File name too long"):
+            list(storage.list(""))
