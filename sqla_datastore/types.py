@@ -5,6 +5,7 @@ Importing it installs the listeners of the other rooms.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.orm import session_events
 from sqla_datastore.schema.columns import DeclaredType
 from sqla_datastore.schema.folder_templates import check_template
-from sqla_datastore.storage.binding import storage_for
+from sqla_datastore.storage.binding import check_storage, storage_for
 from sqla_datastore.storage.urls import URL_LENGTH
 from sqla_datastore.value.datastore import DataStore
 
@@ -34,7 +35,7 @@ class DataStoreType(DeclaredType):
     In the database it is a ``VARCHAR(1024)``.
 
     Args:
-        url: the storage of this column, for example ``"/data/results"`` or
+        url: the storage of this column, for example ``"/data/results"``, a `pathlib.Path` or
             ``"file:///data/results"``; by default what `bind_storage`, `options.url`, the
             environment variable ``SQLA_DATASTORE_URL`` or the folder ``sqla.datastore`` say.
         folder: a template over the row's attributes for the folder that its objects go to;
@@ -43,7 +44,9 @@ class DataStoreType(DeclaredType):
             primary key.
 
     Raises:
-        ConfigurationError: a template that cannot be rendered into a path below the base.
+        ConfigurationError: a template that cannot be rendered into a path below the base, or a URL
+            that no storage serves.
+        TypeError: the storage is neither text nor a path.
     """
 
     impl = String
@@ -52,10 +55,13 @@ class DataStoreType(DeclaredType):
     # values are compared by identity or URL, so `Result.unique()` must not hash them
     hashable = False
 
-    def __init__(self, url: str | None = None, folder: str = "{table}/{pk}") -> None:
+    def __init__(
+        self, url: str | os.PathLike[str] | None = None, folder: str = "{table}/{pk}"
+    ) -> None:
         # both by name or position: SQLAlchemy's cache key and `adapt` leave out keyword-only ones
         super().__init__(URL_LENGTH)
-        self.url = url
+        # refused now: the columns of all tables are compared before the first statement of any
+        self.url = None if url is None else check_storage(url)
         self.folder = check_template(folder)
 
     def __repr__(self) -> str:
