@@ -114,13 +114,28 @@ class DamagedObjectError(DataStoreError, ValueError):
 class MissingObjectError(DataStoreError, FileNotFoundError):
     """A URL has no object in the storage.
 
+    Args:
+        url: the URL.
+        where: the storage, in words.
+        why: what may have happened and what to do about it.
+
     Attributes:
         url: the URL.
     """
 
-    def __init__(self, url: str, where: str = "the storage") -> None:
-        super().__init__(f"no object {url!r} in {where}; is the right storage bound?")
+    def __init__(
+        self,
+        url: str,
+        where: str = "the storage",
+        why: str = "is the right storage bound?",
+    ) -> None:
+        super().__init__(f"no object {url!r} in {where}; {why}")
         self.url = url
+        self._where = where
+
+    def because(self, why: str) -> MissingObjectError:
+        """Return the error with what is known of the row that refers to the object."""
+        return MissingObjectError(self.url, self._where, why)
 
 
 class DefaultStorageWarning(UserWarning):
