@@ -135,7 +135,11 @@ class MissingObjectError(DataStoreError, FileNotFoundError):
 
     def because(self, why: str) -> MissingObjectError:
         """Return the error with what is known of the row that refers to the object."""
-        return MissingObjectError(self.url, self._where, why)
+        error = MissingObjectError(self.url, self._where, why)
+        error.__cause__ = self.__cause__
+        for note in getattr(self, "__notes__", ()):
+            error.add_note(note)
+        return error
 
 
 class DefaultStorageWarning(UserWarning):
