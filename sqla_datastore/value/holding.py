@@ -87,7 +87,13 @@ def _parts(thing: Any) -> Iterable[Any]:
     # each where it is kept, and so once: a DataArray hands out those of its variable
     names = () if hasattr(thing, "variable") else ("attrs", "info")
     notes = [getattr(thing, name, None) for name in names]
-    return [*(each for each in notes if isinstance(each, dict)), *_variables(thing)]
+    return [*(each for each in notes if isinstance(each, dict)), *_axes(thing), *_variables(thing)]
+
+
+def _axes(thing: Any) -> Iterable[Any]:
+    """Return the indexes of a frame or series, whose names can be set."""
+    axes = getattr(thing, "axes", None)
+    return axes if isinstance(axes, list) else ()
 
 
 def _variables(thing: Any) -> Iterable[Any]:

@@ -126,3 +126,16 @@ def test_the_notes_of_a_library_s_thing_are_a_part(stored, make, notes_of, note,
         assert is_held_elsewhere(value)
     del notes
     assert not is_held_elsewhere(value)
+
+
+@pytest.mark.parametrize(("around", "within"), [PLACES["top"], PLACES["dict"]])
+@pytest.mark.parametrize("axis", ["columns", "index"])
+def test_the_indexes_of_a_frame_are_parts(stored, around, within, axis):
+    index = pd.MultiIndex.from_tuples([(1, 2), (3, 4)])
+    value = stored(around(pd.DataFrame({"a": [1, 2]}, index=index)))
+    held = getattr(within(value["x"]), axis)
+    assert is_held_elsewhere(value)
+    held.names = ["edited"] * held.nlevels
+    del held
+    assert not is_held_elsewhere(value)
+    assert value._scan()
