@@ -128,6 +128,21 @@ def make_base(base: str) -> None:
         os.makedirs(base, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as err:
         raise NotADirectoryError(errno.ENOTDIR, _why_no_folder(base)) from err
+    except OSError as err:
+        if os.path.dirname(top := _topmost_missing(base)) != "/":
+            raise
+        raise OSError(
+            err.errno,
+            f"{err.strerror}; {top!r} would be a folder at the root of the file system: for one "
+            f"relative to the working directory write {base[1:]!r}, without 'file:///'",
+        ) from err
+
+
+def _topmost_missing(base: str) -> str:
+    """Return the first folder that has to be made for a base."""
+    while not os.path.lexists(above := os.path.dirname(base)):
+        base = above
+    return base
 
 
 def _why_no_folder(base: str) -> str:

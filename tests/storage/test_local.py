@@ -7,6 +7,7 @@ import copy
 import errno
 import os
 import pickle
+import re
 import shutil
 import stat
 import subprocess
@@ -957,6 +958,44 @@ def test_system_calls_of_a_small_object(tmp_path):
     assert created < 15
     assert loaded < 12
     assert removed < 6
+
+
+class TestRootOfTheFileSystem:
+    """``file:///name`` looks like a relative path, and is none."""
+
+    @pytest.fixture
+    def forbidden(self, monkeypatch):
+        """Have the system refuse folders at its root, also where the tests run as root."""
+        mkdir = os.mkdir
+
+        def refuse(path, *args, **kwargs):
+            if os.path.dirname(path) == "/":
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return mkdir(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "mkdir", refuse)
+
+    @pytest.mark.parametrize("folder", ["no-such.datastore", "no-such.datastore/runs"])
+    def test_the_error_says_what_was_named_and_how_to_name_a_relative_one(
+        self, forbidden, folder, monkeypatch, tmp_path
+    ):
+        with pytest.raises(StorageError) as caught:
+            write(open_storage(f"file:///{folder}"), "a/x.zip")
+        message = str(caught.value)
+        assert "Permission denied" in message
+        assert "'/no-such.datastore' would be a folder at the root of the file system" in message
+        (relative,) = re.findall(r"working directory write '(.+?)'", message)
+        monkeypatch.chdir(tmp_path)
+        write(open_storage(relative), "a/x.zip")
+        assert files_below(tmp_path) == {f"{folder}/a/x.zip"}
+
+    def test_a_folder_elsewhere_is_not_explained_so(self, monkeypatch, base):
+        def refuse(path, *_, **__):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+
+        monkeypatch.setattr(os, "mkdir", refuse)
+        with pytest.raises(StorageError, match=r"Permission denied$"):
+            write(open_storage(base / "runs"), "a/x.zip")
 
 
 class TestDepth:
