@@ -14,16 +14,30 @@
     └── ConfigurationError      (ArgumentError)      templates or storages that contradict
 
 A missing entry is a plain `KeyError` or `AttributeError`; no error above is either of them.
-None of them is wrapped in SQLAlchemy's ``StatementError``.
+None of them is wrapped in SQLAlchemy's ``StatementError``. Their messages are `printable`, whatever
+a file or row says; their attributes hold what was found, unchanged.
 """
 
 from __future__ import annotations
 
 from sqlalchemy.exc import ArgumentError, DontWrapMixin, InvalidRequestError
 
+from sqla_datastore.printable import printable
+
 
 class DataStoreError(DontWrapMixin, Exception):
-    """The root of all errors of this library."""
+    """The root of all errors of this library.
+
+    Args:
+        message: one line; what it quotes of files and rows need not be escaped.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
+    def add_note(self, note: str) -> None:
+        """Add a note, escaped as the message is."""
+        super().add_note(printable(note))
 
 
 class UnsupportedTypeError(DataStoreError, TypeError):
@@ -100,13 +114,32 @@ class DamagedObjectError(DataStoreError, ValueError):
 class MissingObjectError(DataStoreError, FileNotFoundError):
     """A URL has no object in the storage.
 
+    Args:
+        url: the URL.
+        where: the storage, in words.
+        why: what may have happened and what to do about it.
+
     Attributes:
         url: the URL.
     """
 
-    def __init__(self, url: str, where: str = "the storage") -> None:
-        super().__init__(f"no object {url!r} in {where}; is the right storage bound?")
+    def __init__(
+        self,
+        url: str,
+        where: str = "the storage",
+        why: str = "is the right storage bound?",
+    ) -> None:
+        super().__init__(f"no object {url!r} in {where}; {why}")
         self.url = url
+        self._where = where
+
+    def because(self, why: str) -> MissingObjectError:
+        """Return the error with what is known of the row that refers to the object."""
+        error = MissingObjectError(self.url, self._where, why)
+        error.__cause__ = self.__cause__
+        for note in getattr(self, "__notes__", ()):
+            error.add_note(note)
+        return error
 
 
 class DefaultStorageWarning(UserWarning):

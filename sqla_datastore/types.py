@@ -5,6 +5,7 @@ Importing it installs the listeners of the other rooms.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from sqla_datastore.orm import session_events
 from sqla_datastore.schema.columns import DeclaredType
 from sqla_datastore.schema.folder_templates import check_template
 from sqla_datastore.schema.in_row_text import check_inline_bytes, text_for_values_in_rows
-from sqla_datastore.storage.binding import storage_for
+from sqla_datastore.storage.binding import check_storage, storage_for
 from sqla_datastore.storage.urls import URL_LENGTH, is_in_row
 from sqla_datastore.value.datastore import DataStore
 
@@ -36,7 +37,7 @@ class DataStoreType(DeclaredType):
     In the database it is a ``VARCHAR(1024)``, and with `inline_bytes` a ``TEXT``.
 
     Args:
-        url: the storage of this column, for example ``"/data/results"`` or
+        url: the storage of this column, for example ``"/data/results"``, a `pathlib.Path` or
             ``"file:///data/results"``; by default what `bind_storage`, `options.url`, the
             environment variable ``SQLA_DATASTORE_URL`` or the folder ``sqla.datastore`` say.
         folder: a template over the row's attributes for the folder that its objects go to;
@@ -48,9 +49,10 @@ class DataStoreType(DeclaredType):
             shrinks. ``docs/small-values.md`` tells when it pays.
 
     Raises:
-        ConfigurationError: a template that cannot be rendered into a path below the base, or
-            `inline_bytes` is no number of bytes. More than a database can hold is refused when the
-            column is created, or first used.
+        ConfigurationError: a template that cannot be rendered into a path below the base, a URL
+            that no storage serves, or `inline_bytes` is no number of bytes. More than a database
+            can hold is refused when the column is created, or first used.
+        TypeError: the storage is neither text nor a path.
     """
 
     impl = String
@@ -60,11 +62,15 @@ class DataStoreType(DeclaredType):
     hashable = False
 
     def __init__(
-        self, url: str | None = None, folder: str = "{table}/{pk}", inline_bytes: int = 0
+        self,
+        url: str | os.PathLike[str] | None = None,
+        folder: str = "{table}/{pk}",
+        inline_bytes: int = 0,
     ) -> None:
         # all by name or position: SQLAlchemy's cache key and `adapt` leave out keyword-only ones
         super().__init__(URL_LENGTH)
-        self.url = url
+        # refused now: the columns of all tables are compared before the first statement of any
+        self.url = None if url is None else check_storage(url)
         self.folder = check_template(folder)
         self.inline_bytes = check_inline_bytes(inline_bytes)
         if inline_bytes:

@@ -17,8 +17,8 @@ BESIDE_THE_ROOMS = {
     "__init__.py",
     "exceptions.py",
     "options.py",
+    "printable.py",
     "py.typed",
-    "testing.py",
     "types.py",
 }
 PUBLIC = [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import uuid
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +54,7 @@ from support.databases import make_engine
 from support.exactness import assert_exact, statements, urls_of
 
 from sqla_datastore import (
+    ConfigurationError,
     DataStore,
     DataStoreType,
     DefaultStorageWarning,
@@ -867,7 +870,31 @@ TYPES = [
     DataStoreType("file:///data/x", folder="runs/{id}"),
     DataStoreType(folder="{table}/{pk}"),
     DataStoreType(folder="a/{b},{c}"),
+    DataStoreType(Path("/data/path")),
 ]
+
+
+def test_a_path_names_the_storage_of_a_column():
+    assert DataStoreType(Path("/data/x")).url == DataStoreType("/data/x").url == "/data/x"
+    assert DataStoreType(Path("/data/x"))._static_cache_key == TYPES[1]._static_cache_key
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "reason"),
+    [
+        ("s3://bucket", ConfigurationError, "supported are a path and 'file:///absolute/path'"),
+        ("file://host/x", ConfigurationError, "a local folder is 'file:///absolute/path'"),
+        ("file:///x?y", ConfigurationError, "has a query"),
+        ("", ConfigurationError, "None stands for the default"),
+        ("\0", ConfigurationError, "give a path or 'file:///path'"),
+        (b"/x", TypeError, "a storage is a URL or a path, not 'bytes'"),
+        (5, TypeError, "PathLike object, not int"),
+    ],
+)
+def test_what_no_storage_serves_is_refused_when_the_type_is_made(url, error, reason):
+    """Later it would break statements on other tables: the columns of all are compared."""
+    with pytest.raises(error, match=re.escape(reason)):
+        DataStoreType(url)
 
 
 @pytest.mark.parametrize("type_", TYPES, ids=repr)

@@ -26,6 +26,7 @@ from sqlalchemy import (
 
 from sqla_datastore.dml.dialects import has_row_locks
 from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.printable import printable
 from sqla_datastore.schema.columns import is_declared
 from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.value.datastore import DataStore
@@ -128,7 +129,8 @@ def _parameters(
             if is_declared(target):
                 converted = DataStore.coerce(source.name, converted)
         except Exception as err:
-            err.add_note(f"while converting {source} of the row with the key {tuple(key)!r}")
+            note = f"while converting {source} of the row with the key {tuple(key)!r}"
+            err.add_note(printable(note))
             raise
         if converted is not None:
             yield {"converted": converted} | {f"key_{i}": part for i, part in enumerate(key)}
@@ -199,4 +201,4 @@ def _shown_progress() -> Iterator[Progress]:
 
 
 def _log_rows(what: str, done: int, total: int | None, _seconds: float) -> None:
-    _log.info("%s: %s of %s rows converted", what, f"{done:,}", f"{total:,}")
+    _log.info("%s: %s of %s rows converted", printable(what), f"{done:,}", f"{total:,}")

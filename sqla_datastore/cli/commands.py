@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from sqla_datastore.printable import printable
+
 if TYPE_CHECKING:
     from sqlalchemy import Engine, MetaData
 
@@ -69,7 +71,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
     try:
         demo.run(arguments.folder, keep=arguments.keep)
     except demo.BrokenPromise as err:
-        print(f"sqla-datastore: broken promise: {err}", file=sys.stderr)
+        print(f"sqla-datastore: broken promise: {printable(err)}", file=sys.stderr)
         return 1
     return 0
 

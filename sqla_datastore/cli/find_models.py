@@ -56,9 +56,10 @@ def _imported(module: str) -> ModuleType:
             # now, so that templates which contradict each other are told as the models' fault
             configure_mappers()
     except (Exception, SystemExit) as err:  # a module may raise anything
+        reason = f"{type(err).__name__}: {_line(err)}"
         raise ConfigurationError(
-            f"{module!r} cannot be imported from {here!r} ({type(err).__name__}: {err}); give "
-            "'package.module:Base', and run in the folder that holds the package"
+            f"{module!r} cannot be imported from {here!r} ({reason}); give 'package.module:Base', "
+            "and run in the folder that holds the package"
         ) from err
     return found
 
@@ -84,7 +85,7 @@ def open_engine(database: str, storage: str | None) -> Iterator[Engine]:
         # ours is an ArgumentError of SQLAlchemy's, too, and says itself what to do
         if isinstance(err, ConfigurationError):
             raise
-        reason = str(getattr(err, "orig", None) or err)
+        reason = _line(getattr(err, "orig", None) or err)
         raise ConfigurationError(
             f"the database {url.render_as_string()!r} cannot be used: {reason}; see that it runs "
             "and that the URL is right"
@@ -100,16 +101,21 @@ def _engine(database: str) -> tuple[URL, Engine]:
         return url, create_engine(url)
     except ImportError as err:
         raise ConfigurationError(
-            f"the driver of {database.partition(':')[0]!r} is not installed ({err}); install it "
-            "with pip, or give the URL of a driver that is"
+            f"the driver of {database.partition(':')[0]!r} is not installed ({_line(err)}); "
+            "install it with pip, or give the URL of a driver that is"
         ) from err
     except (ArgumentError, NoSuchModuleError) as err:
         if isinstance(err, ConfigurationError):
             raise
         raise ConfigurationError(
-            f"--database is no URL that SQLAlchemy knows ({err}); give one like "
+            f"--database is no URL that SQLAlchemy knows ({_line(err)}); give one like "
             "'postgresql+psycopg://user@host/name'"
         ) from err
+
+
+def _line(err: BaseException) -> str:
+    """Return a message on one line: that of a driver or module can have several."""
+    return " ".join(str(err).split())
 
 
 def _refuse_missing_file(url: URL) -> None:

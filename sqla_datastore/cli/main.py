@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from sqla_datastore.cli.commands import add_commands
 from sqla_datastore.exceptions import DataStoreError
+from sqla_datastore.printable import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except (DataStoreError, OSError) as err:
-        # a driver's message can have several lines
-        message = " ".join(str(err).split())
-        print(f"sqla-datastore: error: {message}", file=sys.stderr)
+        print(f"sqla-datastore: error: {printable(err)}", file=sys.stderr)
         return 2
     return status
 

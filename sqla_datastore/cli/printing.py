@@ -16,6 +16,7 @@ from sqla_datastore.maintenance import (
     UsageReport,
 )
 from sqla_datastore.maintenance.reports import ColumnUsage
+from sqla_datastore.printable import printable
 
 Report: TypeAlias = CheckReport | DrainReport | GcReport | RewriteReport | UsageReport
 
@@ -33,12 +34,15 @@ def print_report(report: Report, *, as_json: bool) -> int:
     Returns:
         The exit status: 0, 1 for findings, 2 where not all was removed.
     """
-    print(json.dumps(report.to_json(), indent=2) if as_json else "\n".join(_lines(report)))
+    print(
+        # JSON escapes all but ASCII itself
+        json.dumps(report.to_json(), indent=2)
+        if as_json
+        else "\n".join(map(printable, _lines(report)))
+    )
     if isinstance(report, (DrainReport, GcReport)) and report.failures:
-        print(
-            f"sqla-datastore: error: not all was removed: {report.failures[0]}; run it again",
-            file=sys.stderr,
-        )
+        message = printable(f"not all was removed: {report.failures[0]}; run it again")
+        print(f"sqla-datastore: error: {message}", file=sys.stderr)
         return 2
     # `usage` finds no faults
     return 0 if isinstance(report, UsageReport) or report.is_clean else 1

@@ -6,6 +6,7 @@ import sys
 from contextlib import AbstractContextManager
 
 from sqla_datastore.maintenance.progress import Progress, ProgressLines, bars_or_lines
+from sqla_datastore.printable import printable
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -22,7 +23,7 @@ def shown_progress() -> AbstractContextManager[Progress]:
 
 def _print_line(what: str, done: int, total: int | None, seconds: float) -> None:
     # `seconds` is never 0: the first line comes after _LINE_EVERY_SECONDS
-    print(f"{what}: {_text(done, total, done / seconds)}", file=sys.stderr, flush=True)
+    print(f"{printable(what)}: {_text(done, total, done / seconds)}", file=sys.stderr, flush=True)
 
 
 def _text(done: int, total: int | None, rate: float) -> str:

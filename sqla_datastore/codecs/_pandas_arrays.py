@@ -66,15 +66,13 @@ def encode_array(array: Any, columns: ColumnWriter, label: str = "") -> Node:
     Raises:
         UnsupportedTypeError: the dtype is another library's, or an element cannot be stored.
     """
-    rule = _ENCODE_RULES.get(type(array.dtype))
-    ours = type(array).__module__.partition(".")[0] == "pandas"
-    if rule is None and isinstance(array, pd.arrays.NumpyExtensionArray | _TIMES):
-        rule = encode_object if array.dtype.kind == "O" else encode_numpy
-    if rule is None or not ours:
+    rule = _rule(array)
+    if rule is None:
         library = type(array).__module__.partition(".")[0]
+        name = label.strip() or "its array"
         raise columns.unsupported(
-            f"{label or 'its array'} has the dtype {str(array.dtype)!r}, which is not pandas' own; "
-            + _INSTEAD.get(library, f"store {_as_text(columns.value, label)}, or register a codec")
+            f"{name} has the dtype {str(array.dtype)!r}, which is not pandas' own; "
+            + _INSTEAD.get(library, f"store {_as_text(columns.value)}, or register a codec")
         )
     try:
         return rule(array, columns, label)
@@ -82,12 +80,46 @@ def encode_array(array: Any, columns: ColumnWriter, label: str = "") -> Node:
         raise columns.unsupported(f"{label or 'its array'}: {err}") from err
 
 
-def _as_text(value: Any, label: str) -> str:
-    """Return the code by which what is of a foreign dtype becomes text."""
+def _rule(array: Any) -> EncodeRule | None:
+    """Return how an array is encoded; None for one of another library's."""
+    if type(array).__module__.partition(".")[0] != "pandas":
+        return None
+    rule = _ENCODE_RULES.get(type(array.dtype))
+    if rule is None and isinstance(array, pd.arrays.NumpyExtensionArray | _TIMES):
+        rule = encode_object if array.dtype.kind == "O" else encode_numpy
+    return rule
+
+
+def _as_text(value: Any) -> str:
+    """Return the code by which what is of a foreign dtype becomes text: all of it."""
     if isinstance(value, pd.api.extensions.ExtensionDtype):
         return "str(value)"
-    is_frame = isinstance(value, pd.DataFrame)
-    return f"value.astype({{{label!r}: str}})" if is_frame else "value.astype(str)"
+    if isinstance(value, pd.MultiIndex):
+        return "value.map(str)"
+    if isinstance(value, pd.DataFrame):
+        foreign = [name for name, column in value.items() if _is_foreign(column.array)]
+        if foreign:
+            types = ", ".join(f"{name!r}: str" for name in foreign)
+            # a label that stands for several columns, or that no code can name
+            is_named = value.columns.is_unique and {type(each) for each in foreign} <= {str, int}
+            return f"value.astype({{{types}}})" if is_named else "value.astype(str)"
+        if not _is_foreign_index(value.index):
+            return "value.set_axis(value.columns.map(str), axis=1)"
+    is_of_the_index = isinstance(value, pd.DataFrame | pd.Series) and _is_foreign_index(value.index)
+    if is_of_the_index and not (isinstance(value, pd.Series) and _is_foreign(value.array)):
+        return "value.set_axis(value.index.map(str))"
+    return "value.astype(str)"
+
+
+def _is_foreign(array: Any) -> bool:
+    if isinstance(array, pd.Categorical):
+        return _is_foreign_index(array.categories)
+    return _rule(array) is None
+
+
+def _is_foreign_index(index: Any) -> bool:
+    levels = index.levels if isinstance(index, pd.MultiIndex) else [index]
+    return any(_is_foreign(level.array) for level in levels)
 
 
 def decode_array(node: Any, columns: ColumnReader) -> Any:
@@ -217,8 +249,12 @@ def encode_index(index: Any, columns: ColumnWriter, label: str = "index") -> Nod
     """
     if type(index) not in INDEX_TYPES:
         base = next(each for each in type(index).__mro__ if each in INDEX_TYPES).__name__
-        reason = f"its {label} is a {type(index).__qualname__}; make it a pandas.{base}"
-        raise columns.unsupported(reason)
+        what = f"its {label.strip()} is a {type(index).__qualname__}"
+        axis = {"index": "", "columns": ", axis=1"}.get(label)
+        if axis is None:
+            raise columns.unsupported(f"{what}; make it a pandas.{base}")
+        plain = f"pandas.Index(value.{label}.to_numpy())"
+        raise columns.unsupported(f"{what}; store value.set_axis({plain}{axis})")
     if type(index) is pd.MultiIndex:
         return _encode_multi(index, columns, label)
     node: Node = {} if index.name is None else {"name": columns.encoder.encode(index.name, ".name")}

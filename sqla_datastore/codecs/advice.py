@@ -59,7 +59,9 @@ _INSTEAD = {
     "torch.Module": "value.state_dict()",
     "xarray.DataTree": "value.to_dict()",
     "xarray.DataArray": "xarray.DataArray(value) and what the subclass adds",
-    "xarray.Dataset": "xarray.Dataset(value) and what the subclass adds",
+    "xarray.Dataset": (
+        "xarray.Dataset(value.data_vars, value.coords, value.attrs) and what the subclass adds"
+    ),
     "xarray.Variable": "xarray.DataArray(value)",
 }
 # what any class may offer -> the same

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from ._base import field
 from ._stream import add_stream, batches_of, read_stream, refused_as_damage
+from .advice import advice_by_base
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 _PLAIN_NAMES = (
@@ -157,6 +158,10 @@ def _qualified(value: object) -> str:
 def _is_foreign(cls: type) -> bool:
     """Return whether a class offers the interface and no other codec knows its library."""
     if f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}" in _TAKEN:
+        return False
+    # an array of xarray offers the interface, too: what to do with it must not depend on whether
+    # this module was imported before
+    if advice_by_base(cls) is not None:
         return False
     libraries = {base.__module__.partition(".")[0] for base in cls.__mro__}
     return hasattr(cls, "__arrow_c_stream__") and libraries.isdisjoint({"pandas", "pyarrow"})

@@ -28,6 +28,7 @@ from sqla_datastore.format.manifest import (
     UnknownFeatureError,
     UnparsedNodes,
 )
+from sqla_datastore.printable import hides_nothing
 from sqla_datastore.storage.protocol import ObjectReader
 
 
@@ -230,7 +231,8 @@ class Container:
         self.places[name]
         try:
             return self.decode(name)
-        except DataStoreError:
+        except DataStoreError as err:
+            _hide_raw_cause(err)
             raise
         except ImportError as err:
             raise UnsupportedFormatError(
@@ -244,7 +246,8 @@ class Container:
         except (NameError, MemoryError):
             raise
         except Exception as err:
-            raise self._damaged(name, f"it makes no value ({type(err).__name__}: {err})") from err
+            error = self._damaged(name, f"it makes no value ({type(err).__name__}: {err})")
+            raise error from (err if hides_nothing(err) else None)
 
     def decode(self, name: str) -> Any:
         """Return an entry's value as `load` does, but let the errors of its codec out unchanged.
@@ -305,6 +308,12 @@ class Container:
 
     def _damaged(self, name: str, reason: str) -> DamagedObjectError:
         return DamagedObjectError(self.url, reason, entry=name)
+
+
+def _hide_raw_cause(err: DataStoreError) -> None:
+    """Drop a cause that quotes an object's names unescaped: a traceback would print it."""
+    if err.__cause__ is not None and not hides_nothing(err.__cause__):
+        err.__cause__ = None
 
 
 def _read_manifest(

@@ -16,6 +16,7 @@ from sqla_datastore.format.archive import ALIGNMENT, MANIFEST, PACKED, WrongSize
 from sqla_datastore.format.blobs import StoredBlob
 from sqla_datastore.format.copying import CopiedEntries
 from sqla_datastore.format.manifest import FORMAT_VERSION, SUFFIXES, Manifest
+from sqla_datastore.printable import printable
 from sqla_datastore.storage.protocol import ObjectWriter
 
 # many members make an archive slow in other tools: `zipfile` opens 100,000 in 736 milliseconds
@@ -252,7 +253,7 @@ def _named_errors_of(part: CopiedEntries, stretch: range) -> Iterator[None]:
         yield
     except Exception as err:
         first, last = (part.container.blob_at(at).entry for at in (stretch[0], stretch[-1]))
-        err.add_note(f"while copying entries {first!r} to {last!r}")
+        err.add_note(printable(f"while copying entries {first!r} to {last!r}"))
         raise
 
 
@@ -267,7 +268,7 @@ def _named_errors(entry: str) -> Iterator[None]:
             "do not edit a value from another thread during flush or commit"
         ) from err
     except Exception as err:
-        err.add_note(f"while writing entry {entry!r}")
+        err.add_note(printable(f"while writing entry {entry!r}"))
         raise
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+from sqla_datastore.printable import printable
+
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Takes what is being done, how much of it is done, and how much there is, or None."""
 
@@ -95,7 +97,9 @@ class _Bars:
         if what != self._what:
             self.close()
             self._what = what
-            self._bar = self._tqdm(desc=what, total=total, file=sys.stderr, **self._options)
+            self._bar = self._tqdm(
+                desc=printable(what), total=total, file=sys.stderr, **self._options
+            )
         # tqdm takes what was added, a Progress is told the sum
         self._bar.update(done - self._bar.n)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from sqla_datastore.printable import printable
 from sqla_datastore.storage.urls import is_in_row
 
 MOST_KEPT = 10_000
@@ -40,7 +41,7 @@ class DanglingRow:
 
     def __str__(self) -> str:
         key = ", ".join(f"{name}={value}" for name, value in self.key.items())
-        return f"{self.table}({key}).{self.column}: {self.url}: {self.reason}"
+        return printable(f"{self.table}({key}).{self.column}: {self.url}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Orphan:
     storage: str
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.size_bytes} bytes)"
+        return printable(f"{self.path} ({self.size_bytes} bytes)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Leftover:
     storage: str
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.size_bytes} bytes)"
+        return printable(f"{self.path} ({self.size_bytes} bytes)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class DamagedObject:
 
     def __str__(self) -> str:
         where = f" in {self.storage}" if is_in_row(self.url) else ""
-        return f"{self.url}{where}: {'; '.join(self.problems)}"
+        return printable(f"{self.url}{where}: {'; '.join(self.problems)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class ForeignName:
     storage: str
 
     def __str__(self) -> str:
-        return self.path
+        return printable(self.path)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from sqlalchemy.orm import InstanceState, Session, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from sqla_datastore.exceptions import StaleValueError
+from sqla_datastore.orm import missing_objects
 from sqla_datastore.orm.edits_in_place import SessionWatch, rows_of, unlink
 from sqla_datastore.unitofwork.values_of_rows import is_edited
 from sqla_datastore.value.datastore import DataStore
@@ -141,6 +142,10 @@ class RowLink:
         # a database may compare without regard to case
         texts = [str(part).casefold() for part in state.key[1]]
         return key is not None and texts == [str(part).casefold() for part in key]
+
+    def why_missing(self, url: str) -> str | None:
+        """Say why the row's object may be missing; None where only the storage can be wrong."""
+        return missing_objects.reason(self.session, self._identity, self._key, self.label, url)
 
     @property
     def is_dead(self) -> bool:

@@ -16,6 +16,7 @@ from sqlalchemy import delete, func, not_, select, true
 from sqla_datastore.dml.dialects import batch_size, reads_uncommitted_rows
 from sqla_datastore.dml.row_queries import batched, held_urls, in_schemas
 from sqla_datastore.exceptions import StorageError
+from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.local import base_exists
@@ -252,7 +253,9 @@ def look(
     # the next look goes on behind this one: what cannot be removed must not block what follows
     looks[key] = now, -1 if due.is_done else due.last_id
     for failure in due.failures:
-        logger.error("could not remove what earlier transactions superseded: %s", failure)
+        logger.error(
+            "could not remove what earlier transactions superseded: %s", printable(failure)
+        )
 
 
 @contextmanager

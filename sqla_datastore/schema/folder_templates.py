@@ -69,12 +69,21 @@ def check_template(template: str) -> str:
 def _check_segment(pieces: Sequence[Piece]) -> None:
     # "x" for a field, whatever its value: `quote_segment` makes a plain segment of any text
     check_path("".join(literal or "x" for literal, _ in pieces))
-    # the first field has none before it to be kept apart from
-    since_field = _SEPARATORS
+    before, since_field = None, ""
     for literal, field in pieces:
         if field is None:
             since_field += literal
-        elif set(since_field) & set(_SEPARATORS):
-            since_field = ""
-        else:
-            raise ValueError(f"put one of '{_SEPARATORS}' before {{{field}}}")
+            continue
+        # the first field has none before it to be kept apart from
+        if before is not None and not set(since_field) & set(_SEPARATORS):
+            reason = (
+                f"a value of {{{before}}} may contain {since_field!r} itself"
+                if since_field
+                else f"nothing tells where {{{before}}} ends"
+            )
+            raise ValueError(
+                f"{reason}, so that two rows could share one folder, and one's files go with the "
+                f"other; put one of '{_SEPARATORS}', which are escaped in values, between "
+                f"{{{before}}} and {{{field}}}, or '/'"
+            )
+        before, since_field = field, ""

@@ -10,8 +10,10 @@ from typing import Any
 
 from sqlalchemy import Column, ForeignKey, types
 
+from sqla_datastore.exceptions import RefusedURLError
 from sqla_datastore.storage.urls import quote_segment
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # a Uuid without `as_uuid` is text, which may come without hyphens
 _TEXTS: dict[type[Any], str] = {types.Integer: r"-?[0-9]+", types.Uuid: r"[0-9a-f-]{32,36}"}
@@ -39,6 +41,8 @@ class Part:
         values = [row.get(column) for column in self.columns]
         if any(value is None for value in values):
             return None
+        for column, value in zip(self.columns, values, strict=True):
+            _refuse_surrogate(column, value)
         # `quote_segment` encodes commas, so that two composite keys never render alike
         return ",".join(map(quote_segment, values))
 
@@ -162,6 +166,16 @@ class Segment:
         if len(self.parts) != 1 or len(self.columns) != 1:
             return None
         return next((kind for kind in _TEXTS if isinstance(self.columns[0].type, kind)), None)
+
+
+def _refuse_surrogate(column: Column[Any], value: Any) -> None:
+    """Refuse text that is none: a driver would, too, in its own words and too late to name it."""
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise RefusedURLError(
+            value,
+            f"a row's folder shows its {column.key!r}, and a lone surrogate is no text that a "
+            "database or a URL can hold; give the row another one",
+        )
 
 
 def _point_at(children: Sequence[Column[Any]], parents: Sequence[Column[Any]]) -> bool:

@@ -152,11 +152,28 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
     text = os.fspath(url)
     if not isinstance(text, str):
         raise ConfigurationError(f"a storage is a str or a path of str, not {text!r}")
-    match = _URL.fullmatch(text)
-    path = text if match is None else _path_of_url(text, match["scheme"], match["rest"])
+    return LocalStorage(os.path.expanduser(_folder_of(text)))
+
+
+def check_storage(url: str | os.PathLike[str]) -> str:
+    """Return a storage's URL or path as text, after refusing what no storage serves; no I/O.
+
+    Raises:
+        TypeError: it is neither text nor a path.
+        ConfigurationError: as `open_storage`.
+    """
+    text = storage_text(url)
+    _folder_of(text)
+    return text
+
+
+def _folder_of(url: str) -> str:
+    """Return the path that a path or URL names."""
+    match = _URL.fullmatch(url)
+    path = url if match is None else _path_of_url(url, match["scheme"], match["rest"])
     if not path or "\0" in path:
-        raise ConfigurationError(f"{text!r} names no folder; give a path or 'file:///path'")
-    return LocalStorage(os.path.expanduser(path))
+        raise ConfigurationError(f"{url!r} names no folder; give a path or 'file:///path'")
+    return path
 
 
 def _path_of_url(url: str, scheme: str, rest: str) -> str:

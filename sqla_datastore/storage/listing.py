@@ -15,10 +15,24 @@ from sqla_datastore.storage.urls import check_path
 
 TEMPORARY = re.compile(r"#[0-9a-f]{32}\.part")
 """The names of files that are not written whole; no URL can hold one."""
+MAX_PATH = 4_000
+"""How many characters a folder's path and a name in it have together at most; Linux takes 4,095."""
 
 
 def leftovers(base: str, folder: str) -> Iterator[StoredObject]:
     """Yield temporary files and empty folders below a folder; symbolic links are not followed."""
+    # a list and no recursion: folders may nest deeper than Python calls
+    todo = [folder]
+    while todo:
+        found, folders = _leftovers_in(base, todo.pop())
+        # Only now is the folder closed. Yielding before would hold a descriptor at each level, and
+        # let the caller remove files from a folder that is being read.
+        yield from found
+        todo += sorted(folders, reverse=True)
+
+
+def _leftovers_in(base: str, folder: str) -> tuple[list[StoredObject], list[str]]:
+    """Return the leftovers in one folder, and the paths of the folders in it."""
     path = f"{folder}/" if folder else ""
     folders: list[str] = []
     found: list[StoredObject] = []
@@ -32,18 +46,14 @@ def leftovers(base: str, folder: str) -> Iterator[StoredObject]:
                 if child.is_dir(follow_symlinks=False):
                     # what no path can name is not of this library, and could not be removed by its
                     # path
-                    folders += [child.name] * _is_segment(child.name)
+                    folders += [path + child.name] * _is_nameable(folder, child.name)
                 elif TEMPORARY.fullmatch(child.name):
                     with suppress(FileNotFoundError):
                         file = child.stat(follow_symlinks=False)
                         found.append(StoredObject(path + child.name, file.st_size, file.st_mtime))
         if is_empty:
             found.append(StoredObject(path, 0, modified))
-    # Only now is the folder closed. Yielding before would hold a descriptor at each level, and let
-    # the caller remove files from a folder that is being read.
-    yield from found
-    for name in sorted(folders):
-        yield from leftovers(base, path + name)
+    return found, folders
 
 
 def look(base: str, folder: str, count: int) -> tuple[list[str], dict[str, StoredObject]]:
@@ -66,7 +76,7 @@ def look(base: str, folder: str, count: int) -> tuple[list[str], dict[str, Store
                 # costs no call where the file system tells types along with names (d_type)
                 child.name + "/" * child.is_dir(follow_symlinks=False)
                 for child in children
-                if _is_segment(child.name)
+                if _is_nameable(folder, child.name)
             )
         return names, _objects(descriptor, folder, names[:count])
 
@@ -92,7 +102,11 @@ def _objects(descriptor: int, folder: str, names: Sequence[str]) -> dict[str, St
     return found
 
 
-def _is_segment(name: str) -> bool:
+def _is_nameable(folder: str, name: str) -> bool:
+    """Return whether what lies in a folder has a path that can be a URL's, and is not too long."""
+    # the length bounds how deep one looks, whatever somebody has put there
+    if len(folder) + len(name) > MAX_PATH:
+        return False
     try:
         check_path(name)
     except RefusedURLError:

@@ -151,7 +151,10 @@ class LocalStorage:
             return status.st_size
 
     def list(self, folder: str) -> Iterator[StoredObject]:
-        """Yield the objects below a folder, at any depth, in the order of their paths."""
+        """Yield the objects below a folder, at any depth, in the order of their paths.
+
+        What has a path of more than 4,000 characters is no object, and is not looked for.
+        """
         url = _object_url(folder) if folder else self.url
         with posix.storage_errors(url, self.base):
             try:
@@ -164,11 +167,21 @@ class LocalStorage:
                 if not folder:
                     raise
                 return
-        yield from self._below(folder, url, names, objects)
+        # a list and no recursion: folders may nest deeper than Python calls
+        levels = [self._level(folder, url, names, objects)]
+        while levels:
+            found = next(levels[-1], None)
+            if found is None:
+                levels.pop()
+            elif isinstance(found, str):
+                levels.append(self._in_subfolder(found, url))
+            else:
+                yield found
 
-    def _below(
+    def _level(
         self, folder: str, url: str, names: Sequence[str], objects: dict[str, StoredObject]
-    ) -> Iterator[StoredObject]:
+    ) -> Iterator[StoredObject | str]:
+        """Yield what lies in a folder: objects, and the paths of folders."""
         for start in range(0, len(names), _LISTED):
             batch = names[start : start + _LISTED]
             # those of the first batch came along with the names
@@ -177,17 +190,17 @@ class LocalStorage:
                     objects = listing.objects(self.base, folder, batch)
             for name in batch:
                 if name.endswith("/"):
-                    yield from self._in_subfolder(f"{folder}/{name[:-1]}".lstrip("/"), url)
+                    yield f"{folder}/{name[:-1]}".lstrip("/")
                 elif name in objects:
                     yield objects[name]
 
-    def _in_subfolder(self, folder: str, url: str) -> Iterator[StoredObject]:
+    def _in_subfolder(self, folder: str, url: str) -> Iterator[StoredObject | str]:
         with posix.storage_errors(url, self.base):
             try:
                 names, objects = listing.look(self.base, folder, _LISTED)
             except FileNotFoundError:
                 return  # it has just gone
-        yield from self._below(folder, url, names, objects)
+        yield from self._level(folder, url, names, objects)
 
     def leftovers(self) -> Iterator[StoredObject]:
         """Yield what interrupted writes left: temporary files, and empty folders."""

@@ -128,6 +128,21 @@ def make_base(base: str) -> None:
         os.makedirs(base, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as err:
         raise NotADirectoryError(errno.ENOTDIR, _why_no_folder(base)) from err
+    except OSError as err:
+        if os.path.dirname(top := _topmost_missing(base)) != "/":
+            raise
+        raise OSError(
+            err.errno,
+            f"{err.strerror}; {top!r} would be a folder at the root of the file system: for one "
+            f"relative to the working directory write {base[1:]!r}, without 'file:///'",
+        ) from err
+
+
+def _topmost_missing(base: str) -> str:
+    """Return the first folder that has to be made for a base."""
+    while not os.path.lexists(above := os.path.dirname(base)):
+        base = above
+    return base
 
 
 def _why_no_folder(base: str) -> str:
@@ -159,16 +174,29 @@ def _open_or_make(top: int, folder: str) -> int:
     with suppress(FileNotFoundError):
         # the folder is mostly there, and then this is the only call
         return _descend(top, folder, _FOLDER)
-    above, _, name = folder.rpartition("/")
-    parent = _open_or_make(top, above) if above else top
-    try:
-        # another writer may make it first; a remover may take it before the next line opens it
-        with suppress(FileExistsError):
-            os.mkdir(name, dir_fd=parent)
-        return _step(name, parent, _FOLDER)
-    finally:
-        if parent != top:
-            os.close(parent)
+    parent, missing = _nearest(top, folder)
+    for name in missing:
+        try:
+            # another writer may make it first; a remover may take it before the next line opens it
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=parent)
+            child = _step(name, parent, _FOLDER)
+        finally:
+            if parent != top:
+                os.close(parent)
+        parent = child
+    return parent
+
+
+def _nearest(top: int, folder: str) -> tuple[int, list[str]]:
+    """Open what is there of the folders above a missing one, and return the names below it."""
+    missing: list[str] = []
+    while folder:
+        folder, _, name = folder.rpartition("/")
+        missing.insert(0, name)
+        with suppress(FileNotFoundError):
+            return (_descend(top, folder, _FOLDER) if folder else top), missing
+    raise AssertionError  # the base is open
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sqla_datastore.dml.dialects import reads_old_rows_with_lock
 from sqla_datastore.dml.row_queries import held_urls, urls_of_rows
 from sqla_datastore.exceptions import RefusedStatementError
+from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import present, present_columns
 from sqla_datastore.storage.urls import ObjectName, row_url
 
@@ -140,7 +141,9 @@ class ReferringRows:
             # after COMMIT nothing is waited for; what others change now lies elsewhere
             return self._held_by_url(connection, self._listed_in_snapshot, locked=False)
         except Exception as err:
-            logger.warning("what lay in a folder stays, the database failed to tell: %s", err)
+            logger.warning(
+                "what lay in a folder stays, the database failed to tell: %s", printable(err)
+            )
             return self._listed_in_snapshot
         finally:
             # the SELECT has begun a transaction, after the COMMIT, that SQLAlchemy knows nothing of

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqla_datastore.dml.statement import TransactionView
 from sqla_datastore.exceptions import StorageError
+from sqla_datastore.printable import printable
 from sqla_datastore.removals.due import look, strike_off
 from sqla_datastore.removals.table import Noted, note_removals, removals_of
 from sqla_datastore.storage.urls import ObjectName
@@ -199,7 +200,7 @@ class Transaction:
                 "removals wait for the next look: %s; if the table is missing or may not be used, "
                 "see enable_removals",
                 # one line, or none: some errors say nothing
-                str(err).partition("\n")[0],
+                printable(str(err).partition("\n")[0]),
             )
             with suppress(Exception):
                 self.dialect.do_rollback(connection.connection)

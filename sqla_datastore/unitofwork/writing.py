@@ -13,6 +13,7 @@ from typing import Any
 
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.reservation import Reservation
+from sqla_datastore.exceptions import MissingObjectError
 from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import ObjectName
@@ -56,7 +57,7 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     transaction.ledger.write(names)
     # no call is running any more: a thread that wrote on would outlive the rollback's removal
     for err in call_for_each(lambda job: _write_object(*job), jobs, threads=WRITERS):
-        raise err
+        raise _explained(err, todo)
     transaction.ledger.wrote(names)
     # only when all are whole: after a failure each value is as it was, and can be tried again
     for reservation in todo:
@@ -64,6 +65,16 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
         assert plan is not None
         undo = reservation.value._stored(reservation.storage, str(reservation.url), plan)
         transaction.ledger.on_rollback(reservation.names[0], undo)
+
+
+def _explained(err: Exception, reserved: Iterable[Reservation]) -> Exception:
+    """Return an error with what the row tells whose value copies from an object that is gone."""
+    if isinstance(err, MissingObjectError):
+        for reservation in reserved:
+            explained = reservation.value._explained(err)
+            if explained is not err:
+                return explained
+    return err
 
 
 def _write_object(storage: Storage, path: str, content: Any) -> None:

@@ -16,7 +16,11 @@ from sqlalchemy.orm.attributes import flag_modified
 
 from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
 from sqla_datastore.codecs.protocol import JSON
-from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
+from sqla_datastore.exceptions import (
+    MissingObjectError,
+    StaleValueError,
+    UnsupportedTypeError,
+)
 from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL, head_of
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
@@ -412,7 +416,10 @@ class DataStore(EntryMapping):
         from sqla_datastore.value import saving
 
         _refuse_subclass(self, column)
-        return saving.plan(self, column)
+        try:
+            return saving.plan(self, column)
+        except MissingObjectError as err:
+            raise self._explained(err) from err.__cause__
 
     def _stored(self, storage: Storage, url: str, plan: ValuePlan) -> Callable[[], None]:
         """Switch to the stored form, after all objects of a plan were written.
@@ -436,6 +443,17 @@ class DataStore(EntryMapping):
 
     def _load(self, name: str, entry: Entry) -> None:
         entry.load(name, self)
+
+    def _explained(self, err: MissingObjectError) -> MissingObjectError:
+        for value in self._lineage():
+            # the objects of a family come and go together, and the row names the first one
+            url, row = value.url, value._row
+            # An entry may be copied from the object of another value. The first 32 characters are
+            # a family's own.
+            if url is not None and row is not None and url.rpartition("/")[2][:32] in err.url:
+                why = row.why_missing(url)
+                return err if why is None else err.because(why)
+        return err
 
     def _take_in(self, entry: Entry) -> None:
         """Note where a nested value lives: in one place, so one from elsewhere is copied."""

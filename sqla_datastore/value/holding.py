@@ -66,7 +66,7 @@ def _nodes(root: Any, edges: int) -> Iterable[_Node]:
             continue
         seen.add(id(thing))
         for part in _parts(thing):
-            if isinstance(part, (*_ITERABLE, dict)):
+            if isinstance(part, (*_ITERABLE, dict)) or _is_foreign(part):
                 todo.append(part)
             if _is_editable(part):
                 nodes.setdefault(id(part), _Node(part, 0)).edges += 1
@@ -82,9 +82,18 @@ def _parts(thing: Any) -> Iterable[Any]:
         return thing
     if not _is_foreign(thing):
         return ()
-    # pandas keeps notes of its user's in a dict of each frame, xarray and Pillow likewise
-    notes = [getattr(thing, name, None) for name in ("attrs", "info")]
-    return [*(each for each in notes if isinstance(each, dict) and each), *_variables(thing)]
+    # pandas keeps notes of its user's in a dict of each frame, xarray and Pillow likewise; an empty
+    # one can be filled
+    # each where it is kept, and so once: a DataArray hands out those of its variable
+    names = () if hasattr(thing, "variable") else ("attrs", "info")
+    notes = [getattr(thing, name, None) for name in names]
+    return [*(each for each in notes if isinstance(each, dict)), *_axes(thing), *_variables(thing)]
+
+
+def _axes(thing: Any) -> Iterable[Any]:
+    """Return the indexes of a frame or series, whose names can be set."""
+    axes = getattr(thing, "axes", None)
+    return axes if isinstance(axes, list) else ()
 
 
 def _variables(thing: Any) -> Iterable[Any]:

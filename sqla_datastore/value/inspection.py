@@ -9,12 +9,14 @@ from typing import Any
 
 from sqla_datastore.codecs import Description, find_codec
 from sqla_datastore.exceptions import RefusedURLError
+from sqla_datastore.printable import printable
 from sqla_datastore.storage.urls import DataURL, ObjectURL, is_in_row
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable
 from sqla_datastore.value.mapping import EntryMapping
 
 _SHOWN = 20
 _WIDEST = 40
+_WIDEST_TYPE = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def text_of(ds: EntryMapping) -> str:
         known = inspect(ds)
         rows = _rows(known)
     except Exception as err:  # a repr that raises hides what a debugger wants to show
-        return f"<{_headline(ds)}; {type(err).__name__}: {err}>"
+        return f"<{_headline(ds)}; {_error(err)}>"
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"<{_headline(ds, known)}>"]
     lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -147,7 +149,7 @@ def html_of(ds: EntryMapping) -> str:
         known = inspect(ds)
         rows = _rows(known)
     except Exception as err:
-        return f"<pre>{escape(f'<{_headline(ds)}; {type(err).__name__}: {err}>')}</pre>"
+        return f"<pre>{escape(f'<{_headline(ds)}; {_error(err)}>')}</pre>"
     cells = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
@@ -165,7 +167,11 @@ def _headline(ds: EntryMapping, known: Inspection | None = None) -> str:
     count = [] if known is None else [f"{number} {'entry' if number == 1 else 'entries'}"]
     changed = ds._changed if known is None else known.changed
     state = [_place(ds.url)] + ["changed"] * changed if ds.url is not None else ["not stored"]
-    return f"{type(ds).__name__} " + ", ".join([*state, *count])
+    return printable(f"{type(ds).__name__} " + ", ".join([*state, *count]))
+
+
+def _error(err: Exception) -> str:
+    return printable(f"{type(err).__name__}: {err}")
 
 
 def _place(url: str) -> str:
@@ -184,9 +190,9 @@ def _rows(known: Inspection) -> list[list[str]]:
     return [
         [
             _shortened(name),
-            what.type,
-            what.dtype or "",
-            "" if what.shape is None else str(what.shape),
+            printable(what.type, _WIDEST_TYPE),
+            printable(what.dtype or "", _WIDEST_TYPE),
+            "" if what.shape is None else printable(what.shape, _WIDEST_TYPE),
             _size(what.nbytes),
             "loaded" if name in loaded and known.stored else "",
         ]
@@ -200,8 +206,9 @@ def _rest(known: Inspection) -> list[str]:
 
 
 def _shortened(name: str) -> str:
-    text = name if name.isprintable() and name else repr(name)
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
+    # a cut before `repr`, which would take ten times as much for a name of controls alone
+    text = name if name.isprintable() and name else repr(name[:_WIDEST])
+    return text if max(len(text), len(name)) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
 def _size(nbytes: int) -> str:

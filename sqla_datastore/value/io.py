@@ -17,6 +17,7 @@ from sqla_datastore.exceptions import (
     UnsupportedTypeError,
 )
 from sqla_datastore.format import Plan
+from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import refuse_owned_prefix
 from sqla_datastore.storage.binding import StorageLike, storage_given
 from sqla_datastore.storage.protocol import ObjectWriter, Storage
@@ -414,7 +415,8 @@ class Batch:
             if paths:
                 self._place.remove(paths)
         except Exception as err:
-            error.add_note(f"not all that was written could be removed again: {err}")
+            note = f"not all that was written could be removed again: {err}"
+            error.add_note(printable(note))
 
 
 def _folder(prefix: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqla_datastore.exceptions import UnsupportedTypeError
+from sqla_datastore.exceptions import MissingObjectError, UnsupportedTypeError
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ class RowLink(Protocol):
 
     def restored(self, value: Any) -> None:
         """Called after a rollback has put the value back as it was before it was stored."""
+
+    def why_missing(self, url: str) -> str | None:
+        """Say why the row's object may be missing; None where only the storage can be wrong."""
 
     @property
     def is_dead(self) -> bool:
@@ -167,13 +170,20 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         """Called after an entry was replaced or removed."""
 
     @abstractmethod
+    def _explained(self, err: MissingObjectError) -> MissingObjectError:
+        """Return an error about its object, with what its row tells of the reason."""
+
+    @abstractmethod
     def _copies(self) -> dict[str, Entry]:
         """Return the entries for another mapping, not loaded for that."""
 
     def __getitem__(self, name: str) -> Any:
         entry = self._index()[name]
         if entry.value is UNLOADED:
-            entry = self._loaded(name)
+            try:
+                entry = self._loaded(name)
+            except MissingObjectError as err:
+                raise self._explained(err) from err.__cause__
         if entry.fingerprint is not None:
             entry.handed_out = True
             self._arm()
@@ -262,6 +272,12 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         entries = self._entries
         if entries is not None:
             return entries
+        try:
+            return self._read_index()
+        except MissingObjectError as err:
+            raise self._explained(err) from err.__cause__
+
+    def _read_index(self) -> dict[str, Entry]:
         source = self._source
         assert source is not None
         with source.lock:

@@ -127,4 +127,6 @@ def test_an_error_of_ours_is_one_line_with_status_2(monkeypatch, capsys):
 
     monkeypatch.setattr("sqla_datastore.cli.demo.run", refuse)
     assert cli.main(["demo"]) == 2
-    assert capsys.readouterr().err == "sqla-datastore: error: refused 'a\\nb': it has two lines\n"
+    assert (
+        capsys.readouterr().err == "sqla-datastore: error: refused 'a\\nb': it has\\n two lines\n"
+    )

@@ -11,12 +11,15 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import fractions
 import functools
 import io
 import ipaddress
+import pathlib
 import re
 import types
 import typing
+import uuid
 import warnings
 
 import numpy
@@ -30,6 +33,7 @@ from pandas.tests.extension.decimal.array import DecimalArray
 
 import sqla_datastore
 from sqla_datastore import DataStore, UnsupportedTypeError
+from sqla_datastore.codecs.advice import _INSTEAD, _qualified
 from sqla_datastore.testing import encode_value
 
 
@@ -119,7 +123,7 @@ class Special(pandas.Series):
     pass
 
 
-class Labels(pandas.Index):
+class Numbered(pandas.RangeIndex):
     pass
 
 
@@ -153,6 +157,18 @@ def foreign_column():
     return pandas.DataFrame({"n": [1], "d": DecimalArray([decimal.Decimal(1)])})
 
 
+def foreign_array():
+    return DecimalArray([decimal.Decimal(1)])
+
+
+def foreign_categories():
+    return pandas.Categorical.from_codes([0], categories=pandas.Index(foreign_array()))
+
+
+def foreign_levels():
+    return pandas.MultiIndex.from_arrays([foreign_array(), [1]])
+
+
 def index_with(freq):
     return pandas.date_range("2024", periods=3, freq=freq)
 
@@ -163,6 +179,20 @@ VALUES = {
     "str": lambda: Words("a"),
     "list": lambda: Numbers([1]),
     "dict": lambda: Config(a=1),
+    "set": lambda: type("Own", (set,), {})([1]),
+    "frozenset": lambda: type("Own", (frozenset,), {})([1]),
+    "bytes": lambda: type("Own", (bytes,), {})(b"a"),
+    "bytearray": lambda: type("Own", (bytearray,), {})(b"a"),
+    "complex": lambda: type("Own", (complex,), {})(1j),
+    "int": lambda: type("Own", (int,), {})(1),
+    "deque": lambda: type("Own", (collections.deque,), {})([1]),
+    "date": lambda: type("Own", (datetime.date,), {})(2024, 1, 1),
+    "timedelta": lambda: type("Own", (datetime.timedelta,), {})(1),
+    "Decimal": lambda: type("Own", (decimal.Decimal,), {})(1),
+    "Fraction": lambda: type("Own", (fractions.Fraction,), {})(1, 2),
+    "UUID": lambda: type("Own", (uuid.UUID,), {})(int=1),
+    "path": lambda: type("Own", (type(pathlib.Path()),), {})("a"),
+    "open file": lambda: io.BufferedReader(io.BytesIO(b"a")),
     "datetime": lambda: Moment(2024, 1, 1, tzinfo=datetime.UTC),
     "namedtuple": lambda: Point(1, 2),
     "tuple": lambda: type("Three", (tuple,), {})((1, 2, 3)),
@@ -232,6 +262,23 @@ VALUES = {
     "frame": lambda: Frame({"a": [1]}),
     "series": lambda: Special([1]),
     "foreign column": foreign_column,
+    "foreign column of a number": lambda: foreign_column().set_axis([1, 2], axis=1),
+    "foreign columns of one name": lambda: foreign_column().set_axis(["n", "n"], axis=1),
+    "foreign column of a tuple": lambda: foreign_column().set_axis([("a", 1), ("a", 2)], axis=1),
+    "two foreign columns": lambda: foreign_column().assign(e=foreign_array()),
+    "column that is called index": lambda: pandas.DataFrame({"index": foreign_array()}),
+    "foreign categories": lambda: foreign_categories(),
+    "foreign categories of a column": lambda: pandas.DataFrame({"c": foreign_categories()}),
+    "foreign index": lambda: pandas.Index(foreign_array()),
+    "foreign levels": lambda: foreign_levels(),
+    "foreign index of a frame": lambda: pandas.DataFrame({"a": [1]}, index=foreign_array()),
+    "foreign levels of a frame": lambda: pandas.DataFrame({"a": [1]}, index=foreign_levels()),
+    "foreign columns of a frame": lambda: pandas.DataFrame([[1]], columns=foreign_array()),
+    "foreign index of a series": lambda: pandas.Series([1], index=foreign_array()),
+    "subclass of an index": lambda: Numbered(3),
+    "frame with a subclass of an index": lambda: pandas.DataFrame({"a": [1]}, index=Numbered(1)),
+    "columns of a subclass": lambda: pandas.DataFrame([[1]], columns=Numbered(1)),
+    "series with a subclass of an index": lambda: pandas.Series([1], index=Numbered(1)),
     "foreign series": lambda: foreign_column()["d"],
     "foreign array": lambda: foreign_column()["d"].array,
     "foreign dtype": lambda: foreign_column()["d"].dtype,
@@ -254,6 +301,12 @@ VALUES = {
     "other library's table": Table,
     "other library's column": Column,
 }
+ELSEWHERE = {
+    *("geopandas.GeoDataFrame", "geopandas.GeoSeries", "PIL.Image", "torch.Module", "torch.Tensor"),
+    *("xarray.DataArray", "xarray.DataTree", "xarray.Dataset", "xarray.Variable"),
+}
+"""Bases of optional libraries: the tests of their codecs follow their advice."""
+
 if hasattr(numpy.dtypes, "StringDType"):
     VALUES["strings"] = lambda: numpy.array(["a"], numpy.dtypes.StringDType(na_object=0))
 
@@ -303,6 +356,15 @@ def test_the_advice_of_an_error_helps(kind):
             encode_value(value)
         else:
             DataStore(a=result)._plan("rows.data")
+
+
+def test_every_base_with_advice_has_a_value_here():
+    tried = {met for make in VALUES.values() if (met := first_base(type(make()))) is not None}
+    assert set(_INSTEAD) - tried == ELSEWHERE
+
+
+def first_base(cls):
+    return next((name for name in map(_qualified, cls.__mro__) if name in _INSTEAD), None)
 
 
 def test_a_name_that_is_no_str_is_told_what_a_dict_may_have():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -224,6 +225,46 @@ def test_other_indexes_are_refused_with_advice_that_works():
     with pytest.raises(UnsupportedTypeError, match=r"value\.drop_indexes\(\['x'\]\)"):
         encode_value(value)
     assert_same(stored(value.drop_indexes(["x"])), value.drop_indexes(["x"]))
+
+
+class OwnArray(xr.DataArray):
+    __slots__ = ()
+
+
+class OwnDataset(xr.Dataset):
+    __slots__ = ()
+
+
+def tree():
+    return xr.DataTree.from_dict({"/": dataset(), "/below": dataset().rename(x="z")})
+
+
+REFUSED = {
+    "subclass of DataArray": lambda: OwnArray([1.0], dims="x", attrs={"unit": "m"}),
+    "subclass of Dataset": lambda: OwnDataset(dataset().data_vars, dataset().coords),
+    "Variable": lambda: xr.Variable("x", [1.0], {"unit": "m"}),
+    "IndexVariable": lambda: xr.IndexVariable("x", [1.0], {"unit": "m"}),
+    "coordinates": lambda: dataset().coords,
+    "indexes": lambda: dataset().indexes,
+}
+if hasattr(xr, "DataTree"):
+    REFUSED["DataTree"] = tree
+
+
+@pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
+def test_the_advice_for_what_is_refused_helps(make):
+    value = make()
+    with pytest.raises(UnsupportedTypeError) as caught:
+        encode_value(value)
+    found = re.findall(r"; store (.+?\))(?: and what the subclass adds)?$", str(caught.value))
+    assert found, str(caught.value)
+    (code,) = found
+    instead = eval(code, {"value": value, "xarray": xr})
+    back = stored(instead)
+    if isinstance(instead, dict):
+        assert list(back) == list(instead)
+    else:
+        assert_same(back, instead)
 
 
 def test_a_range_that_nothing_backs_is_refused():

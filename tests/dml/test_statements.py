@@ -27,12 +27,13 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 from support.exactness import statements
-from support.models import Base, Counter, Experiment, Keyed
+from support.models import Base, Counter, Experiment, Keyed, Texts
 
 from sqla_datastore import (
     DataStore,
     DataStoreError,
     RefusedStatementError,
+    RefusedURLError,
     UnsupportedTypeError,
 )
 from sqla_datastore.storage import LocalStorage
@@ -786,3 +787,25 @@ def test_a_commit_after_reading_opens_nothing_more(engine, rows, monkeypatch):
         counted = Counted(monkeypatch)
         session.commit()
         assert counted.opened == []
+
+
+@pytest.mark.parametrize("how", ["orm", "core", "many"])
+def test_a_surrogate_in_a_key_that_a_folder_shows_is_refused_with_its_column(engine, stored, how):
+    def store(session, key):
+        data = DataStore(n=1)
+        if how == "orm":
+            session.add(Texts(id=key, data=data))
+            session.flush()
+        elif how == "core":
+            session.execute(insert(Texts.__table__).values(id=key, data=data))
+        else:
+            session.execute(insert(Texts.__table__), [{"id": key, "data": data}])
+
+    with Session(engine) as session:
+        with pytest.raises(RefusedURLError) as caught:
+            store(session, "a\ud800")
+        session.rollback()
+        assert session.scalars(select(Texts)).all() == []
+    assert "'a\\ud800'" in str(caught.value)
+    assert "its 'id'" in str(caught.value)
+    assert stored.files() == set()

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import traceback
 import tracemalloc
 import zipfile
 
@@ -750,6 +751,45 @@ class TestFiles:
             with pytest.raises(StorageError):
                 container.load("blob")
             path.unlink()
+
+
+class TestNames:
+    """What an object is called by is shown, and obeyed by no terminal."""
+
+    HOSTILE = "\x1b[2J\x07\n\x9b31m\x7f\u202e\u2028\ud800"
+    NODES = (
+        [HOSTILE, 1, None],
+        [HOSTILE * 100_000, 1, None],
+        ["plain.enum", 1, {"enum": HOSTILE, "member": "A"}],
+        ["plain.enum", 1, {"enum": HOSTILE * 100_000, "member": "A"}],
+        ["numpy.array", 1, {"dtype": HOSTILE, "shape": [1], "blob": 0}],
+        ["numpy.array", 1, {"dtype": [[HOSTILE * 100_000, "<i4"]], "shape": [1], "blob": 0}],
+        ["pandas.dtype", 1, HOSTILE],
+        [HOSTILE],
+    )
+
+    @pytest.mark.parametrize("name", ["x", HOSTILE, HOSTILE * 100_000])
+    @pytest.mark.parametrize("inner", NODES, ids=range(len(NODES)))
+    def test_errors_and_reprs_are_printable(self, tmp_path, name, inner):
+        def change(manifest):
+            manifest["entries"].update(names=[name], nodes=[json.dumps(inner)])
+
+        storage = LocalStorage(tmp_path)
+        path = f"rows/{'0' * 32}.zip"
+        with storage.create(path) as writer:
+            writer.write(forged(change, data=b"1234"))
+        value = DataStore.from_url(f"file:///{path}", storage=storage)
+        for text in (repr(value), value._repr_html_()):
+            assert text.replace("\n", "").isprintable()
+            assert text.count("\n") <= 1
+            assert len(text) < 1_000
+        with pytest.raises(DataStoreError) as caught:
+            value[name]
+        shown = "".join(traceback.format_exception_only(caught.value)).removesuffix("\n")
+        assert shown.isprintable()
+        assert len(shown) < 5_000
+        cause = caught.value.__cause__
+        assert cause is None or str(cause).isprintable()
 
 
 def _text_of(data):

@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import NullPool
 from support.databases import make_engine
 from support.exactness import assert_exact, tables_of, urls_of
+from support.folders import deep_folders
 from support.models import Base, Counter, Experiment, Keyed, Project, Run, Texts
 
 from sqla_datastore import DataStore, DataStoreIO, DataStoreType, bind_storage
@@ -769,3 +770,16 @@ def test_a_translated_schema_is_looked_up(database_url, stored):
     report = gc(tenant, Base.metadata, apply=True)
     assert (report.removed, report.foreign.count) == (1, 1)
     engine.dispose()
+
+
+def test_folders_nested_deeper_than_python_calls(engine, stored):
+    add(engine, keyed())
+    folder = stored.base / "keyed"
+    with deep_folders(folder, ["d"] * 990, "x.zip"):
+        assert check(engine, Base.metadata).is_clean
+        assert gc(engine, Base.metadata, grace_seconds=0, apply=True).removed == 0
+        assert usage(engine, Base.metadata).objects == 1
+        with Session(engine) as session:
+            session.delete(session.get(Keyed, 1))
+            session.commit()
+        assert os.listdir(folder) == ["d"]

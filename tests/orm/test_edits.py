@@ -1064,6 +1064,49 @@ def test_an_attribute_of_a_value_whose_row_is_gone(engine, exact, saved):
     assert reload(engine)["n"] == (9 if saves else 0)
 
 
+IN_A_DICT = {
+    "notes": (lambda frame: frame.attrs, lambda notes: notes.update(x=1), lambda f: f.attrs["x"]),
+    "deep notes": (
+        lambda frame: frame.attrs["deep"],
+        lambda deep: deep.append(1),
+        lambda f: f.attrs["deep"][0],
+    ),
+    "columns": (
+        lambda frame: frame.columns,
+        lambda columns: setattr(columns, "name", 1),
+        lambda f: f.columns.name,
+    ),
+    "frame": (lambda f: f, lambda f: f.attrs.update(x=1), lambda f: f.attrs["x"]),
+    "nothing": (lambda f: None, lambda _: None, None),
+}
+
+
+@pytest.mark.parametrize("row_is_held", [True, False])
+@pytest.mark.parametrize(("part", "edit", "seen"), IN_A_DICT.values(), ids=IN_A_DICT)
+def test_edits_of_a_part_of_a_frame_in_a_dict(engine, part, edit, seen, row_is_held):
+    frame = pd.DataFrame({"a": [1]})
+    frame.attrs["deep"] = []
+    with Session(engine) as session:
+        session.add(Entity(id=1, data=DataStore(d={"frame": frame})))
+        session.commit()
+    del frame
+    with Session(engine) as session:
+        row = session.get(Entity, 1)
+        url = row.data.url
+        held = part(row.data["d"]["frame"])
+        if not row_is_held:
+            del row
+            gc.collect()
+        edit(held)
+        session.commit()
+    with Session(engine) as session:
+        data = session.get(Entity, 1).data
+        if seen is None:
+            assert data.url == url
+        else:
+            assert seen(data["d"]["frame"]) == 1
+
+
 def test_an_edit_of_a_nested_value_whose_row_is_gone(engine, exact, saved):
     with Session(engine) as session:
         inner = session.get(Entity, saved).data.inner

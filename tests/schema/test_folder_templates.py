@@ -73,6 +73,27 @@ def test_bad_templates_are_refused_when_the_type_is_made(folder):
     assert repr(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("{title}-{id}", "a value of {title} may contain '-' itself"),
+        ("{title}_v_{id}", "a value of {title} may contain '_v_' itself"),
+        ("{title}{id}", "nothing tells where {title} ends"),
+        ("{a},{title}-{id}", "a value of {title} may contain '-' itself"),
+    ],
+)
+def test_fields_that_run_together_are_refused_with_the_reason_and_what_to_do(folder, reason):
+    with pytest.raises(ConfigurationError) as caught:
+        DataStoreType(folder=folder)
+    message = str(caught.value)
+    assert reason in message
+    assert "two rows could share one folder" in message
+    assert "put one of ',;=+@:!'" in message
+    assert "between {title} and {id}, or '/'" in message
+    for between in ",;=+@:!/":
+        DataStoreType(folder=f"{{title}}{between}{{id}}")
+
+
 def test_a_literal_dollar_or_brace_is_no_field(Base):
     with pytest.raises(ConfigurationError):
         DataStoreType(folder="{{id}}/{id}")

@@ -7,6 +7,7 @@ import copy
 import errno
 import os
 import pickle
+import re
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.folders import deep_folders
 
 from sqla_datastore.exceptions import (
     ConfigurationError,
@@ -956,3 +958,98 @@ def test_system_calls_of_a_small_object(tmp_path):
     assert created < 15
     assert loaded < 12
     assert removed < 6
+
+
+class TestRootOfTheFileSystem:
+    """``file:///name`` looks like a relative path, and is none."""
+
+    @pytest.fixture
+    def forbidden(self, monkeypatch):
+        """Have the system refuse folders at its root, also where the tests run as root."""
+        mkdir = os.mkdir
+
+        def refuse(path, *args, **kwargs):
+            if os.path.dirname(path) == "/":
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return mkdir(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "mkdir", refuse)
+
+    @pytest.mark.parametrize("folder", ["no-such.datastore", "no-such.datastore/runs"])
+    def test_the_error_says_what_was_named_and_how_to_name_a_relative_one(
+        self, forbidden, folder, monkeypatch, tmp_path
+    ):
+        with pytest.raises(StorageError) as caught:
+            write(open_storage(f"file:///{folder}"), "a/x.zip")
+        message = str(caught.value)
+        assert "Permission denied" in message
+        assert "'/no-such.datastore' would be a folder at the root of the file system" in message
+        (relative,) = re.findall(r"working directory write '(.+?)'", message)
+        monkeypatch.chdir(tmp_path)
+        write(open_storage(relative), "a/x.zip")
+        assert files_below(tmp_path) == {f"{folder}/a/x.zip"}
+
+    def test_a_folder_elsewhere_is_not_explained_so(self, monkeypatch, base):
+        def refuse(path, *_, **__):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+
+        monkeypatch.setattr(os, "mkdir", refuse)
+        with pytest.raises(StorageError, match=r"Permission denied$"):
+            write(open_storage(base / "runs"), "a/x.zip")
+
+
+class TestDepth:
+    """Folders may nest deeper than Python calls, and be longer than a path of the system."""
+
+    @pytest.mark.parametrize("name", ["d", "d" * 200])
+    def test_listings(self, walk, base, name):
+        storage = LocalStorage(base)
+        write(storage, "a/b.zip")
+        write(storage, "e/b.zip")
+        with deep_folders(base, ["c", *[name] * 1_000], "x.zip"):
+            (base / "c" / "empty").mkdir()
+            # a path of 4,000 characters at most is looked for
+            deep = [f"c/{'/'.join([name] * 1_000)}/x.zip"] if name == "d" else []
+            assert [found.path for found in storage.list("")] == ["a/b.zip", *deep, "e/b.zip"]
+            assert [found.path for found in storage.leftovers()] == ["c/empty/"]
+
+    def test_objects_as_deep_as_a_url_can_name(self, walk, base):
+        storage = LocalStorage(base)
+        folder = "/".join("d" * 500)
+        path = f"{folder}/x.zip"
+        write(storage, path)
+        assert storage.size_bytes(path) == 4
+        assert [found.path for found in storage.list("")] == [path]
+        storage.make_durable([path])
+        storage.remove([path])
+        assert list(base.iterdir()) == []
+
+    def test_deep_leftovers(self, walk, base):
+        folder, temporary = "/".join("d" * 450), f"#{'0' * 32}.part"
+        with deep_folders(base, folder.split("/"), temporary):
+            storage = LocalStorage(base)
+            found = [each.path for each in storage.leftovers()]
+            assert found == [f"{folder}/{temporary}"]
+            storage.remove_leftovers(found)
+            assert list(base.iterdir()) == []
+
+    def test_paths_longer_than_the_system_takes(self, walk, base):
+        deep = base
+        # up to where the base's own path can still be named
+        for _ in range((4_000 - len(os.fsencode(base))) // 201):
+            deep /= "d" * 200
+        deep.mkdir(parents=True)
+        storage = LocalStorage(deep)
+        path = "/".join(["e" * 100] * 8) + "/x.zip"
+        write(storage, path, bytes(300_000))
+        assert bytes(storage.open(path).view(0, 200_000)) == bytes(200_000)
+        assert [found.path for found in storage.list("")] == [path]
+        storage.remove([path])
+        assert os.listdir(deep) == []
+
+    def test_a_base_that_is_too_long_is_our_error(self, base):
+        storage = LocalStorage(f"{base}/{'d' * 200}" + f"/{'d' * 200}" * 30)
+        with pytest.raises(StorageError, match="File name too long"):
+            write(storage, "a/x.zip")
+        with pytest.raises(StorageError, match="File name too long"):
+            list(storage.list(""))

@@ -617,6 +617,16 @@ class TestRemoving:
         assert files(base) == []
         assert not written.exists()
 
+    def test_lone_surrogates_are_our_errors_that_name_them(self, base):
+        with pytest.raises(RefusedURLError, match=r"ud800.*plain text"):
+            DataStoreIO.write(b"a", "p/\ud800")
+        with pytest.raises(RefusedURLError, match="ud800"):
+            DataStoreIO("file:///p/\ud800.bin")
+        for value in (DataStore({"k\ud800": 1}), DataStore(inner=DataStore({"k\ud800": 1}))):
+            with pytest.raises(UnsupportedTypeError, match=r"k\\ud800.*rename"):
+                DataStoreIO.serialize_write(value, "p")
+        assert files(base) == []
+
     def test_delete_removes_the_prefix_and_no_other(self, base):
         DataStoreIO.write(b"a", "models/1")
         DataStoreIO.write(b"a", "models/1/deep/er")

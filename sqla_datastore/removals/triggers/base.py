@@ -137,8 +137,12 @@ class RemovalTriggers(ABC):
         Args:
             url: the SQL expression for the URL.
         """
+        return f"{url}, {self._text(f'{self.table}.{self.column}')}, {self.now}"
+
+    def _text(self, plain: str) -> str:
+        """Return a text as SQL has it."""
         # a compiler knows whether MySQL takes backslashes for escapes
-        source = literal(f"{self.table}.{self.column}", String()).compile(
+        compiled = literal(plain, String()).compile(
             dialect=self.dialect, compile_kwargs={"literal_binds": True}
         )
-        return f"{url}, {self._single(str(source))}, {self.now}"
+        return self._single(str(compiled))

@@ -38,12 +38,14 @@ class PostgreSQLTriggers(RemovalTriggers):
     def creates(self, connection: Connection | None) -> list[str]:
         table, url = self.qualified(self.table), self.url
         # it returns NULL, which is ignored after a row is changed and before a statement
+        body = (
+            f"BEGIN IF TG_OP = 'TRUNCATE' THEN {self.into} "
+            f"SELECT {self.noted(url)} FROM {table} WHERE {self.is_object(url)}; "
+            f"ELSE {self.into} VALUES ({self.noted(f'OLD.{url}')}); END IF; RETURN NULL; END"
+        )
         note = (
             f"CREATE FUNCTION {self._function} RETURNS trigger LANGUAGE plpgsql "
-            f"SET search_path {self._search_path(connection)} AS $body$ BEGIN "
-            f"IF TG_OP = 'TRUNCATE' THEN {self.into} "
-            f"SELECT {self.noted(url)} FROM {table} WHERE {self.is_object(url)}; "
-            f"ELSE {self.into} VALUES ({self.noted(f'OLD.{url}')}); END IF; RETURN NULL; END $body$"
+            f"SET search_path {self._search_path(connection)} AS {_dollar_quoted(body)}"
         )
         is_object = self.is_object(f"OLD.{url}")
         changed = f"{is_object} AND OLD.{url} IS DISTINCT FROM NEW.{url}"
@@ -54,6 +56,11 @@ class PostgreSQLTriggers(RemovalTriggers):
             # TRUNCATE fires no trigger for rows, and afterwards there is none left to select
             self._trigger("truncate", "BEFORE", "STATEMENT"),
         ]
+
+    @override
+    def _text(self, plain: str) -> str:
+        # with E: each session reads the body anew, with its own standard_conforming_strings
+        return "E'{}'".format(plain.replace("\\", "\\\\").replace("'", "''"))
 
     def _search_path(self, connection: Connection | None) -> str:
         """Return the schemas of now: the function must not depend on the role that deletes rows."""
@@ -77,3 +84,11 @@ class PostgreSQLTriggers(RemovalTriggers):
         names = (name for what in ("delete", "update", "truncate") for name in self.names(what))
         drops = [f"DROP TRIGGER IF EXISTS {self.quoted(name)} ON {table}" for name in names]
         return [*drops, f"DROP FUNCTION IF EXISTS {self._function}"]
+
+
+def _dollar_quoted(body: str) -> str:
+    """Return a function's body between tags that do not occur in it: a column may be called so."""
+    number = 0
+    while (tag := f"$body{number or ''}$") in body:
+        number += 1
+    return f"{tag} {body} {tag}"

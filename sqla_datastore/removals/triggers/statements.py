@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ _BY_DIALECT: dict[str, type[RemovalTriggers]] = {
     "mariadb": MySQLTriggers,
 }
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _OWN_STEP = "name tables and columns as the database does, and create them before the triggers"
 _REMOVALS_STEP = (
     "before the triggers create it (enable_removals(metadata), then metadata.create_all(engine) or "
@@ -127,11 +129,14 @@ def trigger_statements(
         creates: whether to create them after they were dropped.
 
     Raises:
-        ConfigurationError: as `create_removal_triggers`; no connection on MySQL or MariaDB.
+        ConfigurationError: as `create_removal_triggers`; no connection on MySQL or MariaDB; a name
+            with a NUL or a lone surrogate.
         sqlalchemy.exc.SQLAlchemyError: the database could not be asked.
     """
     if not column_names:
         raise ConfigurationError(f"name the DataStoreType columns of table {table_name!r}")
+    for name in filter(None, (table_name, *column_names, schema, removals_schema)):
+        _refuse_no_text(name)
     columns = [
         removal_triggers(dialect, table_name, column, schema, removals_schema)
         for column in column_names
@@ -175,6 +180,14 @@ def has_removal_triggers(dialect: Dialect) -> bool:
 def _escaped(statement: str) -> TextClause:
     """Return a statement without parameters as `text` takes it: its colons are no parameters."""
     return text(statement.replace(":", r"\:"))
+
+
+def _refuse_no_text(name: str) -> None:
+    """Refuse a name that would end a script early, or cannot be written into one."""
+    if _NO_TEXT.search(name):
+        raise ConfigurationError(
+            f"the name {name!r} has a NUL or a lone surrogate, which no database takes; {_OWN_STEP}"
+        )
 
 
 def _refuse_missing(
