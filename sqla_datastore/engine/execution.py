@@ -8,7 +8,7 @@ told of each statement by SQLAlchemy:
                             hold are selected
 ``_setup_result_proxy``     the statement ran: its objects are written and its folders listed; those
                             of a flush wait for the flush's end
-``handle_dbapi_exception``  the driver raised: what the statement may have done all the same is noted
+``handle_dbapi_exception``  the driver raised: what the statement may have done is noted
 ==========================  =====================================================================
 
 A listener of `Engine` would be told, too. But one listener makes SQLAlchemy look for listeners at
