@@ -208,7 +208,9 @@ def engines_made() -> list[Engine]:
     It passes over what was frozen (`gc.freeze`). Takes about 10 ms for 100,000 objects.
     """
     # not `isinstance`, which asks an object for its `__class__`: a proxy may load what it is for
-    return [each for each in gc.get_objects() if issubclass(type(each), Engine)]
+    found = [each for each in gc.get_objects() if issubclass(type(each), Engine)]
+    # another thread may be about to make one
+    return [engine for engine in found if "dialect" in vars(engine)]
 
 
 def pool_dialect(record: Any) -> Dialect | None:
