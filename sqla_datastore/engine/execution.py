@@ -79,7 +79,11 @@ def observed(kind: type[ExecutionContext]) -> type[ExecutionContext]:
     def pre_exec(self: Any) -> None:
         nothing = getattr(self.compiled, CONCERNS_NOTHING, None) == DECLARATIONS.version
         if open_transactions or not nothing:
-            _before_or_close(self)
+            try:
+                _before(self)
+            except BaseException:
+                _close_cursor(self)
+                raise
         # last: that of SQL Server sends a setting, which a statement that is refused would leave on
         if own_pre_exec is not None:
             own_pre_exec(self)
@@ -105,17 +109,6 @@ def is_observed(kind: type[ExecutionContext]) -> bool:
 # -- before a statement ----------------------------------------------------------------------------
 
 
-def _before_or_close(context: Any) -> None:
-    try:
-        _before(context)
-    except BaseException:
-        # SQLAlchemy closes it for errors of the statement alone. After a cancelled task the
-        # connection may be gone, and that error would take the place of this one
-        with suppress(Exception):
-            context.cursor.close()
-        raise
-
-
 def _before(context: Any) -> None:
     compiled, connection = context.compiled, context.root_connection
     if compiled is not None and OWN in context.execution_options:
@@ -132,6 +125,13 @@ def _before(context: Any) -> None:
         _look_ahead(connection, context, concern, transaction)
         if concern.binds_values:
             context.parameters = _with_urls(context.parameters)
+
+
+def _close_cursor(context: Any) -> None:
+    """Close the cursor of a statement that is not run; SQLAlchemy does so for those that are."""
+    # after a cancelled task the connection may be gone, and that error would hide the cancellation
+    with suppress(Exception):
+        context.cursor.close()
 
 
 def _going_on(connection: Connection) -> ObservedTransaction | None:
