@@ -100,6 +100,7 @@ class DataStoreType(DeclaredType):
     @override
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         if isinstance(value, Mapping):
+            dialect_observer.refuse_replaced(dialect)
             return Reservation(value)
         return value  # type: ignore[no-any-return]
 

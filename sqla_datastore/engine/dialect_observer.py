@@ -1,51 +1,86 @@
 """The observer of dialects: it sees what the DBAPI connection is really told to do.
 
-A dialect is observed from the first connection of its pool on. One that is connected before this
-library is imported is observed from the first time on that a Session uses it or that a column type
-of this library is compiled for it. Its own methods are replaced, as instance attributes, and each
-one tells the transaction of the connection, if one is open. So does its kind of execution context.
+A dialect is observed from the first connection of its pool on, and that of an engine which is older
+than this module at once. One that pools do not show, as that of an engine whose pool was given to
+another, is observed from the first time on that a Session uses it or that a column type of this
+library is compiled for it. Its own methods are replaced, as instance attributes, and each one tells
+the transaction of the connection, if one is open. So does its kind of execution context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from dataclasses import dataclass
+from functools import partial, wraps
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from sqla_datastore.engine.drivers import DriverState, driver_state
-from sqla_datastore.engine.execution import observed
+from sqla_datastore.engine.execution import is_observed, observed
 from sqla_datastore.engine.observed_transaction import (
     ObservedTransaction,
     open_transaction,
     open_transactions,
     transaction_of,
 )
-from sqla_datastore.schema.sqlalchemy_compat import pool_dialect
+from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.schema.sqlalchemy_compat import engines_made, pool_dialect
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.commit_checks import watched_connections, watches_of
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
 
 _MARK = "_sqla_datastore_observed"
+_OBSERVING = Lock()
 
 
 def install() -> None:
-    """Observe the dialect of every pool that connects."""
+    """Observe the dialects of all engines: of those that there are, and of each that connects."""
     event.listen(Pool, "connect", _connected)
     event.listen(Pool, "reset", _reset)
+    for engine in engines_made():
+        observe(engine.dialect)
 
 
 def observe(dialect: Any) -> None:
     """Observe a dialect: its methods and its kind of execution context; once."""
-    if _MARK not in vars(dialect):
+    if _MARK in vars(dialect) and is_observed(dialect.execution_ctx_cls):
+        return
+    # threads that use an engine for the first time: none may go on before all of it is observed
+    with _OBSERVING:
+        if _MARK not in vars(dialect):
+            _replace_methods(dialect)
+        if not is_observed(dialect.execution_ctx_cls):
+            dialect.execution_ctx_cls = observed(dialect.execution_ctx_cls)
         vars(dialect)[_MARK] = True
-        dialect.execution_ctx_cls = observed(dialect.execution_ctx_cls)
-        for name, around in _OBSERVED.items():
-            setattr(dialect, name, _wrapped(dialect, getattr(dialect, name), around))
-        for name in ("do_begin", "do_begin_twophase"):
-            setattr(dialect, name, _beginning(getattr(dialect, name)))
+
+
+def refuse_replaced(dialect: Any) -> None:
+    """Refuse a value where another kind of execution context took the place of ours.
+
+    Nothing would give the value its URL, and the row would hold what stands for it.
+
+    Raises:
+        ConfigurationError: it did. The next statement is observed again.
+    """
+    kind = dialect.execution_ctx_cls
+    if is_observed(kind) or _MARK not in vars(dialect):
+        return
+    observe(dialect)
+    raise ConfigurationError(
+        f"the execution_ctx_cls of dialect {dialect.name!r} was set to {kind.__qualname__!r} after "
+        "its engine had connected, so this statement is not seen; set it before the first "
+        "connection, on the class of the dialect or in an engine plugin"
+    )
+
+
+def _replace_methods(dialect: Any) -> None:
+    for name, observed_method in _OBSERVED.items():
+        setattr(dialect, name, _wrapped(dialect, getattr(dialect, name), observed_method))
+    for name in ("do_begin", "do_begin_twophase"):
+        setattr(dialect, name, _beginning(getattr(dialect, name)))
 
 
 def _connected(_raw: Any, record: Any) -> None:
@@ -76,30 +111,38 @@ def _beginning(original: Callable[..., Any]) -> Any:
     return call
 
 
-def _wrapped(dialect: Any, original: Callable[..., Any], around: Callable[..., Any]) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """What is done around a method of a dialect.
+
+    Attributes:
+        around: where a transaction is open on the connection.
+        without: where none is; by default nothing.
+        may_begin: whether `without` is for any connection, also while nothing is open or watched.
+    """
+
+    around: Callable[..., Any]
+    without: Callable[..., Any] | None = None
+    may_begin: bool = False
+
+
+def _wrapped(dialect: Any, original: Callable[..., Any], method: _Method) -> Any:
     @wraps(original)
     def call(connection: Any, *args: Any, **kwargs: Any) -> Any:
-        if around is not _around_savepoint and not (open_transactions or watched_connections):
+        if not (open_transactions or watched_connections or method.may_begin):
             return original(connection, *args, **kwargs)
-        raw = _raw_of(connection)
-        transaction = open_transaction(raw)
-
-        def proceed() -> Any:
-            return original(connection, *args, **kwargs)
-
+        proceed = partial(original, connection, *args, **kwargs)
+        transaction = open_transaction(_raw_of(connection))
         if transaction is None:
-            if around is _around_savepoint:
-                return _first_savepoint(connection, raw, args[0], proceed)
-            if around is _around_commit:
-                return _commit_without_ledger(dialect, connection, raw, proceed)
-            return proceed()
+            without = method.without
+            return proceed() if without is None else without(dialect, connection, proceed, *args)
         if transaction.is_busy:
             # the dialect's own nested calls, such as asyncpg's ROLLBACK after COMMIT PREPARED
-            if around is _around_close:
+            if method.around is _around_close:
                 transaction.closed_inside()
             return proceed()
         with transaction.own_calls():
-            return around(transaction, dialect, connection, proceed, *args)
+            return method.around(transaction, dialect, connection, proceed, *args)
 
     return call
 
@@ -112,11 +155,10 @@ def _raw_of(connection: Any) -> Any:
     return getattr(connection, "dbapi_connection", connection)
 
 
-def _commit_without_ledger(
-    dialect: Any, connection: Any, raw: Any, proceed: Callable[[], Any]
-) -> Any:
+def _commit_watched(dialect: Any, connection: Any, proceed: Callable[[], Any]) -> Any:
+    """Refuse edits in place that no flush has saved, where nothing else was done to objects."""
     try:
-        for watch in watches_of(raw):
+        for watch in watches_of(_raw_of(connection)):
             watch.refuse_unsaved()
     except BaseException:
         _roll_back(dialect, connection)
@@ -156,9 +198,9 @@ def _around_close(
 # -- savepoints ------------------------------------------------------------------------------------
 
 
-def _first_savepoint(connection: Any, raw: Any, name: str, proceed: Callable[[], Any]) -> Any:
+def _first_savepoint(dialect: Any, connection: Any, proceed: Callable[[], Any], name: str) -> Any:
     """Watch a savepoint that starts the transaction: releasing it will commit (SQLite)."""
-    starts = _starts_transaction(connection.dialect, raw)
+    starts = _starts_transaction(dialect, _raw_of(connection))
     result = proceed()
     if starts:
         transaction_of(connection).root_savepoint = name
@@ -280,15 +322,15 @@ def _around_rollback_twophase(
     return result
 
 
-_OBSERVED: dict[str, Callable[..., Any]] = {
-    "do_commit": _around_commit,
-    "do_rollback": _around_rollback,
-    "do_close": _around_close,
-    "do_terminate": _around_close,
-    "do_savepoint": _around_savepoint,
-    "do_release_savepoint": _around_release,
-    "do_rollback_to_savepoint": _around_rollback_to,
-    "do_prepare_twophase": _around_prepare,
-    "do_commit_twophase": _around_commit_twophase,
-    "do_rollback_twophase": _around_rollback_twophase,
+_OBSERVED = {
+    "do_commit": _Method(_around_commit, without=_commit_watched),
+    "do_rollback": _Method(_around_rollback),
+    "do_close": _Method(_around_close),
+    "do_terminate": _Method(_around_close),
+    "do_savepoint": _Method(_around_savepoint, without=_first_savepoint, may_begin=True),
+    "do_release_savepoint": _Method(_around_release),
+    "do_rollback_to_savepoint": _Method(_around_rollback_to),
+    "do_prepare_twophase": _Method(_around_prepare),
+    "do_commit_twophase": _Method(_around_commit_twophase),
+    "do_rollback_twophase": _Method(_around_rollback_twophase),
 }

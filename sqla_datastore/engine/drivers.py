@@ -95,7 +95,8 @@ def _aiomysql(raw: Any) -> DriverState:
 def _asyncmy(raw: Any) -> DriverState:
     # its `server_status` is that of an earlier statement after a ROLLBACK
     result = raw._connection._result
-    if result is None or result.server_status is None:
+    if result is None or (result.field_count and not result.server_status):
+        # rows bring a status with their end, or none (without CLIENT_DEPRECATE_EOF); 0 until then
         return DriverState.UNKNOWN
     return _mysql_status(result.server_status)
 

@@ -8,22 +8,26 @@ told of each statement by SQLAlchemy:
                             hold are selected
 ``_setup_result_proxy``     the statement ran: its objects are written and its folders listed; those
                             of a flush wait for the flush's end
-``handle_error``            the statement failed: what it may have done all the same is noted
+``handle_dbapi_exception``  the driver raised: what the statement may have done is noted
 ==========================  =====================================================================
 
 A listener of `Engine` would be told, too. But one listener makes SQLAlchemy look for listeners at
 every step of every statement: 25 % more instructions for a text, 15 % for an INSERT with COMMIT.
+And an application's listener of ``handle_error`` that raises keeps the error from all after it. So
+ours only hears of what no context is told: errors that are not the driver's, such as a cancelled
+task's.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, ExecutionContext
+from sqlalchemy.engine import Connection, ExceptionContext, ExecutionContext
 from sqlalchemy.engine.default import DefaultExecutionContext
 
 from sqla_datastore.dml.concern import CONCERNS_NOTHING, Concern, concern_of
@@ -65,29 +69,41 @@ class _Run:
     autocommit: bool
 
 
-_DOES_NOTHING = DefaultExecutionContext.pre_exec
-
-
 @cache
 def observed(kind: type[ExecutionContext]) -> type[ExecutionContext]:
     """Return the kind of execution context that a dialect is given in place of its own."""
     # not ``super()``, and not the default that does nothing: every statement pays for it
-    own_pre_exec = None if kind.pre_exec is _DOES_NOTHING else kind.pre_exec
+    does_nothing = kind.pre_exec is DefaultExecutionContext.pre_exec
+    own_pre_exec = None if does_nothing else kind.pre_exec
 
     def pre_exec(self: Any) -> None:
-        if own_pre_exec is not None:
-            own_pre_exec(self)
         nothing = getattr(self.compiled, CONCERNS_NOTHING, None) == DECLARATIONS.version
         if open_transactions or not nothing:
             try:
                 _before(self)
             except BaseException:
-                # SQLAlchemy closes it for errors of the statement alone
-                self.cursor.close()
+                _close_cursor(self)
                 raise
+        # last: that of SQL Server sends a setting, which a statement that is refused would leave on
+        if own_pre_exec is not None:
+            own_pre_exec(self)
 
-    added = {"__module__": kind.__module__, "datastore_run": None, "pre_exec": pre_exec}
+    def handle_dbapi_exception(self: Any, err: BaseException) -> None:
+        _failed(self)
+        kind.handle_dbapi_exception(self, err)
+
+    added = {
+        "__module__": kind.__module__,
+        "datastore_run": None,
+        "pre_exec": pre_exec,
+        "handle_dbapi_exception": handle_dbapi_exception,
+    }
     return type(kind.__name__, (kind,), added)
+
+
+def is_observed(kind: type[ExecutionContext]) -> bool:
+    """Return whether a kind of execution context is one of `observed`, or made of one."""
+    return hasattr(kind, "datastore_run")
 
 
 # -- before a statement ----------------------------------------------------------------------------
@@ -109,6 +125,13 @@ def _before(context: Any) -> None:
         _look_ahead(connection, context, concern, transaction)
         if concern.binds_values:
             context.parameters = _with_urls(context.parameters)
+
+
+def _close_cursor(context: Any) -> None:
+    """Close the cursor of a statement that is not run; SQLAlchemy does so for those that are."""
+    # after a cancelled task the connection may be gone, and that error would hide the cancellation
+    with suppress(Exception):
+        context.cursor.close()
 
 
 def _going_on(connection: Connection) -> ObservedTransaction | None:
@@ -221,22 +244,25 @@ def _begin_immediately(connection: Connection) -> None:
 # -- after a statement -----------------------------------------------------------------------------
 
 
-def _taken_run(context: Any) -> _Run | None:
-    """Return what was noted of a statement before it ran, once."""
-    run: _Run | None = getattr(context, "datastore_run", None)
-    if run is not None:
-        context.datastore_run = None
-        del context._setup_result_proxy
-    return run
-
-
 def _result(context: Any) -> Any:
     """Return the result of a statement, once its effects were looked after."""
+    del context._setup_result_proxy
+    result = context._setup_result_proxy()
+    # only now: where the result cannot be had, the statement ran all the same
     run = _taken_run(context)
     assert run is not None
-    result = context._setup_result_proxy()
     _after(context.root_connection, run, _rowcount(context, result))
     return result
+
+
+def _taken_run(context: Any) -> _Run | None:
+    """Return what was noted of a statement before it ran, once."""
+    run: _Run | None = context.datastore_run
+    if run is not None:
+        context.datastore_run = None
+        # a statement that failed has come to no result; its context would hold itself
+        vars(context).pop("_setup_result_proxy", None)
+    return run
 
 
 def _rowcount(context: Any, result: Any) -> int:
@@ -282,25 +308,37 @@ def _end_own_transaction(transaction: ObservedTransaction, effects: Effects) -> 
         transaction.end(COMMITTED)
 
 
+# -- after an error --------------------------------------------------------------------------------
+
+
 def _hear_of_errors(dialect: Any) -> None:
-    """Hear of errors from the first statement on that does something to objects.
+    """Hear of other errors than the driver's, from the first statement on that concerns objects.
 
     A dialect that has a listener looks for others at each statement.
     """
     if _HEARS not in vars(dialect):
+        # first of those that the engine has: one that raises keeps the error from the rest
+        event.listen(dialect, "handle_error", _other_error, insert=True)
         vars(dialect)[_HEARS] = True
-        event.listen(dialect, "handle_error", _handle_error)
 
 
-def _handle_error(context: Any) -> None:
-    connection = context.connection
-    if connection is None or connection.closed or connection.invalidated:
+def _other_error(error: ExceptionContext) -> None:
+    context = error.execution_context
+    is_drivers = error.sqlalchemy_exception is not None
+    if context is not None and not is_drivers:
+        _failed(context)
+
+
+def _failed(context: Any) -> None:
+    """Note what a statement that failed may have done all the same."""
+    connection = context.root_connection
+    if connection.closed or connection.invalidated:
         return
     transaction = found_on(connection)
     if transaction is None or transaction.is_busy:
         return
     transaction.statement_failed = True
-    run = _taken_run(context.execution_context)
+    run = _taken_run(context)
     if run is not None and run.autocommit:
         _end_failed_autocommit(transaction, run.effects)
     elif transaction.state_after_error() is DriverState.IDLE:
