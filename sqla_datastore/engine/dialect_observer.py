@@ -27,7 +27,7 @@ from sqla_datastore.engine.observed_transaction import (
     transaction_of,
 )
 from sqla_datastore.exceptions import ConfigurationError
-from sqla_datastore.schema.sqlalchemy_compat import engines_made, pool_dialect
+from sqla_datastore.schema.sqlalchemy_compat import pool_dialect
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.commit_checks import watched_connections, watches_of
 from sqla_datastore.unitofwork.outcome import COMMITTED, ROLLED_BACK, Phase, Unknown
@@ -37,11 +37,9 @@ _OBSERVING = Lock()
 
 
 def install() -> None:
-    """Observe the dialects of all engines: of those that there are, and of each that connects."""
+    """Observe the dialect of each engine that connects from now on."""
     event.listen(Pool, "connect", _connected)
     event.listen(Pool, "reset", _reset)
-    for engine in engines_made():
-        observe(engine.dialect)
 
 
 def observe(dialect: Any) -> None:

@@ -119,29 +119,6 @@ def test_a_locked_commit_under_the_recommended_begin(tmp_path, stored, caplog, k
     engine.dispose()
 
 
-def test_an_engine_that_was_connected_before_the_import_only_deletes(tmp_path):
-    """No Session and no column type of its statement show its dialect."""
-    program = f"""
-import os
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine, delete, insert
-engine = create_engine("sqlite:///{tmp_path}/old.db")
-with engine.begin() as connection:
-    connection.exec_driver_sql("CREATE TABLE keyed (id INTEGER PRIMARY KEY, data TEXT)")
-from sqla_datastore import DataStore, DataStoreType
-key = Column("id", Integer, primary_key=True)
-keyed = Table("keyed", MetaData(), key, Column("data", DataStoreType("{tmp_path}/objects")))
-def files():
-    return sum(len(names) for _, _, names in os.walk("{tmp_path}/objects"))
-with create_engine("sqlite:///{tmp_path}/old.db").begin() as connection:
-    connection.execute(insert(keyed).values(id=1, data=DataStore(n=1)))
-print(files())
-with engine.begin() as connection:
-    connection.execute(delete(keyed).where(key == 1))
-print(files())
-"""
-    assert _run(program).stdout.split() == ["1", "0"]
-
-
 # -- what applications and extensions do to engines ------------------------------------------------
 
 

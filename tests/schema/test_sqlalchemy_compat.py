@@ -203,9 +203,3 @@ def test_the_dialect_of_a_pool():
     assert compat.pool_dialect(found[-1]) is None, "its pool belongs to no engine"
     other = create_engine("sqlite://", pool=engine.pool)
     assert compat.pool_dialect(found[0]) is other.dialect
-
-
-def test_engines_that_were_made():
-    engine = create_engine("sqlite://")
-    assert engine in compat.engines_made()
-    assert engine.execution_options(logging_token="x") in compat.engines_made()
