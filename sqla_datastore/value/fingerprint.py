@@ -156,7 +156,7 @@ class _Pickler(pickle.Pickler):
             # its own pickle leaves this out
             self._file.write(repr(_layout(obj)).encode())
         if isinstance(obj, self._pandas):
-            self.kept.append(obj.copy(deep=False))
+            self.kept.append(_twin(obj))
         elif isinstance(obj, self._polars):
             return self._capsule(obj)
         elif isinstance(obj, self._arrow):
@@ -239,6 +239,18 @@ class _Pickler(pickle.Pickler):
         dictionary = getattr(chunk, "dictionary", None)
         values = None if dictionary is None else dictionary.to_pylist()
         return len(chunk), chunk.offset, [(each.address, each.size) for each in buffers], values
+
+
+def _twin(thing: Any) -> Any:
+    """Return a shallow copy of a frame or series, with indexes of its own.
+
+    pandas 2 would share the very index, and `holding` take the copy for somebody who has it.
+    """
+    twin = thing.copy(deep=False)
+    twin.index = twin.index.view()
+    if hasattr(twin, "columns"):
+        twin.columns = twin.columns.view()
+    return twin
 
 
 def _out_of_band(file: HashSink, kept: list[object], buffer: pickle.PickleBuffer) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 from support.databases import make_engine
+from support.drivers import SQLALCHEMY
 from support.models import Base, Keyed
 
 from sqla_datastore import DataStore, MissingObjectError, bind_storage
@@ -214,6 +215,9 @@ def test_asking_leaves_no_setting_and_no_connection_behind(engine):
 
 @pytest.mark.parametrize("within", ["the greenlet", "outside"])
 def test_an_async_session(tmp_path, within):
+    if SQLALCHEMY < (2, 0, 40) and within == "the greenlet":
+        pytest.skip("this SQLAlchemy does not close a detached connection of aiosqlite")
+
     async def run():
         engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/test.db")
         bind_storage(engine, tmp_path / "storage")

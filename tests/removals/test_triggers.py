@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mssql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.databases import make_engine
+from support.drivers import SQLALCHEMY
 from support.exactness import statements
 
 import sqla_datastore.alembic
@@ -337,6 +338,8 @@ SIGNS = {
 
 @pytest.mark.parametrize(("table_name", "column_name"), SIGNS.values(), ids=SIGNS)
 def test_names_with_signs_that_sql_knows(empty, stored, table_name, column_name):
+    if SQLALCHEMY < (2, 0, 40) and "%(" in table_name:
+        pytest.skip("this SQLAlchemy takes such a name for a parameter")
     signs = sa.MetaData()
     enable_removals(signs)
     data = sa.Column(column_name, DataStoreType(), key="data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,6 +46,10 @@ SYNC = {
     "pymysql": "mariadb",
     "mysqlconnector": "mariadb",
 }
+SQLALCHEMY = tuple(int(part) for part in version("sqlalchemy").split(".")[:3] if part.isdigit())
+if SQLALCHEMY < (2, 0, 40):
+    del SYNC["mysqlconnector"]  # SQLAlchemy does not know its AUTOCOMMIT
+
 ASYNC = {
     "aiosqlite": "sqlite",
     "aiosqlite-legacy": "sqlite",
