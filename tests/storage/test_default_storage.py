@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
-from sqlalchemy import create_engine, delete, update
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import LargeBinary, create_engine, delete, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_datastore import (
     ConfigurationError,
     DataStore,
+    DataStoreError,
     DataStoreIO,
     DataStoreType,
     DefaultStorageWarning,
@@ -130,3 +135,33 @@ def test_reading_does_not_warn(url):
     engine = create_engine(url)
     with Session(engine) as session:
         assert session.get_one(Run, 1).data is not None
+
+
+@pytest.mark.filterwarnings("ignore::sqla_datastore.DefaultStorageWarning")
+@pytest.mark.parametrize("what", ["data", "back"])
+def test_a_migration_that_binds_nothing_loses_nothing(url, tmp_path, monkeypatch, what):
+    """Online migrations run statements on an engine of their own, which ``env.py`` has to bind."""
+    engine = create_engine(url)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.zip")}
+
+    def migrate():
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection)
+            op = Operations(context)
+            with context.begin_transaction(_per_migration=True):
+                if what == "data":
+                    op.execute(update(Run.__table__).values(data=DataStore(n=2)))
+                else:
+                    op.convert_from_datastore(
+                        "runs_by_default", "data", dumps=pickle.dumps, type_=LargeBinary()
+                    )
+
+    with pytest.raises(DataStoreError, match=r"is not in|bind_storage|right storage"):
+        migrate()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.zip")} == before
+    monkeypatch.setenv("SQLA_DATASTORE_URL", str(tmp_path / "production"))
+    migrate()
+    with engine.connect() as connection:
+        (found,) = connection.exec_driver_sql("SELECT data FROM runs_by_default").one()
+    assert found.startswith("file:") if what == "data" else pickle.loads(found) == {"n": 1}
+    engine.dispose()
