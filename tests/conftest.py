@@ -32,7 +32,7 @@ from support.databases import (
     private_database,
     with_driver,
 )
-from support.drivers import KINDS, DriverRuns
+from support.drivers import PLAIN, DriverRuns
 from support.exactness import assert_exact, delete_rows, tables_of
 from support.models import Base
 from support.values import CountingStorage
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 if name == "driver":
                     item.add_marker(name)
                 value = str(params[name])
-                item.add_marker(KINDS.get(value, value.partition("-")[0]))
+                item.add_marker(PLAIN.get(value, value.partition("-")[0]))
 
 
 def _unavailable(name: str, reason: str) -> NoReturn:
@@ -213,7 +213,7 @@ def exact(tables: None, engine: Engine, stored: Stored, model_metadata: MetaData
 def database_for(
     server_url: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], str]]:
-    """Return the URL of a database by its kind: a server's is made once, SQLite's every time."""
+    """Return the URL of a database by its kind: a server's is made once, others every time."""
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -221,8 +221,8 @@ def database_for(
             return stack.enter_context(private_database(server_url(kind)))
 
         def url_for(kind: str) -> str:
-            if kind == "sqlite":
-                return f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'test.db'}"
+            if kind in ("sqlite", "duckdb"):
+                return f"{kind}:///{tmp_path_factory.mktemp(kind) / 'test.db'}"
             return private(kind)
 
         yield url_for

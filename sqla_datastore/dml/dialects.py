@@ -19,9 +19,8 @@ CHUNK = 500
 # PostgreSQL's protocol takes 65,535 parameters, asyncpg 32,767, SQLite 32,766 from 3.32 on
 _BATCHES = {"postgresql": 10_000, "mysql": 10_000, "mariadb": 10_000, "sqlite": 10_000}
 
-# DuckDB has no FOR UPDATE. Of two transactions that update one row the second fails; where one
-# updates and one deletes it, both succeed and the row is gone, which leaves an orphan.
-# SQLite and SQL Server need no entry: SQLAlchemy leaves the clause out for them.
+# DuckDB has no FOR UPDATE; `overlaps` says what its transactions may do to each other. For SQLite
+# and SQL Server SQLAlchemy leaves the clause out: one has a single writer, the other hints.
 _WITHOUT_ROW_LOCKS = frozenset({"duckdb"})
 
 # A rollback there leaves rows as they are, and the objects that it removes would be theirs.
@@ -32,6 +31,13 @@ _WITHOUT_TRANSACTIONS = frozenset(
     }
 )
 _MYSQL = ("mysql", "mariadb")
+_DDL_COMMITS = (*_MYSQL, "oracle")
+_WITHOUT_WAITING = {
+    "sqlite": "PRAGMA busy_timeout = 0",
+    "postgresql": "SET lock_timeout = '1s'",
+    "mysql": "SET SESSION lock_wait_timeout = 1",
+    "mariadb": "SET SESSION lock_wait_timeout = 1",
+}
 
 
 def has_row_locks(dialect: Dialect) -> bool:
@@ -52,6 +58,57 @@ def refuse_without_transactions(dialect: Dialect) -> None:
         )
 
 
+def refuse_removals(dialect: Dialect) -> None:
+    """Refuse durable removals where other transactions can bring back what rows have lost.
+
+    Whoever carries them out later would have to know that none is open that was at work then.
+
+    Raises:
+        ConfigurationError: they can.
+    """
+    if dialect.name in _WITHOUT_ROW_LOCKS:
+        raise ConfigurationError(
+            f"{dialect.name!r} has no row locks, so durable removals are not for it; leave "
+            "enable_removals() out: gc removes what a transaction has to leave"
+        )
+
+
+def has_one_writer(dialect: Dialect) -> bool:
+    """Return whether a writer waits for every other one, whatever their rows."""
+    return dialect.name == "sqlite"
+
+
+def begins_late(dialect: Dialect) -> bool:
+    """Return whether a driver begins a transaction only with a change, or with a savepoint.
+
+    Stock ``sqlite3`` does: a SELECT begins none, and releasing an outermost savepoint commits.
+    """
+    return dialect.name == "sqlite"
+
+
+def counts_returned_rows_late(dialect: Dialect) -> bool:
+    """Return whether rows of RETURNING are counted while they are fetched, as by ``sqlite3``."""
+    return dialect.name == "sqlite"
+
+
+def ddl_commits(dialect: Dialect) -> bool:
+    """Return whether DDL commits the transaction around it."""
+    return dialect.name in _DDL_COMMITS
+
+
+def statement_against_waiting(dialect: Dialect) -> str | None:
+    """Return what has a connection fail soon where it would wait for others, None if unknown."""
+    return _WITHOUT_WAITING.get(dialect.name)
+
+
+def takes_read_committed(dialect: Dialect) -> bool:
+    """Return whether an engine can be asked for READ COMMITTED, and may have another level.
+
+    SQLite reads uncommitted rows only in a shared cache that is told to.
+    """
+    return dialect.name in (*_MYSQL, "postgresql")
+
+
 def batch_size(dialect: Dialect) -> int:
     """Return how many URLs one SELECT asks for: without an index each reads the whole table."""
     if dialect.name == "sqlite" and sqlite3.sqlite_version_info < (3, 32):
@@ -70,10 +127,8 @@ def reads_old_rows_without_lock(dialect: Dialect) -> bool:
 def reads_old_rows_with_lock(connection: Connection) -> bool:
     """Return whether even a locking SELECT leaves out what others have committed since it began."""
     # MySQL's locking reads see what was committed last; SQLite has one writer at a time
-    if connection.dialect.name not in ("postgresql", "duckdb"):
+    if connection.dialect.name != "postgresql":
         return False
-    if connection.dialect.name == "duckdb":
-        return True
     return connection.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")
 
 

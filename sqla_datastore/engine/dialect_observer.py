@@ -18,6 +18,8 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
+from sqla_datastore.dml import overlaps
+from sqla_datastore.dml.dialects import begins_late, has_row_locks
 from sqla_datastore.engine.drivers import DriverState, driver_state
 from sqla_datastore.engine.execution import is_observed, observed
 from sqla_datastore.engine.observed_transaction import (
@@ -75,10 +77,37 @@ def refuse_replaced(dialect: Any) -> None:
 
 
 def _replace_methods(dialect: Any) -> None:
+    if not has_row_locks(dialect):
+        _note_overlaps(dialect)
     for name, observed_method in _OBSERVED.items():
         setattr(dialect, name, _wrapped(dialect, getattr(dialect, name), observed_method))
     for name in ("do_begin", "do_begin_twophase"):
         setattr(dialect, name, _beginning(getattr(dialect, name)))
+
+
+def _note_overlaps(dialect: Any) -> None:
+    """Note which transactions are open, where no row locks keep them apart."""
+    dialect.do_begin = _noting(dialect.do_begin, before=overlaps.begun)
+    for name in ("do_commit", "do_rollback", "do_close", "do_terminate"):
+        setattr(dialect, name, _noting(getattr(dialect, name), after=overlaps.ended))
+
+
+def _noting(
+    original: Callable[..., Any],
+    before: Callable[[Any], None] | None = None,
+    after: Callable[[Any], None] | None = None,
+) -> Any:
+    @wraps(original)
+    def call(connection: Any) -> Any:
+        raw = _raw_of(connection)
+        if before is not None:
+            before(raw)
+        result = original(connection)
+        if after is not None:
+            after(raw)
+        return result
+
+    return call
 
 
 def _connected(_raw: Any, record: Any) -> None:
@@ -206,7 +235,7 @@ def _first_savepoint(dialect: Any, connection: Any, proceed: Callable[[], Any], 
 
 
 def _starts_transaction(dialect: Any, raw: Any) -> bool:
-    return dialect.name == "sqlite" and driver_state(dialect.driver, raw) is DriverState.IDLE
+    return begins_late(dialect) and driver_state(dialect.driver, raw) is DriverState.IDLE
 
 
 def _around_savepoint(

@@ -31,6 +31,7 @@ from sqlalchemy.engine import Connection, ExceptionContext, ExecutionContext
 from sqlalchemy.engine.default import DefaultExecutionContext
 
 from sqla_datastore.dml.concern import CONCERNS_NOTHING, Concern, concern_of
+from sqla_datastore.dml.dialects import begins_late, counts_returned_rows_late
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.insert_update_delete import effects_of, stands_for_urls
 from sqla_datastore.dml.reservation import Reservation
@@ -151,7 +152,7 @@ def _note_text(transaction: ObservedTransaction, statement: str) -> None:
     if transaction.ledger.is_empty:
         return
     transaction.rows.ran_ddl |= transaction_control.drops_things(statement)
-    if transaction_control.controls_transaction(statement, transaction.dialect.name):
+    if transaction_control.controls_transaction(statement, transaction.dialect):
         transaction.doubt = Unknown(f"{statement.strip()[:60]!r} was executed as text")
 
 
@@ -235,7 +236,7 @@ def _begin_immediately(connection: Connection) -> None:
     transaction, and another one could change it in between.
     """
     dialect = connection.dialect
-    if dialect.name == "sqlite":
+    if begins_late(dialect):
         state = driver_state(dialect.driver, connection.connection.dbapi_connection)
         if state is DriverState.IDLE:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -267,8 +268,7 @@ def _taken_run(context: Any) -> _Run | None:
 
 def _rowcount(context: Any, result: Any) -> int:
     """Return how many rows an UPDATE or DELETE matched, -1 where the driver does not know yet."""
-    if context.isinsert or (result.returns_rows and context.dialect.name == "sqlite"):
-        # sqlite3 counts the rows of RETURNING while they are fetched
+    if context.isinsert or (result.returns_rows and counts_returned_rows_late(context.dialect)):
         return -1
     return int(result.rowcount)
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+from sqla_datastore.dml.dialects import ddl_commits
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
 
 # text that starts or ends a transaction or a savepoint behind SQLAlchemy's back
 # too much (END of a trigger's body) keeps both sides, too little may lose one
@@ -19,18 +25,17 @@ _IMPLICIT_COMMIT = re.compile(
     r"|SET\s+PASSWORD|CHANGE|START|STOP)\b",
     re.IGNORECASE,
 )
-_COMMITS_IMPLICITLY = ("mysql", "mariadb", "oracle")
 # anywhere, as in DO blocks: too much costs a look at which columns there are
 _DDL = re.compile(r"\b(ALTER|DROP|RENAME)\b", re.IGNORECASE)
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
-def controls_transaction(statement: str, dialect_name: str) -> bool:
+def controls_transaction(statement: str, dialect: Dialect) -> bool:
     """Return whether a statement's text begins or ends a transaction or a savepoint."""
     plain = _COMMENT.sub(" ", statement)
     if _CONTROL.search(plain):
         return True
-    return dialect_name in _COMMITS_IMPLICITLY and _IMPLICIT_COMMIT.search(plain) is not None
+    return ddl_commits(dialect) and _IMPLICIT_COMMIT.search(plain) is not None
 
 
 def drops_things(statement: str) -> bool:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import Integer, LargeBinary, MetaData, String, literal_column, select, type_coerce
 from sqlalchemy.util import concurrency
 
-from sqla_datastore.dml.dialects import batch_size
+from sqla_datastore.dml.dialects import batch_size, takes_read_committed
 from sqla_datastore.dml.row_queries import batched, held_urls
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.maintenance.references import PENDING, References, stem_of
@@ -264,8 +264,7 @@ def _bytewise(engine: Engine, url: Any) -> Any:
 
 def _reading_committed(engine: Engine) -> Engine:
     """Return an engine that reads only committed rows, whatever the given one's level."""
-    # SQLite reads uncommitted rows only in a shared cache that is told to
-    if engine.dialect.name in ("mysql", "mariadb", "postgresql"):
+    if takes_read_committed(engine.dialect):
         return engine.execution_options(isolation_level="READ COMMITTED")
     return engine
 

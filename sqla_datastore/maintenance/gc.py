@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from sqlalchemy import MetaData
 
 from sqla_datastore.dml.dialects import batch_size
+from sqla_datastore.dml.overlaps import others_are_open
 from sqla_datastore.exceptions import ConfigurationError, StorageError
 from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.progress import Progress, StepCounter
@@ -26,6 +27,11 @@ from sqla_datastore.maintenance.survey import Family, Survey, cutoff, leftovers,
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, is_there
 
 DAY_SECONDS = 86_400.0
+
+_OTHERS_ARE_OPEN = (
+    "nothing was removed while another transaction was open: without row locks, it can bring back "
+    "what rows have lost; end it, and run this again"
+)
 
 
 def gc(
@@ -157,6 +163,9 @@ class _GarbageCollector:
         spool.seek(0)
         for number, lines in groupby(map(_parsed, spool), lambda line: line[0]):
             for batch in _batches(lines, batch_size(self.catalog.engine.dialect)):
+                if others_are_open(self.catalog.engine.dialect):
+                    self.failures.append(_OTHERS_ARE_OPEN)
+                    return
                 self._remove_batch(storages[number], batch)
                 counter(len(batch))
         counter.report()

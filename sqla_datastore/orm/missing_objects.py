@@ -10,16 +10,10 @@ from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.util import concurrency
 
+from sqla_datastore.dml.dialects import statement_against_waiting
+
 logger = logging.getLogger("sqla_datastore")
 
-# A connection that waits for what its own thread holds would wait for ever. What a database is not
-# told in these words is not asked.
-_WITHOUT_WAITING = {
-    "sqlite": "PRAGMA busy_timeout = 0",
-    "postgresql": "SET lock_timeout = '1s'",
-    "mysql": "SET SESSION lock_wait_timeout = 1",
-    "mariadb": "SET SESSION lock_wait_timeout = 1",
-}
 _AGAIN = (
     "read the row again with session.refresh(row); enable_removals(metadata, keep_seconds=...) "
     "keeps replaced objects for readers"
@@ -68,7 +62,9 @@ def _held(session: Session, identity: Any, key: str) -> list[str | None] | None:
     """
     mapper: Mapper[Any] = inspect(identity[0])
     engine = session.get_bind(mapper).engine
-    if not _is_free(engine):
+    # a connection that waits for what its own thread holds would wait for ever
+    statement = statement_against_waiting(engine.dialect)
+    if statement is None or not _is_free(engine):
         return None
     column = mapper.get_property(key).columns[0]
     keys = {
@@ -81,14 +77,12 @@ def _held(session: Session, identity: Any, key: str) -> list[str | None] | None:
     ]
     with engine.connect() as connection:
         connection.detach()  # nobody else gets it with this setting
-        connection.exec_driver_sql(_WITHOUT_WAITING[engine.dialect.name])
+        connection.exec_driver_sql(statement)
         return list(connection.scalars(select(type_coerce(column, String())).where(*criteria)))
 
 
 def _is_free(engine: Engine) -> bool:
     """Return whether an engine has a connection to spare, at once."""
-    if engine.dialect.name not in _WITHOUT_WAITING:
-        return False
     if engine.dialect.is_async and not concurrency.in_greenlet():
         return False
     pool = engine.pool

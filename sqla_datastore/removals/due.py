@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, not_, select, true
 
-from sqla_datastore.dml.dialects import batch_size, reads_uncommitted_rows
+from sqla_datastore.dml.dialects import (
+    batch_size,
+    has_one_writer,
+    reads_uncommitted_rows,
+    statement_against_waiting,
+)
 from sqla_datastore.dml.row_queries import batched, held_urls, in_schemas
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.printable import printable
@@ -261,11 +266,12 @@ def look(
 @contextmanager
 def _without_waiting(connection: Connection) -> Iterator[None]:
     """Fail at once where another process writes to an SQLite file: the next look tries again."""
-    if connection.dialect.name != "sqlite":
+    statement = statement_against_waiting(connection.dialect)
+    if statement is None or not has_one_writer(connection.dialect):
         yield
         return
     before = connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
-    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    connection.exec_driver_sql(statement)
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ from sqlalchemy import (
     inspect,
 )
 
-from sqla_datastore.dml.dialects import batch_size
+from sqla_datastore.dml.dialects import batch_size, refuse_removals
 from sqla_datastore.dml.row_queries import batched, in_schemas
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.schema.columns import DeclaredColumn
@@ -234,11 +234,14 @@ def note_removals(
         What belongs to each table of removals.
 
     Raises:
+        ConfigurationError: removals are enabled, but not for such a database.
         sqlalchemy.exc.SQLAlchemyError: the database failed.
     """
     found = [(removals_of(metadata), dict(items)) for metadata, items in metadatas]
     enabled = [(removals, schemas) for removals, schemas in found if removals is not None]
     # models that share a storage share the longest period
+    if enabled:
+        refuse_removals(dialect)
     enabled.sort(key=lambda pair: -pair[0].keep_seconds)
     left = [name for name in names if _is_ours(name)]
     noted = []

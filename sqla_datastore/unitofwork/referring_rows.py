@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqla_datastore.dml.dialects import reads_old_rows_with_lock
+from sqla_datastore.dml.overlaps import others_are_open
 from sqla_datastore.dml.row_queries import held_urls, urls_of_rows
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.printable import printable
@@ -51,16 +52,19 @@ class ReferringRows:
         metadatas: the MetaData collections whose tables the transaction touched, each with the
             items of the ``schema_translate_map`` by which it did so.
         ran_ddl: whether a migration may have dropped tables or columns that were there.
+        are_locked: whether the database locks rows. Without locks all that would go is asked about
+            once more after COMMIT.
     """
 
     metadatas: dict[tuple[MetaData, SchemaItems], None] = field(default_factory=dict)
     ran_ddl: bool = False
+    are_locked: bool = True
     _previous: dict[ObjectName, RowKey] = field(default_factory=dict)
     _unproven: dict[ObjectName, bool] = field(default_factory=dict)
     _destinations: dict[ObjectName, RowKey] = field(default_factory=dict)
     _tables: dict[ObjectName, DeclaredTable] = field(default_factory=dict)
     _bound_to_key: set[ObjectName] = field(default_factory=set)
-    _listed_in_snapshot: set[ObjectName] = field(default_factory=set)
+    _asked_again: set[ObjectName] = field(default_factory=set)
 
     def note(self, effects: Effects) -> None:
         """Note the previous row of each dropped object, and the row of each uncertain one."""
@@ -93,7 +97,8 @@ class ReferringRows:
             RefusedStatementError: there is such a value.
         """
         if connection is None:
-            return names - (self._previous.keys() - self._unproven.keys())
+            known = self._previous.keys() - self._unproven.keys()
+            return names - known if self.are_locked else names
         rows = {name: self._previous.get(name) or self._destinations.get(name) for name in names}
         held = self._held_by_key(connection, {n: row for n, row in rows.items() if row is not None})
         # what nobody else knows needs neither a lock nor another table; a row may have got another
@@ -105,12 +110,19 @@ class ReferringRows:
         if refuses_strays:
             self._refuse_strays(found, held)
         listed = {name for name in names - held - own if name not in self._previous}
-        in_snapshot = listed and reads_old_rows_with_lock(connection)
-        self._listed_in_snapshot = listed if in_snapshot else set()
+        self._asked_again = self._unseen(connection, names, listed)
         # without a lock, as no index may lead to it: a lock could be one of all rows
         others = {name for name in names - held - found if self._unproven.get(name) is False}
         copied = self._held_by_url(connection, others, locked=False)
         return held | found | copied | self._held_by_url(connection, listed)
+
+    def _unseen(
+        self, connection: Connection, names: set[ObjectName], listed: set[ObjectName]
+    ) -> set[ObjectName]:
+        """Return the names that other transactions' rows may hold without being seen from here."""
+        if not self.are_locked:
+            return set(names)
+        return listed if listed and reads_old_rows_with_lock(connection) else set()
 
     def _refuse_strays(self, found: set[ObjectName], held: set[ObjectName]) -> None:
         """Refuse values that other rows got than those that were found for them.
@@ -129,22 +141,27 @@ class ReferringRows:
                 )
 
     def referenced_after_commit(self, connection: Connection | None) -> set[ObjectName]:
-        """Return the listed names that rows refer to which the transaction could not see.
+        """Return the names that rows refer to which the transaction could not see.
 
         On PostgreSQL a snapshot hides what others have committed since it was taken, from a locking
-        SELECT too; so these names are asked about once more, in a new snapshot.
+        SELECT too; so listed names are asked about once more, in a new snapshot. Without row locks
+        all names are, and none goes while another transaction may bring it back.
         """
-        # where nobody can be asked, what was listed stays, as orphans at worst
-        if not self._listed_in_snapshot or connection is None:
-            return self._listed_in_snapshot
+        # where nobody can be asked, they stay, as orphans at worst
+        if not self._asked_again or connection is None:
+            return self._asked_again
+        # before the question: what commits in between is found by it
+        if others_are_open(connection.dialect, connection):
+            return self._asked_again
         try:
             # after COMMIT nothing is waited for; what others change now lies elsewhere
-            return self._held_by_url(connection, self._listed_in_snapshot, locked=False)
+            return self._held_by_url(connection, self._asked_again, locked=False)
         except Exception as err:
             logger.warning(
-                "what lay in a folder stays, the database failed to tell: %s", printable(err)
+                "what a transaction superseded stays, the database failed to tell: %s",
+                printable(err),
             )
-            return self._listed_in_snapshot
+            return self._asked_again
         finally:
             # the SELECT has begun a transaction, after the COMMIT, that SQLAlchemy knows nothing of
             with suppress(Exception):

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sqla_datastore.dml.dialects import has_row_locks
 from sqla_datastore.dml.statement import TransactionView
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.printable import printable
@@ -55,7 +56,7 @@ class Transaction:
         self.dialect: Dialect = connection.dialect
         self.phase = Phase.OPEN
         self.ledger = Ledger()
-        self.rows = ReferringRows()
+        self.rows = ReferringRows(are_locked=has_row_locks(self.dialect))
         self._cut_off = CutOffValues()
         self.flushing: Any = None
         # weakly: a Session that is forgotten with its Connection must reach the pool's reset

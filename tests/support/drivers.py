@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,10 +62,14 @@ ASYNC = {
 KINDS = SYNC | ASYNC
 """The database of each driver."""
 
+# mysqlclient, which has no wheel for Linux, tells no state of a transaction; nor does DuckDB
+PLAIN = KINDS | {"mysqldb": "mariadb", "duckdb": "duckdb"}
+"""The database of each driver that the plain matrix runs on."""
+
 POSTGRESQL = [driver for driver, kind in KINDS.items() if kind == "postgresql"]
 SQLITE = [driver for driver, kind in KINDS.items() if kind == "sqlite"]
 ALL = [*KINDS]
-DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql", "mariadb": "mysql"}
+DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql", "mariadb": "mysql", "duckdb": "duckdb"}
 T = TypeVar("T")
 
 
@@ -94,11 +99,11 @@ class DriverRuns:
             scenario: is given the engine; afterwards no committed row may be dangling.
             **kwargs: for the engine.
         """
-        engine = self._engine(driver, **kwargs)
+        engine = self.engine(driver, **kwargs)
 
         def body() -> T:
             try:
-                _prepare(engine)
+                prepare(engine)
                 result = scenario(engine)
                 self._check(engine)
                 return result
@@ -109,24 +114,9 @@ class DriverRuns:
             return asyncio.run(greenlet_spawn(body))
         return body()
 
-    def _engine(self, driver: str, **kwargs: Any) -> Engine:
-        name, _, mode = driver.partition("-")
-        kind = KINDS[driver]
-        url = make_url(self._database_for(kind)).set(drivername=f"{DIALECTS[kind]}+{name}")
-        if name == "pg8000" and "host" in url.query:
-            socket = f"{url.query['host']}/.s.PGSQL.5432"
-            kwargs.setdefault("connect_args", {})["unix_sock"] = socket
-            url = url.set(query={}, host=None)
-        if kind == "mariadb" and driver != "pymysql":
-            url = url.set(query={})
-        if driver in ASYNC:
-            engine = create_async_engine(url, **kwargs).sync_engine
-        else:
-            engine = create_engine(url, **kwargs)
-        if kind == "sqlite" and mode != "legacy":
-            explicit_begin(engine)
-        bind_storage(engine, self._stored.base)
-        return engine
+    def engine(self, driver: str, **kwargs: Any) -> Engine:
+        """Return an engine; that of an asynchronous driver is for greenlets."""
+        return engine_of(driver, self._database_for(PLAIN[driver]), self._stored.base, **kwargs)
 
     def _check(self, engine: Engine) -> None:
         with engine.connect() as connection:
@@ -142,7 +132,37 @@ class DriverRuns:
         assert len(self.rows) == count
 
 
-def _prepare(engine: Engine) -> None:
+def engine_of(driver: str, database: str, base: Path, **kwargs: Any) -> Engine:
+    """Return an engine of a driver, with a folder bound as its storage.
+
+    Args:
+        driver: one of `PLAIN`.
+        database: the URL of a database of its kind.
+        base: the folder.
+        **kwargs: for the engine.
+    """
+    name, _, mode = driver.partition("-")
+    kind = PLAIN[driver]
+    drivername = DIALECTS[kind] if kind == name else f"{DIALECTS[kind]}+{name}"
+    url = make_url(database).set(drivername=drivername)
+    if name == "pg8000" and "host" in url.query:
+        socket = f"{url.query['host']}/.s.PGSQL.5432"
+        kwargs.setdefault("connect_args", {})["unix_sock"] = socket
+        url = url.set(query={}, host=None)
+    if kind == "mariadb" and driver != "pymysql":
+        url = url.set(query={})
+    if driver in ASYNC:
+        engine = create_async_engine(url, **kwargs).sync_engine
+    else:
+        engine = create_engine(url, **kwargs)
+    if kind == "sqlite" and mode != "legacy":
+        explicit_begin(engine)
+    bind_storage(engine, base)
+    return engine
+
+
+def prepare(engine: Engine) -> None:
+    """Make the table, with a row of key 1."""
     metadata.drop_all(engine)
     metadata.create_all(engine)
     with engine.begin() as connection:
