@@ -24,7 +24,7 @@ from sqlalchemy import (
     update,
 )
 
-from sqla_datastore.dml.dialects import has_row_locks
+from sqla_datastore.dml.dialects import locked_for_update
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.printable import printable
 from sqla_datastore.schema.columns import is_declared
@@ -88,9 +88,6 @@ def convert_column(
         raise ConfigurationError(f"table {table.name!r} has no primary key to find its rows by")
     pending = and_(table.c[source].is_not(None), table.c[target].is_(None))
     query = select(*keys, table.c[source]).where(pending).order_by(*keys).limit(batch_size)
-    if has_row_locks(connection.dialect):
-        # what another transaction sets in the source meanwhile would be lost
-        query = query.with_for_update()
     statement = (
         update(table)
         .where(*(key == bindparam(f"key_{i}") for i, key in enumerate(keys)))
@@ -102,9 +99,8 @@ def convert_column(
     page = query
     with _shown_progress() as progress:
         progress(what, done, total)
-        while rows := connection.execute(
-            page.with_for_update() if has_row_locks(connection.dialect) else page
-        ).all():
+        # locked: what another transaction sets in the source meanwhile would be lost
+        while rows := connection.execute(locked_for_update(page, table, connection.dialect)).all():
             given = list(_parameters(rows, convert, table.c[source], table.c[target]))
             if given:
                 connection.execute(statement, given)

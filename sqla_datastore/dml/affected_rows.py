@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TupleType
 
-from sqla_datastore.dml.dialects import CHUNK
+from sqla_datastore.dml.dialects import rows_at_once
 from sqla_datastore.dml.row_queries import Row, any_key, batched, rows_query, select_rows
 from sqla_datastore.exceptions import RefusedStatementError
 from sqla_datastore.schema import sqlalchemy_compat
@@ -55,7 +55,7 @@ class AffectedRows:
         """
         given = self.context.compiled_parameters
         keys = self.key_parameters
-        # a flush of many rows can come as such an executemany: one SELECT serves CHUNK of them
+        # a flush of many rows can come as such an executemany: one SELECT serves many of them
         if keys is not None and len(given) > 1:
             yield from self._by_keys(columns, keys)
             return
@@ -92,7 +92,7 @@ class AffectedRows:
         given = self.context.compiled_parameters
         wanted = [tuple(parameters[name] for name in keys.values()) for parameters in given]
         found: dict[tuple[Any, ...], Row] = {}
-        for batch in batched(wanted, CHUNK):
+        for batch in batched(wanted, rows_at_once(len(keys))):
             clause, asked = any_key(list(keys), batch)
             query = rows_query(self.declared, columns, [clause], self.connection.dialect)
             for row in select_rows(self.connection, self.declared, columns, query, asked):

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 from sqla_datastore.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from sqlalchemy import FromClause, Select, Table
     from sqlalchemy.engine import Connection, Dialect
 
 CHUNK = 500
-"""Rows asked for in one SELECT; older SQLite versions take 999 parameters at most."""
+"""Rows asked for in one SELECT: SQLite takes 1,000 levels of OR."""
+
+# SQLite before 3.32 takes 999, SQL Server 2,100
+_PARAMETERS = 999
 
 # PostgreSQL's protocol takes 65,535 parameters, asyncpg 32,767, SQLite 32,766 from 3.32 on
 _BATCHES = {"postgresql": 10_000, "mysql": 10_000, "mariadb": 10_000, "sqlite": 10_000}
@@ -32,6 +36,9 @@ _WITHOUT_TRANSACTIONS = frozenset(
 )
 _MYSQL = ("mysql", "mariadb")
 _DDL_COMMITS = (*_MYSQL, "oracle")
+_SNAPSHOTS = {"postgresql": ("REPEATABLE READ", "SERIALIZABLE"), "mssql": ("SNAPSHOT",)}
+"""Levels at which even a locking SELECT reads as of the transaction's start."""
+
 _WITHOUT_WAITING = {
     "sqlite": "PRAGMA busy_timeout = 0",
     "postgresql": "SET lock_timeout = '1s'",
@@ -43,6 +50,25 @@ _WITHOUT_WAITING = {
 def has_row_locks(dialect: Dialect) -> bool:
     """Return whether a SELECT may ask for locks on rows."""
     return dialect.name not in _WITHOUT_ROW_LOCKS
+
+
+def locked_for_update(query: Select[Any], table: Table, dialect: Dialect) -> Select[Any]:
+    """Return a SELECT that locks a table's rows, where the database has such locks.
+
+    Rows of other tables that it joins stay free.
+    """
+    if not has_row_locks(dialect):
+        return query
+    # a column, as Oracle has it: the others name its table
+    locked = query.with_for_update(of=next(iter(table.primary_key or table.c)))
+    # SQL Server has hints instead, and SQLAlchemy leaves the clause out there
+    return locked.with_hint(table, "WITH (UPDLOCK, ROWLOCK)", "mssql")
+
+
+def locked_for_reading(query: Select[Any], table: FromClause) -> Select[Any]:
+    """Return a SELECT that waits for who is changing its rows."""
+    # SQL Server might read a snapshot instead
+    return query.with_for_update(read=True).with_hint(table, "WITH (READCOMMITTEDLOCK)", "mssql")
 
 
 def refuse_without_transactions(dialect: Dialect) -> None:
@@ -106,7 +132,12 @@ def takes_read_committed(dialect: Dialect) -> bool:
 
     SQLite reads uncommitted rows only in a shared cache that is told to.
     """
-    return dialect.name in (*_MYSQL, "postgresql")
+    return dialect.name in (*_MYSQL, "mssql", "postgresql")
+
+
+def rows_at_once(key_columns: int) -> int:
+    """Return how many rows one SELECT asks for by keys of so many columns."""
+    return max(1, min(CHUNK, _PARAMETERS // max(1, key_columns)))
 
 
 def batch_size(dialect: Dialect) -> int:
@@ -127,15 +158,19 @@ def reads_old_rows_without_lock(dialect: Dialect) -> bool:
 def reads_old_rows_with_lock(connection: Connection) -> bool:
     """Return whether even a locking SELECT leaves out what others have committed since it began."""
     # MySQL's locking reads see what was committed last; SQLite has one writer at a time
-    if connection.dialect.name != "postgresql":
+    name = connection.dialect.name
+    if name == "oracle":
+        # SERIALIZABLE does, and to ask for the level takes a right that few users have
+        return True
+    if name not in _SNAPSHOTS:
         return False
-    return connection.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")
+    return connection.get_isolation_level() in _SNAPSHOTS[name]
 
 
 def reads_uncommitted_rows(connection: Connection) -> bool:
     """Return whether rows may be read that are rolled back later: no reason to remove anything."""
     # PostgreSQL has no such level, SQLite only in a shared cache that is told to
-    if connection.dialect.name not in _MYSQL:
+    if connection.dialect.name not in (*_MYSQL, "mssql"):
         return False
     return connection.get_isolation_level() == "READ UNCOMMITTED"
 

@@ -27,16 +27,19 @@ from sqlalchemy import (
 from sqlalchemy.sql import operators
 
 from sqla_datastore.dml.dialects import (
-    CHUNK,
     batch_size,
     has_row_locks,
+    locked_for_reading,
+    locked_for_update,
     reads_old_rows_without_lock,
+    rows_at_once,
 )
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable, DeclaredType
 from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.storage.urls import DATA_PREFIX, HEAD_LENGTH, is_in_row
 
 if TYPE_CHECKING:
+    from sqlalchemy import FromClause
     from sqlalchemy.engine import Connection, Dialect
 
     from sqla_datastore.schema.folders import Schemas
@@ -98,12 +101,7 @@ def rows_query(
         .select_from(declared.table)
         .where(*criteria)
     )
-    if not has_row_locks(dialect):
-        return query
-    # `of`: criteria may join other tables, whose rows PostgreSQL would lock as well
-    locked = query.with_for_update(of=declared.table)
-    # SQL Server has hints instead, and SQLAlchemy leaves the clause out there
-    return locked.with_hint(declared.table, "WITH (UPDLOCK, ROWLOCK)", "mssql")
+    return locked_for_update(query, declared.table, dialect)
 
 
 def select_rows(
@@ -173,16 +171,21 @@ def _held_query(column: Column[Any], *, heads: bool, locked: bool) -> Select[Any
 
     declared = declared_table(column.table)
     kept = {} if declared is None else declared.queries
-    return _built_once(kept, ("by url", column, heads), build, locked=locked)
+    return _built_once(kept, ("by url", column, heads), build, table=column.table, locked=locked)
 
 
 def _built_once(
-    kept: dict[Any, Select[Any]], key: Any, build: Callable[[], Select[Any]], *, locked: bool
+    kept: dict[Any, Select[Any]],
+    key: Any,
+    build: Callable[[], Select[Any]],
+    *,
+    table: FromClause,
+    locked: bool,
 ) -> Select[Any]:
     """Return a SELECT that is kept, with a share lock or without; built at the first time."""
     query = kept.get((key, locked))
     if query is None:
-        query = build().with_for_update(read=True) if locked else build()
+        query = locked_for_reading(build(), table) if locked else build()
         kept[key, locked] = query
     return query
 
@@ -212,7 +215,7 @@ def urls_of_rows(
     locked = reads_old_rows_without_lock(connection.dialect)
     held: set[str] = set()
     # SQLite takes 1,000 levels of an expression, and keys of several columns are joined by OR
-    size = batch_size(connection.dialect) if len(key) == 1 else CHUNK
+    size = batch_size(connection.dialect) if len(key) == 1 else rows_at_once(len(key))
     for batch in batched(list(keys), size):
         query, parameters = _of_keys(declared, columns, batch, locked=locked)
         for urls in connection.execute(query, parameters, execution_options=options):
@@ -235,7 +238,8 @@ def _of_keys(
 
     # keys of several columns are written into the criterion
     kept = declared.queries if parameters else {}
-    return _built_once(kept, ("by key", *columns), build, locked=locked), parameters
+    query = _built_once(kept, ("by key", *columns), build, table=declared.table, locked=locked)
+    return query, parameters
 
 
 def lengths_in_rows(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, Table, UniqueConstraint, and_, or_
 from sqlalchemy.sql import operators
 
-from sqla_datastore.dml.dialects import CHUNK
+from sqla_datastore.dml.dialects import rows_at_once
 from sqla_datastore.dml.effects import Effects
 from sqla_datastore.dml.parameters import MISSING, Assignments
 from sqla_datastore.dml.row_queries import Row, batched, held_urls, rows_query, select_rows
@@ -88,11 +88,14 @@ class RowsMet:
                 if url not in held:
                     self.statement.drop(effects, column, row)
 
+    def _widest_key(self) -> int:
+        return max(map(len, _unique_keys(self.statement.declared.table)), default=1)
+
     def _select(self, connection: Connection) -> dict[tuple[Any, ...], Row]:
         declared = self.statement.declared
         # in chunks: one long OR would be deeper than the 1,000 levels that SQLite takes
         found: dict[tuple[Any, ...], Row] = {}
-        for batch in batched(self.criteria, CHUNK):
+        for batch in batched(self.criteria, rows_at_once(self._widest_key())):
             query = rows_query(declared, declared.columns, [or_(*batch)], connection.dialect)
             for row in select_rows(connection, declared, declared.columns, query):
                 # without a primary key a row counts for each batch that finds it: no harm

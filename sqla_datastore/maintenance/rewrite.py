@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Column, MetaData, Select, String, and_, or_, select, type_coerce, update
 from sqlalchemy.exc import DBAPIError
 
-from sqla_datastore.dml.dialects import has_row_locks
+from sqla_datastore.dml.dialects import locked_for_update
 from sqla_datastore.dml.row_queries import any_key, inherited_values, url_text
 from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, RefusedURLError
 from sqla_datastore.maintenance.catalog import Catalog
@@ -236,9 +236,7 @@ class _Rewriter:
         criterion, asked = any_key(self._keys, keys)
         query = select(*self._keys, url_text(column).label("datastore_url"), column)
         query = query.where(criterion)
-        if has_row_locks(self._engine.dialect):
-            query = query.with_for_update()
-        return query, asked
+        return locked_for_update(query, column.table, self._engine.dialect), asked
 
 
 def _after(keys: Sequence[Column[Any]], last: Sequence[Any]) -> Any:

@@ -22,6 +22,10 @@ _MOST_CHARACTERS = {
     "postgresql": 500_000_000,
 }
 _MOST_ELSEWHERE = 8 * 1024**2
+_REFUSED = {
+    "oracle": "which cannot compare a CLOB with a URL",
+    "mssql": "which has no SUBSTR to cut values off",
+}
 
 
 def check_inline_bytes(inline_bytes: int) -> int:
@@ -44,10 +48,8 @@ def text_for_values_in_rows(dialect: Dialect, inline_bytes: int) -> TypeEngine[s
     Raises:
         ConfigurationError: the database cannot hold as much.
     """
-    if dialect.name == "oracle":
-        raise ConfigurationError(
-            "inline_bytes is not for Oracle, which cannot compare a CLOB with a URL; leave it out"
-        )
+    if reason := _REFUSED.get(dialect.name):
+        raise ConfigurationError(f"inline_bytes is not for {dialect.name}, {reason}; leave it out")
     characters = _characters(inline_bytes)
     most = _MOST_CHARACTERS.get(dialect.name, _MOST_ELSEWHERE)
     if characters > most:

@@ -34,7 +34,11 @@ from sqla_datastore import (
     bind_storage,
     enable_removals,
 )
-from sqla_datastore.dml.dialects import refuse_without_transactions
+from sqla_datastore.dml.dialects import (
+    locked_for_reading,
+    refuse_without_transactions,
+    rows_at_once,
+)
 from sqla_datastore.dml.row_queries import rows_query
 from sqla_datastore.maintenance import check, gc, usage
 from sqla_datastore.schema.declarations import declared_table
@@ -344,7 +348,7 @@ def test_a_database_without_transactions_is_refused():
     ("dialect", "expected"),
     [
         (mssql.dialect(), "WITH (UPDLOCK, ROWLOCK)"),
-        (oracle.dialect(), "FOR UPDATE OF"),
+        (oracle.dialect(), "FOR UPDATE OF runs.id"),
         (postgresql.dialect(), "FOR UPDATE OF runs"),
         (mysql.dialect(), "FOR UPDATE"),
     ],
@@ -354,3 +358,20 @@ def test_rows_are_locked_as_each_database_has_it(dialect, expected):
     declared = declared_table(Run.__table__)
     query = rows_query(declared, declared.columns, [Run.id == 1], dialect)
     assert expected in str(query.compile(dialect=dialect))
+
+
+def test_names_are_asked_for_with_a_lock_where_a_select_would_not_wait():
+    query = locked_for_reading(select(Run.id), Run.__table__)
+    assert "WITH (READCOMMITTEDLOCK)" in str(query.compile(dialect=mssql.dialect()))
+    assert "LOCK IN SHARE MODE" in str(query.compile(dialect=mysql.dialect()))
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 500), (2, 499), (5, 199), (2000, 1)])
+def test_keys_of_several_columns_make_no_statement_too_large(columns, rows):
+    assert rows_at_once(columns) == rows
+
+
+@pytest.mark.parametrize("dialect", [mssql.dialect(), oracle.dialect()], ids=lambda d: d.name)
+def test_values_in_rows_are_refused_where_they_cannot_be_compared(dialect):
+    with pytest.raises(ConfigurationError, match=f"not for {dialect.name}"):
+        DataStoreType(inline_bytes=100).dialect_impl(dialect)
