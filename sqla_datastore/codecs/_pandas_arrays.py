@@ -32,7 +32,7 @@ from ._pandas_flat import (
     encode_numpy,
     encode_object,
 )
-from ._pandas_time import freq_text, offset_of
+from ._pandas_time import freq_text, offset_of, takes_long
 from ._stream import refused_as_damage
 
 INDEX_TYPES = (
@@ -289,6 +289,10 @@ def _range(node: Any, columns: ColumnReader) -> range:
 def _freq(index: Any, columns: ColumnWriter) -> Node:
     if not isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex) or index.freq is None:
         return {}
+    if takes_long(index.freq, len(index)):
+        raise columns.unsupported(
+            "an index: pandas takes long to check a frequency of its kind; set index.freq = None"
+        )
     try:
         freq = freq_text(index.freq)
         # reading builds the index with its freq, which pandas then checks: so check it now, on an
@@ -304,6 +308,8 @@ def _decode_flat(node: Any, columns: ColumnReader, name: Any) -> Any:
     if "freq" not in node:
         return pd.Index(array, dtype=array.dtype, name=name, copy=False)
     freq = offset_of(node["freq"], columns.decoder)
+    if takes_long(freq, len(array)):
+        raise columns.decoder.damaged("an index is too long for a frequency of its kind")
     return _TIMED[array.dtype.kind](array, freq=freq, name=name, copy=False)
 
 

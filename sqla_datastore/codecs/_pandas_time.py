@@ -17,6 +17,11 @@ from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 _ZONE = "its time zone has no name that gives it back; convert it with .tz_convert('UTC')"
 _FREQ = "its frequency has no text that gives it back"
+_QUICK = (
+    *(pd.offsets.Tick, pd.offsets.Day, pd.offsets.Week),
+    *(pd.offsets.BusinessDay, pd.offsets.CustomBusinessDay),
+)
+_MOST_ADDED: dict[type, int] = {pd.offsets.BusinessHour: 30_000}
 _UNITS = ("s", "ms", "us", "ns")
 
 
@@ -103,6 +108,14 @@ def offset_of(text: Any, decoder: Decoder) -> Any:
         return None
     with refused_as_damage(decoder, "a frequency"):
         return pd.tseries.frequencies.to_offset(short_text_in(text, decoder))
+
+
+def takes_long(freq: Any, count: int) -> bool:
+    """Return whether pandas would take more than a second to check an index against a frequency.
+
+    It adds most offsets one by one, in up to 0.3 ms; those that it multiplies are quick.
+    """
+    return not isinstance(freq, _QUICK) and count > _MOST_ADDED.get(type(freq), 3_000)
 
 
 def period_text(dtype: Any) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from typing_extensions import Buffer
 
@@ -20,6 +21,7 @@ from ._messages import extensions, is_compressed, messages, overlap, storage_sch
 from .protocol import Decoder, Encoder
 
 _FREE_ROWS = 1 << 20
+_FREE_BYTES = 1 << 26
 _WIDE_OF_VIEW = {
     "string_view": pa.large_string(),
     "binary_view": pa.large_binary(),
@@ -92,10 +94,14 @@ def add_stream(encoder: Encoder, value: object, schema: Any, batches: Iterable[A
         raise encoder.unsupported(value, reason)
     batches = [*batches]
     try:
-        payload = StreamPayload(schema, [_compact_batch(each) for each in batches])
-        if claims_too_much(schema, batches, payload.nbytes):
+        batches = [_compact_batch(each) for each in batches]
+        payload = StreamPayload(schema, batches)
+        if has_far_more_nulls(schema, batches, payload.nbytes):
             reason = "its columns of the type null are long, and nothing is stored of them"
             raise encoder.unsupported(value, f"{reason}; cast them, or store their length")
+        if shows_far_more(schema, batches, payload.nbytes):
+            reason = "its views show the same bytes again and again"
+            raise encoder.unsupported(value, f"{reason}; cast them to strings or binary")
         return encoder.blob(payload)
     except (pa.ArrowException, RecursionError) as err:
         raise encoder.unsupported(value, f"Arrow cannot write it: {err}") from err
@@ -144,40 +150,64 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
         if storage is not None:
             check_extensions(schema, storage, decoder)
         batches = list(reader)
+        if shows_far_more(schema, batches, len(data)):
+            raise decoder.damaged("views of an Arrow stream show the same bytes again and again")
         for batch in batches:
             # Of 400 damaged streams, 106 crashed the process without it, 104 with the short form,
             # and none with this one.
             batch.validate(full=True)
-        if claims_too_much(schema, batches, len(data)):
+        if has_far_more_nulls(schema, batches, len(data)):
             raise decoder.damaged("there are more nulls than what is stored of them")
     return schema, batches
 
 
-def claims_too_much(schema: Any, batches: Sequence[Any], nbytes: int) -> bool:
+def has_far_more_nulls(schema: Any, batches: Sequence[Any], nbytes: int) -> bool:
     """Return whether columns of the type null have far more rows than a stream has bytes.
 
     Other libraries take memory for each of these rows, and Arrow stores none.
     """
     if not any(pa.types.is_null(each) for field in schema for each in types_in(field.type)):
         return False
-    rows = sum(map(_most_rows, batches))
+    rows = sum(max(map(len, _arrays_in(batch)), default=0) for batch in batches)
     return rows > max(_FREE_ROWS, 8 * nbytes)
 
 
-def _most_rows(batch: Any) -> int:
-    return max((_rows(column) for column in batch.columns), default=0)
+def shows_far_more(schema: Any, batches: Sequence[Any], nbytes: int) -> bool:
+    """Return whether views show far more bytes than a stream has: they may all show the same.
+
+    Arrow looks at each of them when it validates, and other libraries take memory for each.
+    """
+    if not any(_is_view(each) for field in schema for each in types_in(field.type)):
+        return False
+    shown = sum(map(_shown, batches))
+    return shown > _FREE_BYTES + 8 * nbytes
 
 
-def _rows(array: Any) -> int:
-    """Return the most rows of an array and those in it."""
-    if isinstance(array, pa.ExtensionArray):
-        return _rows(array.storage)
-    if isinstance(array, pa.DictionaryArray):
-        return max(len(array), _rows(array.dictionary))
-    if isinstance(array, pa.UnionArray | pa.StructArray):
-        return max(len(array), *(_rows(array.field(n)) for n in range(array.type.num_fields)), 0)
-    values = getattr(array, "values", None)
-    return len(array) if values is None else max(len(array), _rows(values))
+def _shown(batch: Any) -> int:
+    views = (each for each in _arrays_in(batch) if _is_view(each.type))
+    # of 16 bytes each; the first four are its length
+    lengths = (np.frombuffer(each.buffers()[1] or b"", "<u4")[::4] for each in views)
+    return sum(int(each.sum(dtype=np.uint64)) for each in lengths)
+
+
+def _is_view(arrow_type: Any) -> bool:
+    return str(arrow_type) in _WIDE_OF_VIEW
+
+
+def _arrays_in(batch: Any) -> Iterator[Any]:
+    """Yield the columns of a batch and the arrays in them."""
+    todo = list(batch.columns)
+    while todo:
+        array = todo.pop()
+        yield array
+        if isinstance(array, pa.ExtensionArray):
+            todo.append(array.storage)
+        elif isinstance(array, pa.DictionaryArray):
+            todo.append(array.dictionary)
+        elif isinstance(array, pa.UnionArray | pa.StructArray):
+            todo += (array.field(n) for n in range(array.type.num_fields))
+        elif (values := getattr(array, "values", None)) is not None:
+            todo.append(values)
 
 
 def types_in(arrow_type: Any) -> Iterator[Any]:

@@ -13,12 +13,13 @@ back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from ._base import field
-from ._stream import add_stream, batches_of, read_stream, refused_as_damage
+from ._base import MAX_PARSED, field
+from ._stream import add_stream, batches_of, read_stream, refused_as_damage, types_in
 from .advice import advice_by_base
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
@@ -207,27 +208,72 @@ def _frame_of(table: Any, node: Any) -> Any:
             ""
         )
     types = [_type_of(each) for each in node["types"]]
+    for each in table.schema:
+        _check_arrow_type(each.type)
     # the stream's names count for nothing; two of them may be equal, which polars refuses
     columns = [column.rename(str(at)) for at, column in enumerate(_columns(table))]
-    if any(_fills_nulls(column.dtype, each) for column, each in zip(columns, types, strict=True)):
-        raise ValueError("a column of nulls is of another type")
+    for column, dtype in zip(columns, types, strict=True):
+        if not _is_stored_as(_of_lists(dtype) if _is_widthless(dtype) else dtype, column.dtype):
+            raise ValueError(f"a column of {dtype} is stored as {column.dtype}")
     casts = [column.cast(dtype) for column, dtype in zip(columns, types, strict=True)]
     frame = pl.DataFrame(casts)
     frame.columns = [str(name) for name in node["names"]]
     return frame
 
 
-def _fills_nulls(found: Any, wanted: Any) -> bool:
-    """Return whether a cast makes memory of Arrow's nulls, which take no bytes of an object."""
+def _is_stored_as(dtype: Any, found: Any) -> bool:
+    """Return whether a column of a type is written as the type that is found.
+
+    A cast from any other may take far more memory than the object has bytes: of a category for
+    each text, of nulls for numbers.
+    """
     pl = _polars()
-    if found == pl.Null:
-        return bool(wanted != pl.Null)
-    if isinstance(found, pl.Struct) and isinstance(wanted, pl.Struct):
-        pairs = zip(found.fields, wanted.fields, strict=True)
-        return any(_fills_nulls(each.dtype, other.dtype) for each, other in pairs)
-    if isinstance(found, pl.List | pl.Array) and isinstance(wanted, pl.List | pl.Array):
-        return _fills_nulls(found.inner, wanted.inner)
-    return False
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return isinstance(found, pl.Categorical)
+    if isinstance(dtype, pl.Decimal):
+        return isinstance(found, pl.Decimal) and found.scale == dtype.scale
+    if isinstance(dtype, pl.Struct):
+        return isinstance(found, pl.Struct) and (
+            [each.name for each in dtype.fields] == [each.name for each in found.fields]
+            and all(
+                _is_stored_as(each.dtype, other.dtype)
+                for each, other in zip(dtype.fields, found.fields, strict=True)
+            )
+        )
+    if isinstance(dtype, pl.List | pl.Array):
+        is_same = type(dtype) is type(found) and (
+            isinstance(dtype, pl.List) or dtype.shape[0] == found.shape[0]
+        )
+        return is_same and _is_stored_as(dtype.inner, found.inner)
+    return bool(dtype == found)
+
+
+def _check_arrow_type(arrow_type: Any) -> None:
+    """Look at the types of a column that are handed to polars.
+
+    Raises:
+        ValueError: polars is never stored as one, and may panic or take long about it.
+    """
+    for each in types_in(arrow_type):
+        if not any(is_it(each) for is_it in _ARROW_TYPES):
+            raise ValueError(f"no column of polars is stored as {each}")
+        if pa.types.is_dictionary(each) and not _is_text(each.value_type):
+            raise ValueError(f"no column of polars is stored as {each}")
+        if pa.types.is_timestamp(each) and len(each.tz or "") > MAX_PARSED:
+            raise ValueError("the name of a time zone is too long")
+
+
+def _is_text(arrow_type: Any) -> bool:
+    return bool(pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type))
+
+
+_ARROW_TYPES: tuple[Callable[[Any], bool], ...] = (
+    *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
+    *(pa.types.is_date32, pa.types.is_time64, pa.types.is_timestamp, pa.types.is_duration),
+    *(pa.types.is_decimal128, pa.types.is_binary, pa.types.is_large_binary, _is_text),
+    *(pa.types.is_list, pa.types.is_large_list, pa.types.is_struct, pa.types.is_dictionary),
+    lambda each: pa.types.is_fixed_size_list(each) and each.list_size > 0,
+)
 
 
 def _columns(table: Any) -> list[Any]:
@@ -287,8 +333,13 @@ def _type_of(node: Any) -> Any:
             return _categorical_of(parts)
         case "Duration" | "Enum":
             return getattr(pl, name)(parts)
-        case "Datetime" | "Decimal":
-            return getattr(pl, name)(*parts)
+        case "Datetime":
+            unit, zone = parts
+            if zone is not None and len(zone) > MAX_PARSED:
+                raise ValueError("the name of a time zone is too long")
+            return pl.Datetime(unit, zone)
+        case "Decimal":
+            return pl.Decimal(*parts)
     raise ValueError(f"unknown polars type {name!r}")
 
 

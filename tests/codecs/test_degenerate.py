@@ -149,6 +149,7 @@ POLARS_TYPES = [
     *(pl.Struct([]), pl.Struct({"a": pl.Null}), pl.Struct({"a": pl.Struct([])})),
     *(
         pl.Struct({"a": pl.Array(pl.Int8, 0)}),
+        pl.Struct({"a": pl.Array(pl.Int8, 0), "b": pl.Array(pl.Int8, 2)}),
         pl.List(pl.Struct([])),
         pl.List(pl.Array(pl.Int8, 0)),
     ),

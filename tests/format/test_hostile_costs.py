@@ -94,6 +94,30 @@ def _index(**parts):
     return _pandas("pandas.index", index=parts)
 
 
+def _polars(dtype, batch):
+    parts = {"stream": 0, "names": ["a"], "types": [dtype], "shape": [batch.num_rows, 1]}
+    return forged_blobs(["capsule.polars_frame", 1, {**parts, "dtype": None}], stream(batch))
+
+
+def _dictionary(value, rows):
+    """Return a batch of one value, which is stored once."""
+    codes = pa.array(np.zeros(rows, "i4"))
+    return pa.record_batch({"a": pa.DictionaryArray.from_arrays(codes, value)})
+
+
+def _views(rows):
+    """Return a batch of views that all show the same long text."""
+    text = pa.array(["é" * 500_000], pa.string_view())
+    _, view, data = text.buffers()
+    views = np.tile(np.frombuffer(view, "<i4")[:4], rows).tobytes()
+    array = pa.Array.from_buffers(pa.string_view(), rows, [None, pa.py_buffer(views), data])
+    return pa.record_batch({"a": array})
+
+
+def _days(count):
+    return (np.datetime64("2000", "D") + np.arange(count)).astype("M8[s]").tobytes()
+
+
 _VOID = {"fields": [{"name": f"f{n}", "dtype": "|V0", "offset": 0} for n in range(1000)]}
 _COLLIDING = [_int(number * (2**61 - 1)) for number in range(1, 20_001)]
 _HUGE = "1" + "0" * 4_000
@@ -123,6 +147,13 @@ CORPUS: dict[str, Callable[[], bytes]] = {
             freq="1" * 20_000,
         ),
         bytes(64),
+    ),
+    "a frequency that is added one by one": lambda: forged_blobs(
+        _index(
+            array={"kind": "numpy", "values": ["numpy.array", 1, _array("<M8[s]", [20_000])]},
+            freq="REQ-N-DEC-MON-1",
+        ),
+        _days(20_000),
     ),
     "the name of a zone": lambda: forged_blobs(["plain.zone", 1, {"key": "a/" * 400_000 + "a"}]),
     "the zone of a timestamp": lambda: forged_blobs(
@@ -203,6 +234,37 @@ CORPUS: dict[str, Callable[[], bytes]] = {
     "a range of more than 64 bits": lambda: forged_blobs(
         _index(range=["0x" + "f" * 30, "0x" + "f" * 40, 1])
     ),
+    "categories of polars as text": lambda: _polars(
+        "String", _dictionary(pa.array(["x" * 1_000_000], pa.large_string()), 1_000_000)
+    ),
+    "lists of a dictionary": lambda: _polars(
+        {"List": "Int64"}, _dictionary(pa.array([[1] * 100_000]), 10_000)
+    ),
+    "booleans of polars as text": lambda: _polars(
+        "String", pa.record_batch({"a": pa.array(np.zeros(8_000_000, bool))})
+    ),
+    "a time zone of polars": lambda: _polars(
+        {"Datetime": ["us", "a" * 1_000_000]},
+        pa.record_batch({"a": pa.array([1], pa.timestamp("us"))}),
+    ),
+    "a time zone of Arrow that polars reads": lambda: _polars(
+        {"Datetime": ["us", None]},
+        pa.record_batch({"a": pa.array([1], pa.timestamp("us", "a" * 1_000_000))}),
+    ),
+    "decimals that polars panics about": lambda: _polars(
+        {"Decimal": [38, 0]}, pa.record_batch({"a": pa.array([None], pa.decimal256(76, 0))})
+    ),
+    "arrays without width that polars panics about": lambda: _polars(
+        {"Array": ["Int64", 0]},
+        pa.record_batch(
+            {
+                "a": pa.Array.from_buffers(
+                    pa.list_(pa.int64(), 0), 2**30, [None], children=[pa.array([], pa.int64())]
+                )
+            }
+        ),
+    ),
+    "views that show the same": lambda: forged_blobs(_TABLE, stream(_views(200_000))),
     "a field name that is no UTF-8": lambda: forged_blobs(
         _TABLE, stream(pa.record_batch({"abcd": [1]})).replace(b"abcd", b"\xff\xfe\xfd\xfc")
     ),
@@ -246,6 +308,14 @@ def test_a_forged_object_costs_little(name):
         (pa.table({"a": pa.nulls(2**24)}), "store their length"),
         (pa.nulls(2**24), "store their length"),
         (pd.Categorical.from_codes([0], dtype=pd.CategoricalDtype(pd.RangeIndex(2**28))), "unused"),
+        (
+            pa.table({"a": pa.FixedSizeListArray.from_arrays(_views(2_000)["a"], 1)}),
+            "bytes again and again",
+        ),
+        (
+            pd.date_range(np.datetime64("2000", "s"), periods=4_000, freq="SME", unit="s"),
+            "index.freq = None",
+        ),
         ([{} for _ in range(3_000_000)], "store a frame"),
         (np.empty((0, 2**59), "i1"), "beyond what any JSON reader keeps"),
     ],
@@ -267,6 +337,9 @@ def test_what_could_not_be_read_is_not_written(value, message):
         pd.Period("2020", freq="2D"),
         pd.RangeIndex(-(2**63), 2**63 - 1, 2**40),
         [[] for _ in range(100_000)],
+        pd.date_range("2000", periods=100_000, freq="D", unit="s"),
+        pd.date_range("2000", periods=5_000, freq="bh", unit="s"),
+        pd.date_range("2000", periods=1_000, freq="SME"),
     ],
     ids=lambda each: type(each).__name__,
 )
