@@ -72,6 +72,16 @@ def is_compressed(metadata: Buffer) -> bool:
     return number == _RECORD_BATCH and _field(metadata, table, 3) > 0
 
 
+def is_delta(metadata: Buffer) -> bool:
+    """Return whether a message adds to a dictionary: Arrow copies all of it each time.
+
+    DictionaryBatch has that as 2.
+    """
+    number, table = _header(metadata)
+    found = _field(metadata, table, 2) if number == _DICTIONARY_BATCH else 0
+    return found > 0 and bytes(memoryview(metadata)[found : found + 1]) != b"\0"
+
+
 def overlap(metadata: Buffer) -> bool:
     """Return whether two buffers of a message's body overlap: then it stands for more than it is.
 

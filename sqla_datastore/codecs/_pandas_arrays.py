@@ -47,6 +47,8 @@ INDEX_TYPES = (
 )
 _MAX_CLAIMED: Final = 1 << 20
 """Items that take no room in a blob, and that pandas turns into memory when it looks at them."""
+_ITEM_BYTES: Final = 8
+_MAX_OF_ONE_HASH: Final = 100
 _INSTEAD = {
     "geopandas": "store geopandas.GeoDataFrame(value) of a frame, geopandas.GeoSeries(value) of it"
     " otherwise",
@@ -155,6 +157,40 @@ def _refuse_claimed(index: Any, items: int, columns: ColumnWriter, label: str) -
         )
 
 
+def _claim(index: Any, columns: ColumnReader) -> None:
+    """Note what an index takes that is not stored, so that many of them are refused."""
+    columns.decoder.claim(max(0, _ITEM_BYTES * len(index) - int(index.nbytes)))
+
+
+def has_one_hash(index: Any) -> bool:
+    """Return whether many of an index's labels have one hash in pandas: it is not seeded.
+
+    Looking for duplicates among them takes as many comparisons as the square of their number.
+    """
+    values = index.array
+    if not (isinstance(index.dtype, np.dtype) or isinstance(values, _TIMES)):
+        return False
+    if len(values) <= _MAX_OF_ONE_HASH or type(index) is pd.RangeIndex:
+        return False
+    numbers = np.asarray(values)
+    if numbers.dtype.kind not in "iumM" or numbers.dtype.itemsize != _ITEM_BYTES:
+        return False
+    keys = numbers.view(np.uint64)
+    # `kh_int64_hash_func` of klib's khash
+    hashes = ((keys >> np.uint64(33)) ^ keys ^ (keys << np.uint64(11))).astype(np.uint32)
+    hashes.sort()
+    # so many equal ones stand where those of one hash begin and end
+    return bool((hashes[_MAX_OF_ONE_HASH:] == hashes[:-_MAX_OF_ONE_HASH]).any())
+
+
+def _refuse_one_hash(index: Any, columns: ColumnWriter, label: str) -> None:
+    if has_one_hash(index):
+        raise columns.unsupported(
+            f"{label or 'its array'} has many labels of one hash, about which pandas takes long; "
+            "store them as text: .astype(str)"
+        )
+
+
 def _encode_interval(array: Any, columns: ColumnWriter, label: str) -> Node:
     for each in (array.left, array.right):
         _refuse_claimed(each, 0, columns, label)
@@ -167,11 +203,14 @@ def _decode_interval(node: Any, columns: ColumnReader) -> Any:
     left, right = (decode_array(node[each], columns) for each in ("left", "right"))
     if is_claimed(left, 0) or is_claimed(right, 0):
         raise columns.decoder.damaged("an interval array is longer than what is stored of it")
+    _claim(left, columns)
+    _claim(right, columns)
     return pd.arrays.IntervalArray.from_arrays(left, right, closed=node["closed"])
 
 
 def _encode_categorical(array: Any, columns: ColumnWriter, label: str) -> Node:
     _refuse_claimed(array.categories, len(array), columns, f"{label} categories")
+    _refuse_one_hash(array.categories, columns, f"{label} categories")
     return {
         "kind": "categorical",
         "codes": columns.array(array.codes),
@@ -185,6 +224,9 @@ def _decode_categorical(node: Any, columns: ColumnReader) -> Any:
     codes = columns.array(node["codes"])
     if is_claimed(categories, len(codes)):
         raise columns.decoder.damaged("categories are more than what is stored of them")
+    _claim(categories, columns)
+    if has_one_hash(categories):
+        raise columns.decoder.damaged("many categories have one hash")
     dtype = pd.CategoricalDtype(categories, ordered=node["ordered"])
     codes = _check_codes(codes, len(dtype.categories), columns)
     return pd.Categorical.from_codes(codes, dtype=dtype)
@@ -260,6 +302,8 @@ def encode_index(index: Any, columns: ColumnWriter, label: str = "index") -> Nod
     node: Node = {} if index.name is None else {"name": columns.encoder.encode(index.name, ".name")}
     if type(index) is pd.RangeIndex:
         return node | {"range": [int_node(each) for each in (index.start, index.stop, index.step)]}
+    if isinstance(index.dtype, pd.SparseDtype):
+        _refuse_claimed(index, 0, columns, label)
     return node | _freq(index, columns) | {"array": encode_array(index.array, columns, label)}
 
 
@@ -305,6 +349,8 @@ def _freq(index: Any, columns: ColumnWriter) -> Node:
 
 def _decode_flat(node: Any, columns: ColumnReader, name: Any) -> Any:
     array = decode_array(field(node, "array", columns.decoder), columns)
+    if isinstance(array.dtype, pd.SparseDtype) and is_claimed(array, 0):
+        raise columns.decoder.damaged("an index is longer than what is stored of it")
     if "freq" not in node:
         return pd.Index(array, dtype=array.dtype, name=name, copy=False)
     freq = offset_of(node["freq"], columns.decoder)
@@ -317,6 +363,7 @@ def _encode_multi(index: Any, columns: ColumnWriter, label: str) -> Node:
     numbered = enumerate(index.levels)
     for level in index.levels:
         _refuse_claimed(level, len(index), columns, f"a level of its {label}")
+        _refuse_one_hash(level, columns, f"a level of its {label}")
     return {
         "levels": [encode_index(each, columns, f"{label} {number}") for number, each in numbered],
         "codes": [columns.array(np.asarray(each)) for each in index.codes],
@@ -331,6 +378,10 @@ def _decode_multi(node: Any, columns: ColumnReader) -> Any:
     codes = [_check_codes(columns.array(each), len(level), columns) for each, level in pairs]
     if any(is_claimed(level, len(each)) for each, level in zip(codes, levels, strict=True)):
         raise columns.decoder.damaged("a level has more items than what is stored of them")
+    for level in levels:
+        _claim(level, columns)
+        if has_one_hash(level):
+            raise columns.decoder.damaged("many labels of a level have one hash")
     names = [columns.decoder.decode(name) for name in node["names"]]
     return pd.MultiIndex(levels, codes, sortorder=node["sortorder"], names=names)
 

@@ -22,8 +22,8 @@ from .strict_json import is_text
 
 _BLOCK_DTYPE = re.compile(r"[<>|]([biu][1248]|f[248]|c8|c16|[mM]8\[(s|ms|us|ns)\])")
 _ALIGNMENT = 64
-_MAX_EMPTY_COLUMNS = 1 << 20
-"""Columns without rows take no room in a blob, so its size does not bound their number."""
+_MAX_EMPTY_COLUMNS = 1 << 16
+"""Columns without rows take no room in blobs, so their sizes do not bound their number."""
 
 
 class ColumnWriter:
@@ -34,6 +34,7 @@ class ColumnWriter:
         self.encoder = encoder
         self._blocks: dict[tuple[str, int], list[Array]] = {}
         self._streams: dict[int, list[tuple[str, Any]]] = {}
+        self._empty_columns = 0
 
     def array(self, array: Array) -> JSON:
         """Add a one-dimensional array and return its reference."""
@@ -60,7 +61,8 @@ class ColumnWriter:
         return self.encoder.unsupported(self.value, reason)
 
     def _block(self, dtype: str, rows: int, arrays: list[Array]) -> JSON:
-        if not rows and len(arrays) > _MAX_EMPTY_COLUMNS:
+        self._empty_columns += 0 if rows else len(arrays)
+        if self._empty_columns > _MAX_EMPTY_COLUMNS:
             raise self.unsupported("it has too many columns without rows")
         # Columns of a frame over one C-order array are strided. Taken row by row, they are one
         # piece of memory that nothing has to gather.
@@ -94,6 +96,7 @@ class ColumnReader:
         self._tables: dict[int, Any] = {}
         self._taken: dict[int, Array] = {}
         self._taken_columns: set[tuple[int, int]] = set()
+        self._empty_columns = 0
 
     def array(self, reference: Any) -> Array:
         """Return a read-only one-dimensional array that refers to the blob."""
@@ -153,8 +156,9 @@ class ColumnReader:
         found = offset + math.prod((columns, rows, dtype.itemsize))
         if data.nbytes != found or offset % _ALIGNMENT:
             raise self.decoder.damaged(f"a block of {found} bytes has {data.nbytes}")
-        if not rows and columns > _MAX_EMPTY_COLUMNS:
-            raise self.decoder.damaged("a block has too many columns without rows")
+        self._empty_columns += 0 if rows else columns
+        if self._empty_columns > _MAX_EMPTY_COLUMNS:
+            raise self.decoder.damaged("there are too many columns without rows")
         shape = (rows, columns) if node["by_row"] is True else (columns, rows)
         block = array_over(data, offset, shape, dtype, self.decoder)
         if not block.flags.aligned:

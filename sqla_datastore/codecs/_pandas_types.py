@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -98,11 +99,18 @@ class OffsetCodec:
         with refused_as_damage(decoder, "an offset"):
             if any(type(kwds[key]) is not int for key in _ABSOLUTE & {*kwds}):
                 raise decoder.damaged("a part of a moment is no integer")
+            if any(_is_made_up(each) for each in kwds.values()):
+                raise decoder.damaged("an argument of an offset is no list and no single value")
             return _offset(_OFFSETS[name], n, kwds, normalize=node["normalize"] is True)
 
     def describe(self, node: Any) -> Description:
         name = node.get("offset") if isinstance(node, dict) else None
         return Description(f"pandas.offsets.{name if isinstance(name, str) else 'BaseOffset'}")
+
+
+def _is_made_up(argument: Any) -> bool:
+    """Return whether pandas would make items of an argument that the object does not hold."""
+    return isinstance(argument, Iterable) and not isinstance(argument, (str, list, tuple))
 
 
 def _weekmask(offset: Any) -> list[bool]:

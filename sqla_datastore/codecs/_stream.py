@@ -17,7 +17,14 @@ from typing_extensions import Buffer
 
 from ..exceptions import DataStoreError
 from ._extensions import check_extensions, refuse_foreign, schema_refusal
-from ._messages import extensions, is_compressed, messages, overlap, storage_schema
+from ._messages import (
+    extensions,
+    is_compressed,
+    is_delta,
+    messages,
+    overlap,
+    storage_schema,
+)
 from .protocol import Decoder, Encoder
 
 _FREE_ROWS = 1 << 20
@@ -137,6 +144,10 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
             if is_compressed(message.metadata):
                 raise decoder.damaged(
                     "an Arrow stream is compressed, which this library never writes"
+                )
+            if is_delta(message.metadata):
+                raise decoder.damaged(
+                    "a dictionary of an Arrow stream is added to, which this library never writes"
                 )
             if overlap(message.metadata):
                 raise decoder.damaged("buffers of an Arrow stream overlap")

@@ -37,6 +37,7 @@ from ._pandas_arrays import (
     decode_index,
     encode_array,
     encode_index,
+    has_one_hash,
     is_claimed,
 )
 from ._pandas_columns import ColumnReader, ColumnWriter
@@ -129,7 +130,8 @@ class _Frame(_PandasCodec):
         return node | _attached(value, columns)
 
     def about(self, value: Any) -> dict[str, JSON]:
-        dtypes = ", ".join(dict.fromkeys(map(str, value.dtypes)))
+        # each dtype once, since their texts take most of the time of a frame with many columns
+        dtypes = ", ".join(dict.fromkeys(map(str, dict.fromkeys(value.dtypes))))
         return {"dtype": dtypes or None, "shape": [*value.shape]}
 
     def whole(self, node: Any, columns: ColumnReader) -> Any:
@@ -275,7 +277,7 @@ def _joined(nodes: list[Any]) -> list[JSON]:
 def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, Array]]:
     """Return arrays with their columns' positions in the frame; numbers are columns x rows."""
     blocks: list[tuple[Any, Array]] = []
-    runs: list[_Run] = []
+    runs: dict[tuple[int, int], _Run] = {}
     position = 0
     for node in nodes:
         if node["kind"] == "run":
@@ -285,7 +287,10 @@ def _blocks(nodes: list[Any], columns: ColumnReader) -> list[tuple[Any, Array]]:
             array = array.reshape(1, -1) if isinstance(array, np.ndarray) else array
             blocks.append((array, np.array([position])))
             position += 1
-    return [*blocks, *((columns.block(run.block)[run.rows], run.positions) for run in runs)]
+    return [
+        *blocks,
+        *((columns.block(run.block)[run.rows], run.positions) for run in runs.values()),
+    ]
 
 
 @dataclass
@@ -306,17 +311,24 @@ class _Run:
         return np.concatenate([np.arange(each.start, each.stop) for each in self.places])
 
 
-def _add_run(runs: list[_Run], node: Any, position: int, columns: ColumnReader) -> int:
-    """Add a run, joined to the one that it continues; return the next column's position."""
+def _add_run(
+    runs: dict[tuple[int, int], _Run], node: Any, position: int, columns: ColumnReader
+) -> int:
+    """Add a run, joined to the one that it continues; return the next column's position.
+
+    Args:
+        runs: by their block and where they stop in it.
+        node: the run's.
+        position: of its first column in the frame.
+        columns: has the block.
+    """
     block, first, count = node["block"], node["row"], node["count"]
     columns.take_rows(block, first, count)
     places = range(position, position + count)
-    for run in runs:
-        if run.block == block and run.stop == first:
-            run.places.append(places)
-            run.stop += count
-            return places.stop
-    runs.append(_Run(block, first, first + count, [places]))
+    run = runs.pop((block, first), None) or _Run(block, first, first, [])
+    run.places.append(places)
+    run.stop += count
+    runs[block, run.stop] = run
     return places.stop
 
 
@@ -354,6 +366,11 @@ def _attached(value: Any, columns: ColumnWriter) -> dict[str, JSON]:
                 "its index is sparse and its labels have to be unique; "
                 "store value.set_axis(pandas.Index(value.index.to_numpy()))"
             )
+        if any(map(has_one_hash, value.axes)):
+            raise columns.unsupported(
+                "its labels have to be unique, and many have one hash, about which pandas takes "
+                "long; store value.set_flags(allows_duplicate_labels=True)"
+            )
         node["unique_labels"] = True
     return node
 
@@ -364,6 +381,9 @@ def _attach(value: Any, node: Any, columns: ColumnReader) -> Any:
     if node.get("unique_labels") is True:
         if not _can_be_unique(value):
             raise columns.decoder.damaged("an index is longer than what is stored of it")
+        for axis in value.axes:
+            if has_one_hash(axis):
+                raise columns.decoder.damaged("many labels have one hash")
         value.flags.allows_duplicate_labels = False
     return value
 

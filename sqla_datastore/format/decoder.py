@@ -11,6 +11,7 @@ from sqla_datastore.exceptions import DamagedObjectError, UnsupportedFormatError
 from sqla_datastore.format.blobs import StoredBlob
 from sqla_datastore.format.manifest import MAX_DEPTH
 
+_MAX_CLAIMED = 64 * 1024**2
 _BARE = {type(None): "NoneType", bool: "bool", int: "int", float: "float", str: "str"}
 
 
@@ -33,7 +34,10 @@ def describe(node: JSON) -> Description:
 class EntryDecoder:
     """The `codecs.protocol.Decoder` of one entry."""
 
-    __slots__ = ("_blobs", "_depth", "_entry", "_nested", "_taken_blobs", "_taken_nested", "_url")
+    __slots__ = (
+        *("_blobs", "_claimed", "_depth", "_entry", "_nested"),
+        *("_taken_blobs", "_taken_nested", "_url"),
+    )
 
     def __init__(
         self,
@@ -54,7 +58,7 @@ class EntryDecoder:
         self._entry = entry
         self._blobs = blobs
         self._nested = nested
-        self._depth = 0
+        self._depth = self._claimed = 0
         self._taken_blobs: set[int] = set()
         self._taken_nested: set[int] = set()
 
@@ -101,6 +105,12 @@ class EntryDecoder:
             raise self.damaged(f"it uses blob {number} twice")
         self._taken_blobs.add(number)
         return self._blobs[number]
+
+    def claim(self, nbytes: int) -> None:
+        """Note memory that no byte of the object stands for."""
+        self._claimed += nbytes
+        if self._claimed > _MAX_CLAIMED:
+            raise self.damaged("it takes far more memory than what is stored of it")
 
     def nested(self, number: Any) -> Any:
         """Return a nested value, once."""

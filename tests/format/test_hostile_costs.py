@@ -83,8 +83,8 @@ def _int(value):
     return ["plain.int", 1, hex(value)]
 
 
-def _categories(count):
-    codes = ["numpy.array", 1, _array("|i1", [64])]
+def _categories(count, blob=0):
+    codes = ["numpy.array", 1, _array("|i1", [64], blob)]
     categories = {"range": [0, count, 1]}
     kind = {"kind": "categorical", "codes": codes, "categories": categories, "ordered": False}
     return _pandas("pandas.array", array=kind)
@@ -116,6 +116,65 @@ def _views(rows):
 
 def _days(count):
     return (np.datetime64("2000", "D") + np.arange(count)).astype("M8[s]").tobytes()
+
+
+def _labels_of_one_hash(count):
+    """Return numbers that pandas' hash of 64-bit integers, which is linear over bits, makes one."""
+
+    def hashed(key):
+        return ((key >> 33) ^ key ^ (key << 11)) & 0xFFFFFFFF
+
+    basis: dict[int, tuple[int, int]] = {}
+    same = []
+    for bit in range(62):
+        rest, key = hashed(1 << bit), 1 << bit
+        while rest and rest.bit_length() in basis:
+            other = basis[rest.bit_length()]
+            rest, key = rest ^ other[0], key ^ other[1]
+        if rest:
+            basis[rest.bit_length()] = rest, key
+        else:
+            same.append(key)
+    keys = [0]
+    for each in same:
+        keys += [key ^ each for key in keys]
+        if len(keys) >= count:
+            break
+    random.Random(0).shuffle(keys)
+    return np.array(keys[:count], "<i8")
+
+
+def _frame(columns, data, blocks, *blobs):
+    index = {"range": [0, 0 if not blobs else 1, 1]}
+    parts = {"index": index, "columns": {"range": [0, columns, 1]}, "data": data}
+    physical = {"blocks": blocks, "streams": []}
+    return forged_blobs(["pandas.frame", 1, {**parts, "physical": physical}], bytes(64), *blobs)
+
+
+def _block(columns, blob=0):
+    shape = {"shape": [columns, 0], "by_row": False, "offset": 64}
+    return {"blob": blob, "dtype": "|i1", **shape}
+
+
+def _deltas(batches):
+    """Return a stream each of whose batches adds a text to one dictionary."""
+    schema = pa.schema([pa.field("a", pa.dictionary(pa.int32(), pa.string()))])
+    values, sink = ["a" * 400_000], pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+    with pa.ipc.new_stream(sink, schema, options=options) as writer:
+        for number in range(batches):
+            codes = pa.array([0], pa.int32())
+            array = pa.DictionaryArray.from_arrays(codes, pa.array(values))
+            writer.write_batch(pa.record_batch([array], schema=schema))
+            values.append(str(number))
+    return sink.getvalue().to_pybytes()
+
+
+def _labels(codes, dtype="<i8"):
+    categories = {"array": {"kind": "numpy", "values": ["numpy.array", 1, _array(dtype, [65536])]}}
+    array = ["numpy.array", 1, _array("|i1", [64], codes)]
+    kind = {"kind": "categorical", "codes": array, "categories": categories, "ordered": False}
+    return _pandas("pandas.array", array=kind)
 
 
 _VOID = {"fields": [{"name": f"f{n}", "dtype": "|V0", "offset": 0} for n in range(1000)]}
@@ -265,6 +324,85 @@ CORPUS: dict[str, Callable[[], bytes]] = {
         ),
     ),
     "views that show the same": lambda: forged_blobs(_TABLE, stream(_views(200_000))),
+    "a range as an argument of an offset": lambda: forged_blobs(
+        [
+            "pandas.offset",
+            1,
+            {
+                "offset": "BusinessHour",
+                "n": 1,
+                "normalize": False,
+                "kwds": [
+                    "plain.dict",
+                    1,
+                    {
+                        "keys": {"json": ["start"]},
+                        "values": {"items": [["plain.range", 1, [0, 2**26, 1]]]},
+                    },
+                ],
+            },
+        ]
+    ),
+    "columns without rows": lambda: _frame(
+        2**20, [{"kind": "run", "block": 0, "row": 0, "count": 2**20}], [_block(2**20)]
+    ),
+    "columns without rows in many blocks": lambda: _frame(
+        2**17,
+        [{"kind": "run", "block": at, "row": 0, "count": 2**14} for at in range(8)],
+        [_block(2**14, at) for at in range(8)],
+        *[bytes(64)] * 7,
+    ),
+    "runs in descending order": lambda: _frame(
+        40_000,
+        [{"kind": "run", "block": 0, "row": at, "count": 1} for at in reversed(range(40_000))],
+        [_block(40_000)],
+    ),
+    "categories of one hash": lambda: forged_blobs(
+        _labels(1), _labels_of_one_hash(65536).tobytes(), bytes(64)
+    ),
+    "dates of one hash as categories": lambda: forged_blobs(
+        _labels(1, "<M8[ns]"), _labels_of_one_hash(65536).tobytes(), bytes(64)
+    ),
+    "a level of one hash": lambda: forged_blobs(
+        _index(
+            levels=[
+                {"array": {"kind": "numpy", "values": ["numpy.array", 1, _array("<i8", [65536])]}}
+            ],
+            codes=[["numpy.array", 1, _array("|i1", [64], 1)]],
+            names=[None],
+            sortorder=None,
+        ),
+        _labels_of_one_hash(65536).tobytes(),
+        bytes(64),
+    ),
+    "many categories of ranges": lambda: forged_blobs(
+        ["plain.list", 1, {"items": [_categories(2**20, at) for at in range(60)]}],
+        *[bytes(64)] * 60,
+    ),
+    "many levels of ranges": lambda: forged_blobs(
+        _index(
+            levels=[{"range": [0, 2**20, 1]}] * 60,
+            codes=[["numpy.array", 1, _array("|i1", [64], at)] for at in range(60)],
+            names=[None] * 60,
+            sortorder=None,
+        ),
+        *[bytes(64)] * 60,
+    ),
+    "a sparse index of nothing": lambda: forged_blobs(
+        _index(
+            array={
+                "kind": "sparse",
+                "length": 2**31 - 2,
+                "block": False,
+                "positions": ["numpy.array", 1, _array("<i4", [0])],
+                "values": {"kind": "numpy", "values": ["numpy.array", 1, _array("<i8", [0], 1)]},
+                "fill": 0,
+            }
+        ),
+        b"",
+        b"",
+    ),
+    "a dictionary that is added to": lambda: forged_blobs(_TABLE, _deltas(1000)),
     "a field name that is no UTF-8": lambda: forged_blobs(
         _TABLE, stream(pa.record_batch({"abcd": [1]})).replace(b"abcd", b"\xff\xfe\xfd\xfc")
     ),
@@ -274,7 +412,7 @@ CORPUS: dict[str, Callable[[], bytes]] = {
 }
 
 
-VALUES = {"a decimal", "many fractions"}
+VALUES = {"a decimal", "many fractions", "runs in descending order"}
 """Those that are values, and only large."""
 
 
@@ -315,6 +453,12 @@ def test_a_forged_object_costs_little(name):
         (
             pd.date_range(np.datetime64("2000", "s"), periods=4_000, freq="SME", unit="s"),
             "index.freq = None",
+        ),
+        (pd.Categorical.from_codes([0], categories=_labels_of_one_hash(1000)), "astype"),
+        (pd.MultiIndex.from_arrays([_labels_of_one_hash(1000)]), "astype"),
+        (
+            pd.Series(0, _labels_of_one_hash(1000)).set_flags(allows_duplicate_labels=False),
+            "allows_duplicate_labels=True",
         ),
         ([{} for _ in range(3_000_000)], "store a frame"),
         (np.empty((0, 2**59), "i1"), "beyond what any JSON reader keeps"),
