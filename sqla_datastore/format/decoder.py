@@ -33,7 +33,10 @@ def describe(node: JSON) -> Description:
 class EntryDecoder:
     """The `codecs.protocol.Decoder` of one entry."""
 
-    __slots__ = ("_blobs", "_depth", "_entry", "_nested", "_taken_blobs", "_taken_nested", "_url")
+    __slots__ = (
+        "__weakref__",  # for codecs that count over an entry: `codecs._budget`
+        *("_blobs", "_depth", "_entry", "_nested", "_taken_blobs", "_taken_nested", "_url"),
+    )
 
     def __init__(
         self,
