@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import sys
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -165,8 +167,145 @@ def test_many_small_items_are_stored_otherwise():
     assert dict(decode_value(*encode_value(some)).items()) == dict(some.items())
 
 
-CORPUS = {**GEOPANDAS, **SCIPY}
-VALUES = {"items of numbers"}
+# -- Pillow ----------------------------------------------------------------------------------------
+
+
+def _saved(form, mode="L", side=8, **options):
+    file = io.BytesIO()
+    Image.new(mode, (side, side)).save(file, form, **options)
+    return file.getvalue()
+
+
+def _file(form, mode, side, data):
+    node = {"format": form, "mode": mode, "size": [side, side], "file": 0}
+    return forged_blobs(["pillow.image", 1, node], data)
+
+
+def _pixels(mode, side, png):
+    info = ["plain.dict", 1, {"json": {}}]
+    return forged_blobs(
+        ["pillow.image", 1, {"mode": mode, "size": [side, side], "info": info, "png": 0}], png
+    )
+
+
+def _scans(side, count, mode="L"):
+    """Return a progressive JPEG whose last scan follows once more, so many times."""
+    data = _saved("JPEG", mode, side, progressive=True)
+    tables = data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda"))
+    return data[:-2] + data[tables:-2] * count + data[-2:]
+
+
+def _chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _with_texts(png, count, text, kind=b"zTXt", head=b"\0\0"):
+    packed = zlib.compress(text, 9)
+    texts = b"".join(_chunk(kind, b"k%d" % number + head + packed) for number in range(count))
+    return png[:33] + texts + png[33:]
+
+
+def _segments(count):
+    data, exif = _saved("JPEG"), b"Exif\0\0" + b"A" * 10
+    return data[:2] + (b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif) * count + data[2:]
+
+
+def _behind_ends(count):
+    """Return a JPEG with segments behind ends of it, and behind what has no length."""
+    segments = _segments(count)
+    return segments[:2] + b"\xff\xd9\xff\xf0\xff\xc8" + segments[2:]
+
+
+def _with_markers(count):
+    data = _saved("JPEG")
+    return data[:2] + b"\xff\xc8" * count + data[2:]
+
+
+def _gif(width, height, middle):
+    frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\2\2\x4c\1\0;"
+    colours = bytes(3) + b"\xff\0\0"
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + colours + middle + frame
+
+
+def _eight_files():
+    png = _saved("PNG", side=8_192, compress_level=9)
+    about = {"format": "PNG", "mode": "L", "size": [8_192, 8_192]}
+    items = [["pillow.image", 1, {**about, "file": number}] for number in range(8)]
+    return forged_blobs(["plain.list", 1, {"items": items}], *[png] * 8)
+
+
+PILLOW = {
+    "scans of a large JPEG": lambda: _file("JPEG", "L", 8_192, _scans(8_192, 1_000)),
+    "scans of a JPEG": lambda: _file("JPEG", "L", 2_000, _scans(2_000, 1_000)),
+    "coefficients of a JPEG": lambda: _file("JPEG", "RGB", 4_096, _scans(4_096, 0, "RGB")),
+    "segments of a JPEG": lambda: _file("JPEG", "L", 8, _segments(200_000)),
+    "segments behind an end": lambda: _file("JPEG", "L", 8, _behind_ends(200_000)),
+    "markers of a JPEG": lambda: _file("JPEG", "L", 8, _with_markers(2_000_000)),
+    "eight files in a list": _eight_files,
+    "pixels that are copied": lambda: _pixels("RGBA", 4_096, _saved("PNG", "RGBA", 4_096)),
+    "pixels of another mode": lambda: _pixels("CMYK", 4_096, _saved("PNG", "RGBA", 4_096)),
+    "texts in a file": lambda: _file(
+        "PNG", "RGBA", 4_096, _with_texts(_saved("PNG", "RGBA", 4_096), 63, bytes(MB))
+    ),
+    "international texts": lambda: _file(
+        *("PNG", "L", 8),
+        _with_texts(
+            _saved("PNG"), 30, b"a" * (MB - 4) + "\U0001f600".encode(), b"iTXt", b"\0\1\0\0\0"
+        ),
+    ),
+    "texts behind the pixels": lambda: _file(
+        "PNG", "L", 8, _behind_pixels(_saved("PNG"), _chunk(b"tEXt", b"k\0v") * 100_000)
+    ),
+    "texts in pixels": lambda: _pixels("L", 8, _with_texts(_saved("PNG"), 63, bytes(MB))),
+    "comments of a GIF": lambda: _file(
+        "GIF", "P", 1, _gif(1, 1, b"\x21\xfe" + b"\1A" * 1_500_000 + b"\0")
+    ),
+    "what follows a frame of a GIF": lambda: _file(
+        "GIF", "P", 13_000, _gif(13_000, 13_000, b"\x21\xf9\4\x09\0\0\0\0")
+    ),
+}
+
+
+def _behind_pixels(png, chunks):
+    return png[:-12] + chunks + png[-12:]
+
+
+@pytest.mark.parametrize(
+    ("form", "data"),
+    [
+        ("JPEG", _scans(64, 30)),
+        ("JPEG", _segments(2_000)),
+        ("PNG", _with_texts(_saved("PNG"), 3, bytes(MB))),
+        ("GIF", _gif(1, 1, b"\x21\xfe" + b"\1A" * 2_000 + b"\0")),
+    ],
+    ids=["scans", "segments", "texts", "comments"],
+)
+def test_files_that_are_not_read_are_stored_as_pixels(form, data):
+    value = Image.open(io.BytesIO(data))
+    assert value.format == form
+    back = decode_value(*encode_value(value))
+    assert type(back) is Image.Image
+    assert (back.mode, back.info, back.tobytes()) == (value.mode, value.info, value.tobytes())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_usual_progressive_file_is_kept(mode):
+    value = Image.open(io.BytesIO(_saved("JPEG", mode, 300, progressive=True)))
+    back = decode_value(*encode_value(value))
+    assert type(back) is type(value)
+    assert not back.tile
+    assert back == value
+
+
+def test_even_images_are_filled_up_to_what_backs_them():
+    value = Image.new("RGB", (1_000, 1_000), "red")
+    text, (blob,) = encode_value(value)
+    assert len(blob) * 4 <= 4_000_000
+    assert decode_value(text, [blob]) == value
+
+
+CORPUS = {**GEOPANDAS, **SCIPY, **PILLOW}
+VALUES = {"items of numbers", "coefficients of a JPEG", "eight files in a list"}
 """Those that are values, and only large."""
 
 
@@ -180,7 +319,8 @@ def test_a_forged_object_is_refused(name):
 @pytest.mark.parametrize("name", CORPUS)
 def test_a_forged_object_costs_little(name):
     data = CORPUS[name]()
-    for value in (gpd.GeoSeries([shapely.Point(1, 2)], crs=4326), sp.eye_array(3).todok()):
+    systems = gpd.GeoSeries([shapely.Point(1, 2)], crs=4326)
+    for value in (systems, sp.eye_array(3).todok(), Image.new("L", (4, 4))):
         used(forged_blobs(*_text_and_blobs(value)))  # what is imported at the first time
     seconds, peak = cost(lambda: used(data))
     assert peak < 64 * MB + 10 * len(data), f"{peak / MB:.0f} MB for {len(data)} bytes"
