@@ -18,7 +18,6 @@ _MAX_TEXT: Final = 1 << 20
 """Decompressed bytes of a text or profile of PNG, as in Pillow."""
 _TEXT_RATIO: Final = 5
 _FREE_TEXT: Final = 1 << 13
-_FREE_FRAME: Final = 1 << 16
 _COMMENT_BLOCK: Final = 32
 
 _MARKER: Final = re.compile(b"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
@@ -109,6 +108,18 @@ def _jpeg_parts(data: bytes) -> tuple[int, int]:
 
 
 def _refusal_of_gif(data: bytes) -> str | None:
+    comments, _ = _gif_parts(data)
+    many = comments > _MAX_PARTS + len(data) // _COMMENT_BLOCK
+    return "the comments of a GIF have too many parts" if many else None
+
+
+def cleared_pixels(data: bytes) -> int:
+    """Return how many pixels Pillow makes when it opens a GIF, to clear its first frame."""
+    return _gif_parts(data)[1]
+
+
+def _gif_parts(data: bytes) -> tuple[int, int]:
+    """Return the parts of comments, and the pixels to clear, of a GIF's first frame."""
     file = io.BytesIO(data)
     flags = file.read(13)[10:11]
     if flags and flags[0] & 128:
@@ -128,14 +139,9 @@ def _refusal_of_gif(data: bytes) -> str | None:
             _gif_block(file)
         while _gif_block(file):
             pass
-    if comments > _MAX_PARTS + len(data) // _COMMENT_BLOCK:
-        return "the comments of a GIF have too many parts"
-    # Pillow makes what follows the frame when it opens the file
     frame = file.read(9)
     area = int.from_bytes(frame[4:6], "little") * int.from_bytes(frame[6:8], "little")
-    if clears and area > 10 * len(data) + _FREE_FRAME:
-        return "a frame of a GIF is too large for so few bytes"
-    return None
+    return comments, area if clears else 0
 
 
 def _gif_block(file: io.BytesIO) -> bytes:

@@ -29,7 +29,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from ._base import BytesPayload, ExactCodec, field, text_in
 from ._budget import Budget
-from ._image_files import jpeg_scans, refusal
+from ._image_files import cleared_pixels, jpeg_scans, refusal
 from ._stream import refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
@@ -55,6 +55,8 @@ _FREE_BYTES: Final = 24 << 20
 _MAX_RATIO: Final = 8
 _DECODED: Final = Budget(_FREE_BYTES)
 """Pixels that an entry's files decode to, beyond what their bytes back."""
+_CLEARED: Final = Budget(_FREE_BYTES)
+"""Pixels that Pillow makes when it opens an entry's GIFs, beyond what their bytes back."""
 _PNG_RATIO: Final = 4
 _FREE_PNG: Final = 1 << 12
 _STRIP_BYTES: Final = 1 << 20
@@ -72,7 +74,7 @@ class _ImageCodec(ExactCodec):
 
     def encode(self, value: Any, encoder: Encoder) -> JSON:
         form = next((name for name, cls in _FORMATS.items() if cls is type(value)), None)
-        data = None if form is None else _file_of(value, form)
+        data = None if form is None else _file_of(value, form, encoder)
         if data is not None:
             file = encoder.blob(BytesPayload(data))
             return {"format": form, "mode": value.mode, "size": [*value.size], "file": file}
@@ -104,17 +106,31 @@ class _ImageCodec(ExactCodec):
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _file_of(value: Any, form: str) -> bytes | None:
+def _file_of(value: Any, form: str, encoder: Encoder) -> bytes | None:
     """Return the file that an image was opened from, if it is there and still what the image is."""
     if value.tell() != 0:
         return None
     try:
         data = _bytes_of(value)
-        if data is not None and _is_file_of(data, value, form):
-            return data
+        if data is None or not _is_file_of(data, value, form):
+            return None
+        with Image.open(io.BytesIO(data), formats=[form]) as opened:
+            is_animated = getattr(opened, "is_animated", False)
     except Exception:  # whatever files and decoders raise: then the pixels are stored
         return None
+    if (reason := _refusal(data, form, encoder)) is None:
+        return data
+    if is_animated:  # pixels are those of one frame
+        raise encoder.unsupported(value, f"{reason}; store the bytes of its file, or value.copy()")
     return None
+
+
+def _refusal(data: bytes, form: str, owner: Encoder | Decoder) -> str | None:
+    """Return why an entry's file is not opened."""
+    area = cleared_pixels(data) if form == "GIF" else 0
+    if area > _MAX_RATIO * len(data) and not _CLEARED.takes(owner, area):
+        return "a frame of a GIF is too large for so few bytes"
+    return refusal(data, form)
 
 
 def _bytes_of(value: Any) -> bytes | None:
@@ -131,8 +147,6 @@ def _bytes_of(value: Any) -> bytes | None:
 
 
 def _is_file_of(data: bytes, value: Any, form: str) -> bool:
-    if refusal(data, form) is not None:
-        return False
     is_loaded = not value.tile
     with Image.open(io.BytesIO(data), formats=[form]) as opened:
         if type(opened) is not type(value) or _about(opened) != _about(value):
@@ -182,7 +196,7 @@ def _read_file(node: Any, decoder: Decoder) -> Any:
     if form not in _FORMATS:
         raise decoder.damaged(f"no image is stored in the format {form[:40]!r}")
     data = bytes(decoder.blob(node["file"]))
-    if (reason := refusal(data, form)) is not None:
+    if (reason := _refusal(data, form, decoder)) is not None:
         raise decoder.damaged(reason)
     file = io.BytesIO(data)
     image: Any = Image.open(file, formats=[form])

@@ -288,6 +288,22 @@ def test_files_that_are_not_read_are_stored_as_pixels(form, data):
     assert (back.mode, back.info, back.tobytes()) == (value.mode, value.info, value.tobytes())
 
 
+def _animation(side, count):
+    file = io.BytesIO()
+    frames = [Image.new("L", (side, side), 50 * level) for level in range(count)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], disposal=2)
+    return file.getvalue()
+
+
+def test_an_animation_is_kept_or_refused():
+    values = [Image.open(io.BytesIO(_animation(500, 3))) for _ in range(4)]
+    assert [each.n_frames for each in decode_value(*encode_value(values))] == [3] * 4
+    large = Image.open(io.BytesIO(_animation(6_000, 2)))
+    with pytest.raises(UnsupportedTypeError, match=r"store the bytes of its file, or value\.copy"):
+        encode_value(large)
+    assert decode_value(*encode_value(large.copy())) == large.copy()
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_a_usual_progressive_file_is_kept(mode):
     value = Image.open(io.BytesIO(_saved("JPEG", mode, 300, progressive=True)))
