@@ -262,9 +262,6 @@ class _Unchecked:
     def blob(self, number: Any, *, mapped: bool = False) -> memoryview:  # noqa: ARG002
         raise _NotReadableError
 
-    def claim(self, nbytes: int) -> None:
-        """Nothing is counted."""
-
     def pieces(self, number: Any) -> Iterator[bytes]:  # noqa: ARG002
         raise _NotReadableError
 

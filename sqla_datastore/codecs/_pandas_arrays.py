@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ._base import field, int_node, read_int
+from ._budget import Budget
 from ._npy import Array
 from ._pandas_columns import ColumnReader, ColumnWriter
 from ._pandas_flat import (
@@ -47,6 +48,9 @@ INDEX_TYPES = (
 )
 _MAX_CLAIMED: Final = 1 << 20
 """Items that take no room in a blob, and that pandas turns into memory when it looks at them."""
+_CLAIMED: Final = Budget(1 << 26)
+"""Bytes that all indexes of an entry may take and that are not stored."""
+
 _ITEM_BYTES: Final = 8
 _MAX_OF_ONE_HASH: Final = 100
 _INSTEAD = {
@@ -158,8 +162,10 @@ def _refuse_claimed(index: Any, items: int, columns: ColumnWriter, label: str) -
 
 
 def _claim(index: Any, columns: ColumnReader) -> None:
-    """Note what an index takes that is not stored, so that many of them are refused."""
-    columns.decoder.claim(max(0, _ITEM_BYTES * len(index) - int(index.nbytes)))
+    """Count what an index takes that is not stored, so that many of them are refused."""
+    nbytes = max(0, _ITEM_BYTES * len(index) - int(index.nbytes))
+    if not _CLAIMED.takes(columns.decoder, nbytes):
+        raise columns.decoder.damaged("its indexes are far longer than what is stored of them")
 
 
 def has_one_hash(index: Any) -> bool:

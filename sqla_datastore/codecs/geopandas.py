@@ -16,9 +16,11 @@ geometries is walked here before.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import struct
+from collections.abc import Iterable
 from typing import Any, ClassVar, Final, TypeAlias
 
 import geopandas
@@ -28,8 +30,10 @@ import pyarrow as pa
 import pyproj
 import shapely
 from geopandas.array import GeometryArray, GeometryDtype
+from pyproj.crs.datum import Datum
 
 from ._base import ExactCodec, text_in
+from ._budget import Budget
 from ._npy import Array
 from ._stream import refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
@@ -42,9 +46,16 @@ _WKB_POINT, _WKB_LINE, _WKB_POLYGON, _WKB_COLLECTION = 1, 2, 3, 7
 _MAX_DEPTH: Final = 32
 _MAX_EMPTY: Final = 1 << 17
 """Parts without coordinates: four bytes of WKB take some hundred in memory."""
+_EMPTY_BYTES: Final = 64
+"""Each so many bytes of all geometries back one more of them."""
 _RING_BYTES: Final = 64
 _CODE: Final = re.compile("[A-Za-z0-9_]{1,32}:[A-Za-z0-9_]{1,32}")
 _MAX_SYSTEM: Final = 1 << 16
+_MAX_SYSTEMS: Final = 256
+_MAX_SYSTEM_DEPTH: Final = 16
+_MAX_MEMBERS: Final = 64
+_UNKNOWN_MEMBERS: Final = Budget(32)
+"""Members of datum ensembles, in all of an entry: PROJ searches all its names for each (5 ms)."""
 
 
 class _WrongGeometryError(Exception):
@@ -172,6 +183,7 @@ class _ColumnWriter:
     def __init__(self, value: Any, encoder: Encoder) -> None:
         self._value = value
         self._encoder = encoder
+        self._systems: list[tuple[Any, JSON]] = []
 
     def column(self, array: Any) -> tuple[Any, Node]:
         """Return geometries as WKB, and what that does not tell."""
@@ -180,13 +192,22 @@ class _ColumnWriter:
             _refuse_lossy(geometries)
             wkb = _wkb_of(geometries)
             _check([*wkb])
-            about: Node = {"crs": _system_node(array.crs)}
+            about: Node = {"crs": self._system(array.crs)}
         except _WrongGeometryError as err:
             raise self._encoder.unsupported(self._value, str(err)) from None
         if len(rings := np.flatnonzero(shapely.get_type_id(geometries) == _RING)):
             about["rings"] = self._encoder.encode(rings)
         column: Any = pa.array(wkb, pa.large_binary())
         return pd.arrays.ArrowExtensionArray(column), about
+
+    def _system(self, system: Any) -> JSON:
+        for other, node in self._systems:
+            if other is system:
+                return node
+        if len(self._systems) == _MAX_SYSTEMS:
+            raise _WrongGeometryError("it has too many systems; store value.to_crs(...)")
+        self._systems.append((system, _system_node(system, self._encoder)))
+        return self._systems[-1][1]
 
 
 def _wkb_of(geometries: Array) -> Array:
@@ -211,15 +232,50 @@ def _refuse_lossy(geometries: Array, inside: bool = False) -> None:
         _refuse_lossy(shapely.get_parts(geometries[many]), inside=True)
 
 
-def _system_node(system: Any) -> JSON:
+def _system_node(system: Any, encoder: Encoder) -> JSON:
     """Return a system's authority and code, or its PROJJSON."""
     if system is None or _CODE.fullmatch(system.srs):
         return None if system is None else system.srs
-    text = system.to_json()
-    if len(text) > _MAX_SYSTEM or pyproj.CRS.from_json(text) != system:
+    node: JSON = json.loads(system.to_json())
+    if (refusal := _refusal_of_system(node, encoder)) is not None:
+        raise _WrongGeometryError(f"{refusal}; store value.to_crs(...)")
+    if pyproj.CRS.from_json(json.dumps(node)) != system:
         raise _WrongGeometryError("its crs has no PROJJSON; store value.to_crs(...)")
-    node: JSON = json.loads(text)
     return {"projjson": node}
+
+
+def _refusal_of_system(node: JSON, owner: Encoder | Decoder) -> str | None:
+    """Return why PROJ is not asked for a system, if it would take too long."""
+    if not isinstance(node, dict) or len(json.dumps(node)) > _MAX_SYSTEM:
+        return "its crs is none, or too long"
+    members: list[JSON] = []
+    level: list[JSON] = [node]
+    for _ in range(_MAX_SYSTEM_DEPTH):
+        level = [*itertools.chain.from_iterable(map(_parts_of_system, level))]
+        named = (each.get("members") for each in level if isinstance(each, dict))
+        members += itertools.chain.from_iterable(each for each in named if isinstance(each, list))
+    if any(isinstance(each, (dict, list)) and each for each in level):
+        return "its crs nests too deeply"
+    unknown = sum(not _is_known_datum(each) for each in members[: _MAX_MEMBERS + 1])
+    if len(members) > _MAX_MEMBERS or not _UNKNOWN_MEMBERS.takes(owner, unknown):
+        return "its crs has too many members"
+    return None
+
+
+def _parts_of_system(node: JSON) -> Iterable[JSON]:
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
+
+
+def _is_known_datum(member: JSON) -> bool:
+    """Return whether PROJ finds a member by its code, and need not search for its name."""
+    try:
+        about: Any = member
+        Datum.from_authority(about["id"]["authority"], about["id"]["code"])
+    except Exception:  # whatever PROJ raises about an identifier that is none
+        return False
+    return True
 
 
 def _system_of(node: Any, decoder: Decoder) -> Any:
@@ -227,13 +283,20 @@ def _system_of(node: Any, decoder: Decoder) -> Any:
     if node is None:
         return None
     if isinstance(node, dict):
-        text = json.dumps(node["projjson"])
-        if len(text) > 4 * _MAX_SYSTEM or not isinstance(node["projjson"], dict):
-            raise decoder.damaged("a coordinate reference system is none, or too long")
-        return pyproj.CRS.from_json(text)
+        if (refusal := _refusal_of_system(node["projjson"], decoder)) is not None:
+            raise decoder.damaged(refusal)
+        return pyproj.CRS.from_json(json.dumps(node["projjson"]))
     if not _CODE.fullmatch(text_in(node, decoder)):
         raise decoder.damaged("a coordinate reference system is no authority and code")
     return pyproj.CRS.from_user_input(node)
+
+
+def _systems_of(nodes: list[Any], decoder: Decoder) -> dict[str, Any]:
+    """Return the systems of columns by the text of their nodes; equal ones are made once."""
+    different = {json.dumps(node): node for node in nodes}
+    if len(different) > _MAX_SYSTEMS:
+        raise decoder.damaged("it has too many coordinate reference systems")
+    return {text: _system_of(node, decoder) for text, node in different.items()}
 
 
 def _read_columns(columns: list[tuple[Any, Any]], decoder: Decoder) -> list[Any]:
@@ -244,7 +307,8 @@ def _read_columns(columns: list[tuple[Any, Any]], decoder: Decoder) -> list[Any]
     except _WrongGeometryError as err:
         raise decoder.damaged(str(err)) from None
     nodes = [about for _, about in columns]
-    return [_array_of(*pair, decoder) for pair in zip(values, nodes, strict=True)]
+    systems = _systems_of([about["crs"] for about in nodes], decoder)
+    return [_array_of(*pair, systems, decoder) for pair in zip(values, nodes, strict=True)]
 
 
 def _bytes_of(column: Any, decoder: Decoder) -> Array:
@@ -254,14 +318,14 @@ def _bytes_of(column: Any, decoder: Decoder) -> Array:
     return values
 
 
-def _array_of(wkb: Array, about: Any, decoder: Decoder) -> Any:
+def _array_of(wkb: Array, about: Any, systems: dict[str, Any], decoder: Decoder) -> Any:
     geometries = shapely.from_wkb(wkb)
     if "rings" in about:
         positions = decoder.decode(about["rings"])
         if type(positions) is not np.ndarray or positions.ndim != 1 or positions.dtype.kind != "i":
             raise decoder.damaged("positions of rings are none")
         _make_rings(geometries, positions, decoder)
-    return GeometryArray(geometries, crs=_system_of(about["crs"], decoder))
+    return GeometryArray(geometries, crs=systems[json.dumps(about["crs"])])
 
 
 def _make_rings(geometries: Array, positions: Array, decoder: Decoder) -> None:
@@ -291,15 +355,16 @@ def _check(values: list[Any]) -> None:
         if each is not None and (head := each[:5]) in walked:
             is_usual = heads[head] == _WKB_POLYGON and _has_usual_rings(each)
             empty += 0 if is_usual else _empty_parts(each)
-    if empty > _MAX_EMPTY:
+    backed = sum(len(each) for each in values if each is not None) // _EMPTY_BYTES
+    if empty > _MAX_EMPTY + backed:
         raise _WrongGeometryError("it has too many empty parts; remove them")
 
 
 def _has_usual_rings(wkb: bytes) -> bool:
-    """Return whether a polygon's rings, empty or not, take memory in proportion to its bytes."""
+    """Return whether a polygon has rings, which take memory in proportion to its bytes."""
     order, _, _, at = _head(wkb, 0)
     rings, _ = _count(wkb, order, at)
-    return rings * _RING_BYTES <= len(wkb)
+    return 0 < rings * _RING_BYTES <= len(wkb)
 
 
 def _head(wkb: bytes, at: int) -> tuple[str, int, int, int]:

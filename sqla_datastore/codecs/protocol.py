@@ -111,13 +111,6 @@ class Decoder(Protocol):
             DamagedObjectError: as for `blob`.
         """
 
-    def claim(self, nbytes: int) -> None:
-        """Note memory that a value takes and that no byte of the object stands for.
-
-        Raises:
-            DamagedObjectError: the entry takes more than 64 MiB of it, all of its values together.
-        """
-
     def nested(self, number: Any) -> Any:
         """Return the nested `DataStore` of that number, not loaded."""
 

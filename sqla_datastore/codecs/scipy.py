@@ -38,6 +38,9 @@ _MAX_LENGTH: Final = 1 << 62
 _ROW_BYTES: Final = 128
 """What an empty row of ``lil`` takes in memory: two lists."""
 _MAX_ROWS: Final = 1 << 18
+_ITEM_BYTES: Final = (180, 280)
+"""What an item of ``dok`` takes in memory, in one dimension and in two."""
+_FREE_BYTES: Final = 64 << 20
 
 
 class _RefusedError(Exception):
@@ -76,7 +79,8 @@ class _SparseCodec(ExactCodec):
             form.check(parts, value.shape)
             _require_width(parts, value.shape)
         except _RefusedError as err:
-            raise encoder.unsupported(value, f"{err}; repair it") from None
+            advice = "" if ";" in str(err) else "; repair it"
+            raise encoder.unsupported(value, f"{err}{advice}") from None
         return {
             "type": type(value).__name__,
             "shape": [int_node(int(length)) for length in value.shape],
@@ -248,6 +252,12 @@ def _split_dok(value: Any) -> Parts:
 def _check_dok(parts: Parts, shape: Shape) -> None:
     _require(len(shape) <= 2, "it has more than two dimensions")
     _check_coo(parts, shape)
+    wide = all(part.dtype == np.int64 for name, part in parts.items() if name != "data")
+    _require(wide, "its coordinates are not of 64 bits")
+    taken = len(parts["data"]) * _ITEM_BYTES[len(shape) - 1]
+    nbytes = sum(part.nbytes for part in parts.values())
+    few = taken <= _FREE_BYTES + 10 * nbytes
+    _require(few, "it has too many items for so small numbers; store value.tocsr()")
     coordinates = np.stack([parts[f"coords.{axis}"] for axis in range(len(shape))])
     steps = np.diff(coordinates, axis=1)
     _require(((steps[0] > 0) | ((steps[0] == 0) & (steps[-1] > 0))).all(), "items are not in order")
@@ -256,7 +266,9 @@ def _check_dok(parts: Parts, shape: Shape) -> None:
 def _join_dok(cls: Any, parts: Parts, shape: Shape) -> Any:
     coordinates = tuple(parts[f"coords.{axis}"] for axis in range(len(shape)))
     whole = sp.coo_matrix if issubclass(cls, sp.spmatrix) else sp.coo_array
-    return whole((parts["data"], coordinates), shape=shape).todok()
+    value = whole((parts["data"], coordinates), shape=shape)
+    value.has_canonical_format = True  # as was checked: it would be sorted once more
+    return value.todok()
 
 
 # -- dia, lil --------------------------------------------------------------------------------------

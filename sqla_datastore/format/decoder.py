@@ -11,7 +11,6 @@ from sqla_datastore.exceptions import DamagedObjectError, UnsupportedFormatError
 from sqla_datastore.format.blobs import StoredBlob
 from sqla_datastore.format.manifest import MAX_DEPTH
 
-_MAX_CLAIMED = 64 * 1024**2
 _BARE = {type(None): "NoneType", bool: "bool", int: "int", float: "float", str: "str"}
 
 
@@ -35,8 +34,8 @@ class EntryDecoder:
     """The `codecs.protocol.Decoder` of one entry."""
 
     __slots__ = (
-        *("_blobs", "_claimed", "_depth", "_entry", "_nested"),
-        *("_taken_blobs", "_taken_nested", "_url"),
+        "__weakref__",  # for codecs that count over an entry: `codecs._budget`
+        *("_blobs", "_depth", "_entry", "_nested", "_taken_blobs", "_taken_nested", "_url"),
     )
 
     def __init__(
@@ -58,7 +57,7 @@ class EntryDecoder:
         self._entry = entry
         self._blobs = blobs
         self._nested = nested
-        self._depth = self._claimed = 0
+        self._depth = 0
         self._taken_blobs: set[int] = set()
         self._taken_nested: set[int] = set()
 
@@ -105,12 +104,6 @@ class EntryDecoder:
             raise self.damaged(f"it uses blob {number} twice")
         self._taken_blobs.add(number)
         return self._blobs[number]
-
-    def claim(self, nbytes: int) -> None:
-        """Note memory that no byte of the object stands for."""
-        self._claimed += nbytes
-        if self._claimed > _MAX_CLAIMED:
-            raise self.damaged("it takes far more memory than what is stored of it")
 
     def nested(self, number: Any) -> Any:
         """Return a nested value, once."""

@@ -216,7 +216,7 @@ class _Family:
 class _Encoder:
     """What a codec may ask while one entry is encoded; see `codecs.protocol.Encoder`."""
 
-    __slots__ = ("_family", "_open", "_places", "has_nested", "payloads")
+    __slots__ = ("__weakref__", "_family", "_open", "_places", "has_nested", "payloads")
 
     def __init__(self, family: _Family, where: str) -> None:
         self._family = family

@@ -474,7 +474,7 @@ CLAIMS = {
     ),
     "a level": ("a level has more items", "pandas.index", _pandas(index=_LEVEL), bytes(64)),
     "categories": (
-        "categories are more",
+        "an index is longer",
         "pandas.array",
         _pandas(array={"kind": "categorical", **_CATEGORIES}),
         *(bytes(64), _POSITIONS),
