@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import struct
 import sys
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -83,6 +85,14 @@ def _int(value):
     return ["plain.int", 1, hex(value)]
 
 
+def _decimal(value):
+    return ["plain.decimal", 1, str(value).encode().hex()]
+
+
+def _number(value):
+    return ["numpy.scalar", 1, {"dtype": "<f8", "bytes": struct.pack("<d", value).hex()}]
+
+
 def _categories(count):
     codes = ["numpy.array", 1, _array("|i1", [64])]
     categories = {"range": [0, count, 1]}
@@ -120,6 +130,10 @@ def _days(count):
 
 _VOID = {"fields": [{"name": f"f{n}", "dtype": "|V0", "offset": 0} for n in range(1000)]}
 _COLLIDING = [_int(number * (2**61 - 1)) for number in range(1, 20_001)]
+_LONG_AND_COLLIDING = [
+    _int(2**400_000 - 1),
+    *(_decimal((2**400_000 - 1) % (2**61 - 1) + n * (2**61 - 1)) for n in range(99)),
+]
 _HUGE = "1" + "0" * 4_000
 _TABLE = ["arrow.table", 1, {"stream": 0}]
 
@@ -227,6 +241,27 @@ CORPUS: dict[str, Callable[[], bytes]] = {
             {"items": [["plain.tuple", 1, {"items": [each, 1]}] for each in _COLLIDING[:8_000]]},
         ]
     ),
+    "a set of decimals and a long int of one hash": lambda: forged_blobs(
+        ["plain.set", 1, {"items": _LONG_AND_COLLIDING}]
+    ),
+    "a dict of decimals and a long int of one hash": lambda: forged_blobs(
+        [
+            *("plain.dict", 1),
+            {"keys": {"items": _LONG_AND_COLLIDING}, "values": {"json": [0] * 100}},
+        ]
+    ),
+    "tuples of long numbers with one hash": lambda: forged_blobs(
+        [
+            *("plain.set", 1),
+            {"items": [["plain.tuple", 1, {"items": [each]}] for each in _LONG_AND_COLLIDING[:9]]},
+        ]
+    ),
+    "an int that NumPy cannot compare": lambda: forged_blobs(
+        [
+            *("plain.set", 1),
+            {"items": [_number(5.0), _int(5 + ((2**61 - 1) << 5_000))]},
+        ]
+    ),
     "a number that overflows": lambda: forged_blobs('["plain.list",1,{"json":[1e999]}]'),
     "an int beyond 53 bits": lambda: forged_blobs(f'["plain.list",1,{{"json":[{2**53}]}}]'),
     "a bare int beyond 53 bits": lambda: forged_blobs(str(2**53)),
@@ -305,6 +340,7 @@ def test_a_forged_object_costs_little(name):
         ({number * (2**61 - 1) for number in range(1000)}, "same hash"),
         (frozenset(Fraction(1, 3) + number * (2**61 - 1) for number in range(1000)), "same hash"),
         ({number * (2**61 - 1): 0 for number in range(1000)}, "same hash"),
+        ({2**400_000 - 1, Decimal((2**400_000 - 1) % (2**61 - 1))}, "same hash"),
         (pa.table({"a": pa.nulls(2**24)}), "store their length"),
         (pa.nulls(2**24), "store their length"),
         (pd.Categorical.from_codes([0], dtype=pd.CategoricalDtype(pd.RangeIndex(2**28))), "unused"),
@@ -334,6 +370,8 @@ def test_what_could_not_be_read_is_not_written(value, message):
         {"1e999": ["9" * 30]},
         {n * 3 for n in range(10_000)},
         Fraction(3**20_000, 2**20_000),
+        {2**400_000, *map(Decimal, range(100))},
+        {(-1, *range(5_000)), (-2, *range(5_000)), 2**60, Decimal(2**60) / 3},
         pd.Period("2020", freq="2D"),
         pd.RangeIndex(-(2**63), 2**63 - 1, 2**40),
         [[] for _ in range(100_000)],
