@@ -262,6 +262,13 @@ CORPUS: dict[str, Callable[[], bytes]] = {
             {"items": [_number(5.0), _int(5 + ((2**61 - 1) << 5_000))]},
         ]
     ),
+    "a long text in the place of missing ones": lambda: forged_blobs(
+        [
+            *("numpy.array", 1),
+            {"strings": {"text": "x" * 100_000}, "coerce": True, "shape": [640], "blob": 0},
+        ],
+        np.full(640, -1, "<i8").tobytes(),
+    ),
     "a number that overflows": lambda: forged_blobs('["plain.list",1,{"json":[1e999]}]'),
     "an int beyond 53 bits": lambda: forged_blobs(f'["plain.list",1,{{"json":[{2**53}]}}]'),
     "a bare int beyond 53 bits": lambda: forged_blobs(str(2**53)),
