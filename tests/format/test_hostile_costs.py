@@ -73,6 +73,27 @@ def _array(dtype, shape, blob=0):
     return {"dtype": dtype, "shape": shape, "order": "C", "start": 0, "blob": blob}
 
 
+def _fields(count, dtype, itemsize):
+    fields = [{"name": f"f{n}", "dtype": dtype, "offset": 0} for n in range(count)]
+    return {"fields": fields, "itemsize": itemsize}
+
+
+def _flags(count):
+    fields = [{"name": f"f{n}", "dtype": "|b1", "offset": n} for n in range(count)]
+    return {"fields": fields, "itemsize": count}
+
+
+def _structures(dtype, items):
+    data = b"\1\0\0\0" * (items * dtype["itemsize"] // 4)
+    return forged_blobs(["numpy.array", 1, _array(dtype, [items])], data)
+
+
+def _overlapping(formats, itemsize):
+    names = [f"f{n}" for n in range(len(formats))]
+    zeros = [0] * len(formats)
+    return {"names": names, "formats": formats, "offsets": zeros, "itemsize": itemsize}
+
+
 def _pandas(codec, **parts):
     return [codec, 1, {**parts, "physical": {"blocks": [], "streams": []}}]
 
@@ -262,12 +283,37 @@ CORPUS: dict[str, Callable[[], bytes]] = {
             {"items": [_number(5.0), _int(5 + ((2**61 - 1) << 5_000))]},
         ]
     ),
-    "a long text in the place of missing ones": lambda: forged_blobs(
+    "fields on one byte": lambda: _structures(_fields(2_000, "|i1", 64), 1_000),
+    "fields on one byte, inside of others": lambda: _structures(
+        _fields(20, _fields(20, _fields(20, "|i1", 64), 64), 64), 1_000
+    ),
+    "fields without bytes": lambda: _structures(_fields(2_000, "|V0", 64), 1_000),
+    "fields of checked values on the same bytes": lambda: _structures(
+        _fields(5_000, {"base": "|b1", "shape": [64]}, 64), 10_000
+    ),
+    "fields of long text on the same bytes": lambda: _structures(
+        _fields(20, "|S1000000", 1_000_000), 3
+    ),
+    "masked fields on one byte": lambda: forged_blobs(
         [
-            *("numpy.array", 1),
-            {"strings": {"text": "x" * 100_000}, "coerce": True, "shape": [640], "blob": 0},
+            *("numpy.masked", 1),
+            {
+                "data": _array(_fields(3_000, "|i1", 64), [64]),
+                "mask": _array(_flags(3_000), [64], 1),
+                "hard": False,
+            },
         ],
-        np.full(640, -1, "<i8").tobytes(),
+        bytes(64 * 64),
+        bytes(64 * 3_000),
+    ),
+    "a record of fields on the same bytes": lambda: forged_blobs(
+        [
+            *("numpy.scalar", 1),
+            {
+                "dtype": _fields(2_000, {"base": "|i1", "shape": [1000]}, 1_000),
+                "bytes": bytes(1_000).hex(),
+            },
+        ]
     ),
     "a number that overflows": lambda: forged_blobs('["plain.list",1,{"json":[1e999]}]'),
     "an int beyond 53 bits": lambda: forged_blobs(f'["plain.list",1,{{"json":[{2**53}]}}]'),
@@ -315,6 +361,15 @@ CORPUS: dict[str, Callable[[], bytes]] = {
     ),
 }
 
+if hasattr(np.dtypes, "StringDType"):
+    CORPUS["a long text in the place of missing ones"] = lambda: forged_blobs(
+        [
+            *("numpy.array", 1),
+            {"strings": {"text": "x" * 100_000}, "coerce": True, "shape": [640], "blob": 0},
+        ],
+        np.full(640, -1, "<i8").tobytes(),
+    )
+
 
 VALUES = {"a decimal", "many fractions"}
 """Those that are values, and only large."""
@@ -359,6 +414,8 @@ def test_a_forged_object_costs_little(name):
             pd.date_range(np.datetime64("2000", "s"), periods=4_000, freq="SME", unit="s"),
             "index.freq = None",
         ),
+        (np.zeros(2, _overlapping(["i1"] * 200, 64)), "overlap.*store value.tolist"),
+        (np.dtype(_overlapping(["V0"] * 200, 8)), "overlap.*store str"),
         ([{} for _ in range(3_000_000)], "store a frame"),
         (np.empty((0, 2**59), "i1"), "beyond what any JSON reader keeps"),
     ],
@@ -378,6 +435,10 @@ def test_what_could_not_be_read_is_not_written(value, message):
         {n * 3 for n in range(10_000)},
         Fraction(3**20_000, 2**20_000),
         {2**400_000, *map(Decimal, range(100))},
+        np.dtype(_overlapping(["u4", ("u1", (4,)), ("i2", (2,)), "V4"], 4)),
+        np.dtype(_overlapping(["S1024", ("f8", (128,))], 1024)),
+        np.dtype(_overlapping([("u1", (128,)), ("f8", (16,))], 128)),
+        np.dtype([("x", "f8", (100, 100)), *((f"f{n}", "S0") for n in range(100))]),
         {(-1, *range(5_000)), (-2, *range(5_000)), 2**60, Decimal(2**60) / 3},
         pd.Period("2020", freq="2D"),
         pd.RangeIndex(-(2**63), 2**63 - 1, 2**40),
