@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ._base import SMALL_BYTES, BytesPayload, ExactCodec, field, int_node, read_int
 from .protocol import JSON, Codec, Decoder, Encoder
-from .strict_json import NotJSONError, has_too_many_brackets, is_bare, parse_json
+from .strict_json import NotJSONError, bytes_for_brackets, is_bare, parse_json
 
 _PACKED_FROM: Final = 256
 _JSON_DEPTH: Final = 16
@@ -307,9 +307,7 @@ def _json_node(value: list[Any] | dict[Any, Any], encoder: Encoder) -> JSON:
     if len(text) <= SMALL_BYTES:
         # a copy, because the value may be edited before it is written
         return {"json": _copied(value)}
-    if has_too_many_brackets(text):
-        reason = "it holds too many lists and dicts for so few items; store a frame"
-        raise encoder.unsupported(value, reason)
+    text = text.ljust(bytes_for_brackets(text))
     return {"json_blob": encoder.blob(BytesPayload(text.encode("ascii")))}
 
 
@@ -334,7 +332,10 @@ def _copied(node: Any) -> Any:
 
 def _parsed(data: memoryview, decoder: Decoder) -> Any:
     try:
-        return parse_json(str(data, "utf-8"))
+        text = str(data, "utf-8")
+        if len(text) < bytes_for_brackets(text):
+            raise decoder.damaged("a blob of JSON has more lists and objects than it has room for")
+        return parse_json(text)
     except (NotJSONError, UnicodeDecodeError):
         raise decoder.damaged("a blob is not JSON whose keys are all different") from None
 
