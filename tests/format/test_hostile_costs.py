@@ -130,6 +130,17 @@ def _polars(dtype, batch):
     return forged_blobs(["capsule.polars_frame", 1, {**parts, "dtype": None}], stream(batch))
 
 
+def _batch(array):
+    return pa.record_batch({"a": array})
+
+
+def _far(arrow_type=None, dtype="<i4"):
+    """Return an array of the largest number that its dates can have."""
+    arrow_type = arrow_type or pa.date32()
+    most = np.array([np.iinfo(dtype).max], dtype)
+    return pa.Array.from_buffers(arrow_type, 1, [None, pa.py_buffer(most.tobytes())])
+
+
 def _dictionary(value, rows):
     """Return a batch of one value, which is stored once."""
     codes = pa.array(np.zeros(rows, "i4"))
@@ -322,6 +333,22 @@ CORPUS: dict[str, Callable[[], bytes]] = {
         ],
         *[b"[" + b"[]," * 900_000 + b"0]" + b" " * 29] * 8,
     ),
+    "a date that polars panics about": lambda: _polars("Date", _batch(_far())),
+    "a time that polars panics about": lambda: _polars(
+        {"Datetime": ["us", None]}, _batch(_far(pa.timestamp("us"), "<i8"))
+    ),
+    "a time in a zone that polars panics about": lambda: _polars(
+        {"Datetime": ["ms", "UTC"]}, _batch(_far(pa.timestamp("ms", "UTC"), "<i8"))
+    ),
+    "a date in a list that polars panics about": lambda: _polars(
+        {"List": "Date"}, _batch(pa.LargeListArray.from_arrays(pa.array([0, 1], "i8"), _far()))
+    ),
+    "a date in an array that polars panics about": lambda: _polars(
+        {"Array": ["Date", 1]}, _batch(pa.FixedSizeListArray.from_arrays(_far(), 1))
+    ),
+    "a date in a struct that polars panics about": lambda: _polars(
+        {"Struct": [["b", "Date"]]}, _batch(pa.StructArray.from_arrays([_far()], ["b"]))
+    ),
     "a number that overflows": lambda: forged_blobs('["plain.list",1,{"json":[1e999]}]'),
     "an int beyond 53 bits": lambda: forged_blobs(f'["plain.list",1,{{"json":[{2**53}]}}]'),
     "a bare int beyond 53 bits": lambda: forged_blobs(str(2**53)),
@@ -423,6 +450,8 @@ def test_a_forged_object_costs_little(name):
         ),
         (np.zeros(2, _overlapping(["i1"] * 200, 64)), "overlap.*store value.tolist"),
         (np.dtype(_overlapping(["V0"] * 200, 8)), "overlap.*store str"),
+        (pl.DataFrame({"a": pl.Series([2**31 - 1]).cast(pl.Date)}), "to_physical"),
+        (pl.Series([[2**63 - 1]]).cast(pl.List(pl.Datetime("us", "UTC"))), "to_physical"),
         (np.empty((0, 2**59), "i1"), "beyond what any JSON reader keeps"),
     ],
     ids=lambda each: type(each).__name__,
@@ -447,6 +476,8 @@ def test_what_could_not_be_read_is_not_written(value, message):
         np.dtype([("x", "f8", (100, 100)), *((f"f{n}", "S0") for n in range(100))]),
         {(-1, *range(5_000)), (-2, *range(5_000)), 2**60, Decimal(2**60) / 3},
         pd.Period("2020", freq="2D"),
+        pl.Series([-95_000_000, None, 95_000_000]).cast(pl.Date),
+        pl.Series([[0], None, []]).cast(pl.List(pl.Datetime("ns"))),
         pd.RangeIndex(-(2**63), 2**63 - 1, 2**40),
         [[] for _ in range(100_000)],
         [[number, 2] for number in range(100_000)],
@@ -460,7 +491,7 @@ def test_what_could_not_be_read_is_not_written(value, message):
 def test_what_looks_like_it_comes_back(value):
     found = opened(written({"x": value})).load("x")
     assert type(found) is type(value)
-    assert found.equals(value) if isinstance(value, pd.Index) else found == value
+    assert found.equals(value) if isinstance(value, (pd.Index, pl.Series)) else found == value
 
 
 # -- a fuzzer that knows the format ----------------------------------------------------------------
