@@ -16,6 +16,7 @@ Sized names stand for C names of the same width: ``longlong`` comes back as ``in
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, Final, TypeGuard
@@ -30,6 +31,10 @@ from .protocol import JSON, Decoder
 _MAX_DEPTH: Final = 16
 _MAX_NDIM: Final = 64
 _MAX_TEXT: Final = 200
+_FREE_BYTES: Final = 128
+"""What values may take beyond the size of their structure, where they overlap; 1 byte at least."""
+_FREE_TEXT: Final = 1024
+"""The same of text, which is faster to print and takes more memory."""
 _COUNT: Final = "(0|[1-9][0-9]{0,9})"
 # NumPy takes far more than this for a dtype: objects, fields, shapes, names of types. Only what
 # matches is handed to it.
@@ -84,6 +89,8 @@ def is_ml_dtype(dtype: np.dtype[Any]) -> bool:
 
 
 def _fields_node(dtype: np.dtype[Any], depth: int) -> JSON:
+    if _has_too_many_fields(dtype):
+        raise RefusedDtypeError("too many of the dtype's fields overlap or have no bytes")
     # an integer type with fields for its bytes would come back as a structure
     if dtype.type not in {np.void, np.record}:
         raise RefusedDtypeError(f"fields over the scalar type {dtype.type.__qualname__!r}")
@@ -200,7 +207,34 @@ def _read_fields(node: dict[str, Any], decoder: Decoder, depth: int) -> np.dtype
     dtype: np.dtype[Any] = np.dtype(spec, align=node.get("align") is True)  # type: ignore[call-overload]
     if dtype.itemsize != itemsize or dtype.names != tuple(spec["names"]):
         raise decoder.damaged("a dtype does not have the fields or the size that it says")
+    if _has_too_many_fields(dtype):
+        raise decoder.damaged("too many of a dtype's fields overlap or have no bytes")
     return np.dtype((np.record, dtype)) if node.get("record") is True else dtype
+
+
+def _has_too_many_fields(dtype: np.dtype[Any]) -> bool:
+    """Return whether a structure shows far more than its bytes: many fields on the same ones.
+
+    To print or check one takes time for each of them. A union of a few small fields is fine.
+    """
+    nbytes = text = 0
+    for count, leaf in _leaves(dtype):
+        is_text = leaf.kind in "SU"
+        nbytes += count * (1 if is_text else max(1, leaf.itemsize))
+        text += count * leaf.itemsize if is_text else 0
+    return nbytes > dtype.itemsize + _FREE_BYTES or text > dtype.itemsize + _FREE_TEXT
+
+
+def _leaves(dtype: np.dtype[Any], count: int = 1) -> Iterator[tuple[int, np.dtype[Any]]]:
+    """Yield the dtypes of a structure that are not made of others, each with its number."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        yield from _leaves(base, count * max(1, math.prod(shape)))
+    elif dtype.names:
+        for name in dtype.names:
+            yield from _leaves(dtype[name], count)
+    else:
+        yield count, dtype
 
 
 def _read_title(entry: dict[str, Any], decoder: Decoder) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ._base import BytesPayload, field, lacks, text_in
+from ._base import MAX_PARSED, BytesPayload, field, lacks, short_text_in, text_in
 from ._dtypes import read_shape
 from ._npy import Array
 from .protocol import JSON, Decoder, Encoder
@@ -57,13 +57,18 @@ def _missing_node(missing: object, dtype: object, encoder: Encoder) -> JSON:
     if type(missing).__qualname__ == "NAType" and type(missing).__module__.startswith("pandas."):
         return "pandas.NA"
     if type(missing) is str:
+        if len(missing) > MAX_PARSED:
+            # an item that takes 8 bytes would be printed and compared as that text
+            raise encoder.unsupported(
+                dtype, f"na_object has more than {MAX_PARSED} characters; {_NO_NA}"
+            )
         return {"text": missing}
     raise encoder.unsupported(dtype, f"na_object {type(missing).__qualname__!r}; {_NO_NA}")
 
 
 def _read_missing(node: Any, decoder: Decoder) -> Any:
     if isinstance(node, dict):
-        return text_in(field(node, "text", decoder), decoder)
+        return short_text_in(field(node, "text", decoder), decoder)
     if node == "pandas.NA":
         import pandas
 

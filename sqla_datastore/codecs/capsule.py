@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ._base import MAX_PARSED, field
 from ._stream import add_stream, batches_of, read_stream, refused_as_damage, types_in
@@ -26,6 +27,13 @@ from .protocol import JSON, Codec, Decoder, Description, Encoder
 _PLAIN_NAMES = (
     *("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
     *("Float16", "Float32", "Float64", "Boolean", "String", "Binary", "Date", "Time", "Null"),
+)
+_MOST_DAYS = 95_000_000
+"""Before and after 1970: the years that polars prints end near 262,000 years from the year 0."""
+_A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}
+_FAR_DATES = (
+    "it has dates beyond the year 262,000, which polars cannot print; "
+    "store those columns as integers, column.to_physical()"
 )
 
 
@@ -52,6 +60,8 @@ class _Frame:
             table = _table_of(frame)
         except (ValueError, pa.ArrowException) as err:
             raise encoder.unsupported(value, f"{err}; store {self.plain}") from err
+        if _has_far_dates(table):
+            raise encoder.unsupported(value, _FAR_DATES)
         return {
             "stream": add_stream(encoder, value, table.schema, batches_of(table)),
             "names": frame.columns,
@@ -210,6 +220,8 @@ def _frame_of(table: Any, node: Any) -> Any:
     types = [_type_of(each) for each in node["types"]]
     for each in table.schema:
         _check_arrow_type(each.type)
+    if _has_far_dates(table):
+        raise ValueError("it has dates beyond the year 262,000")
     # the stream's names count for nothing; two of them may be equal, which polars refuses
     columns = [column.rename(str(at)) for at, column in enumerate(_columns(table))]
     for column, dtype in zip(columns, types, strict=True):
@@ -261,6 +273,28 @@ def _check_arrow_type(arrow_type: Any) -> None:
             raise ValueError(f"no column of polars is stored as {each}")
         if pa.types.is_timestamp(each) and len(each.tz or "") > MAX_PARSED:
             raise ValueError("the name of a time zone is too long")
+
+
+def _has_far_dates(table: Any) -> bool:
+    """Return whether polars would panic where it prints a table's dates."""
+    return any(_is_far(chunk) for column in table.columns for chunk in column.chunks)
+
+
+def _is_far(array: Any) -> bool:
+    kind = array.type
+    if pa.types.is_struct(kind):
+        return any(_is_far(array.field(at)) for at in range(kind.num_fields))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _is_far(array.values)
+    if pa.types.is_date32(kind):
+        most = _MOST_DAYS
+    elif pa.types.is_timestamp(kind) and kind.unit in _A_DAY:
+        most = _MOST_DAYS * _A_DAY[kind.unit]
+    else:
+        return False
+    numbers = array.view(pa.int32() if pa.types.is_date32(kind) else pa.int64())
+    low, high = pc.min_max(numbers).as_py().values()
+    return low is not None and not -most <= low <= high <= most
 
 
 def _is_text(arrow_type: Any) -> bool:

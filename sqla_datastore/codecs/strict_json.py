@@ -54,6 +54,8 @@ _decode_carefully = json.JSONDecoder(
 _MOST_DIGITS: Final = 17
 _MAY_BE_OUT_OF_RANGE = re.compile(r"[0-9]{16}|[0-9][eE]\+?[0-9]{3}")
 _BRACKET_BYTES: Final = 96
+_LIST_ROOM: Final = 16
+_OBJECT_ROOM: Final = 24
 _FREE_BYTES: Final = 64 * 1024**2
 dump_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -81,14 +83,24 @@ def parse_json(text: str) -> Any:
         raise NotJSONError(f"its JSON is broken ({err})") from err
 
 
-def check_numbers(text: str) -> None:
-    """Refuse JSON of one's own that `parse_json` would refuse for its numbers.
+def check_readable(text: str) -> None:
+    """Refuse JSON of one's own that `parse_json` would refuse.
 
     Raises:
-        NotJSONError: one is out of range.
+        NotJSONError: a number is out of range, or it has too many lists and objects.
     """
-    if _MAY_BE_OUT_OF_RANGE.search(text):
+    if has_too_many_brackets(text) or _MAY_BE_OUT_OF_RANGE.search(text):
         parse_json(text)
+
+
+def bytes_for_brackets(text: str) -> int:
+    """Return how long a text must be at least for the lists and objects in it.
+
+    A list of one to eight items takes 112 to 144 bytes, an object of one 208, and may be written in
+    four or seven characters. So that a text takes no more than ten times its own length, spaces are
+    put behind it.
+    """
+    return _LIST_ROOM * text.count("[") + _OBJECT_ROOM * text.count("{")
 
 
 def has_too_many_brackets(text: str) -> bool:

@@ -13,7 +13,7 @@ from sqla_datastore.codecs.protocol import JSON, Codec, Payload
 from sqla_datastore.codecs.strict_json import (
     BARE_RULES,
     NotJSONError,
-    check_numbers,
+    check_readable,
     dump_json,
     is_text,
 )
@@ -161,7 +161,7 @@ class _Family:
             # A codec's lone surrogates are refused here, before anything is written:
             # `Manifest.dump` would fail at them later.
             node.encode()
-            check_numbers(node)
+            check_readable(node)
         except (DataStoreError, MemoryError, OSError):
             # not the value's fault, or told already
             raise
@@ -171,7 +171,8 @@ class _Family:
         except RecursionError as err:
             raise encoder.unsupported(value, "it nests too deeply") from err
         except NotJSONError as err:
-            raise encoder.unsupported(value, f"a number in it cannot be read again: {err}") from err
+            reason = f"it could not be read again: {err}; store an array or a frame"
+            raise encoder.unsupported(value, reason) from err
         except Exception as err:
             reason = f"its codec failed ({type(err).__name__}: {err}); convert it"
             raise encoder.unsupported(value, reason) from err

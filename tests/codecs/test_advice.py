@@ -309,6 +309,9 @@ ELSEWHERE = {
 
 if hasattr(numpy.dtypes, "StringDType"):
     VALUES["strings"] = lambda: numpy.array(["a"], numpy.dtypes.StringDType(na_object=0))
+    VALUES["strings with a long text for none"] = lambda: numpy.array(
+        ["a"], numpy.dtypes.StringDType(na_object="x" * 65)
+    )
 
 
 def code_in(message):

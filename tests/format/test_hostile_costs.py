@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import struct
 import sys
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -71,6 +73,27 @@ def _array(dtype, shape, blob=0):
     return {"dtype": dtype, "shape": shape, "order": "C", "start": 0, "blob": blob}
 
 
+def _fields(count, dtype, itemsize):
+    fields = [{"name": f"f{n}", "dtype": dtype, "offset": 0} for n in range(count)]
+    return {"fields": fields, "itemsize": itemsize}
+
+
+def _flags(count):
+    fields = [{"name": f"f{n}", "dtype": "|b1", "offset": n} for n in range(count)]
+    return {"fields": fields, "itemsize": count}
+
+
+def _structures(dtype, items):
+    data = b"\1\0\0\0" * (items * dtype["itemsize"] // 4)
+    return forged_blobs(["numpy.array", 1, _array(dtype, [items])], data)
+
+
+def _overlapping(formats, itemsize):
+    names = [f"f{n}" for n in range(len(formats))]
+    zeros = [0] * len(formats)
+    return {"names": names, "formats": formats, "offsets": zeros, "itemsize": itemsize}
+
+
 def _pandas(codec, **parts):
     return [codec, 1, {**parts, "physical": {"blocks": [], "streams": []}}]
 
@@ -81,6 +104,14 @@ def _period(freq):
 
 def _int(value):
     return ["plain.int", 1, hex(value)]
+
+
+def _decimal(value):
+    return ["plain.decimal", 1, str(value).encode().hex()]
+
+
+def _number(value):
+    return ["numpy.scalar", 1, {"dtype": "<f8", "bytes": struct.pack("<d", value).hex()}]
 
 
 def _categories(count, blob=0):
@@ -97,6 +128,17 @@ def _index(**parts):
 def _polars(dtype, batch):
     parts = {"stream": 0, "names": ["a"], "types": [dtype], "shape": [batch.num_rows, 1]}
     return forged_blobs(["capsule.polars_frame", 1, {**parts, "dtype": None}], stream(batch))
+
+
+def _batch(array):
+    return pa.record_batch({"a": array})
+
+
+def _far(arrow_type=None, dtype="<i4"):
+    """Return an array of the largest number that its dates can have."""
+    arrow_type = arrow_type or pa.date32()
+    most = np.array([np.iinfo(dtype).max], dtype)
+    return pa.Array.from_buffers(arrow_type, 1, [None, pa.py_buffer(most.tobytes())])
 
 
 def _dictionary(value, rows):
@@ -179,6 +221,10 @@ def _labels(codes, dtype="<i8"):
 
 _VOID = {"fields": [{"name": f"f{n}", "dtype": "|V0", "offset": 0} for n in range(1000)]}
 _COLLIDING = [_int(number * (2**61 - 1)) for number in range(1, 20_001)]
+_LONG_AND_COLLIDING = [
+    _int(2**400_000 - 1),
+    *(_decimal((2**400_000 - 1) % (2**61 - 1) + n * (2**61 - 1)) for n in range(99)),
+]
 _HUGE = "1" + "0" * 4_000
 _TABLE = ["arrow.table", 1, {"stream": 0}]
 
@@ -285,6 +331,82 @@ CORPUS: dict[str, Callable[[], bytes]] = {
             *("plain.frozenset", 1),
             {"items": [["plain.tuple", 1, {"items": [each, 1]}] for each in _COLLIDING[:8_000]]},
         ]
+    ),
+    "a set of decimals and a long int of one hash": lambda: forged_blobs(
+        ["plain.set", 1, {"items": _LONG_AND_COLLIDING}]
+    ),
+    "a dict of decimals and a long int of one hash": lambda: forged_blobs(
+        [
+            *("plain.dict", 1),
+            {"keys": {"items": _LONG_AND_COLLIDING}, "values": {"json": [0] * 100}},
+        ]
+    ),
+    "tuples of long numbers with one hash": lambda: forged_blobs(
+        [
+            *("plain.set", 1),
+            {"items": [["plain.tuple", 1, {"items": [each]}] for each in _LONG_AND_COLLIDING[:9]]},
+        ]
+    ),
+    "an int that NumPy cannot compare": lambda: forged_blobs(
+        [
+            *("plain.set", 1),
+            {"items": [_number(5.0), _int(5 + ((2**61 - 1) << 5_000))]},
+        ]
+    ),
+    "fields on one byte": lambda: _structures(_fields(2_000, "|i1", 64), 1_000),
+    "fields on one byte, inside of others": lambda: _structures(
+        _fields(20, _fields(20, _fields(20, "|i1", 64), 64), 64), 1_000
+    ),
+    "fields without bytes": lambda: _structures(_fields(2_000, "|V0", 64), 1_000),
+    "fields of checked values on the same bytes": lambda: _structures(
+        _fields(5_000, {"base": "|b1", "shape": [64]}, 64), 10_000
+    ),
+    "fields of long text on the same bytes": lambda: _structures(
+        _fields(20, "|S1000000", 1_000_000), 3
+    ),
+    "masked fields on one byte": lambda: forged_blobs(
+        [
+            *("numpy.masked", 1),
+            {
+                "data": _array(_fields(3_000, "|i1", 64), [64]),
+                "mask": _array(_flags(3_000), [64], 1),
+                "hard": False,
+            },
+        ],
+        bytes(64 * 64),
+        bytes(64 * 3_000),
+    ),
+    "a record of fields on the same bytes": lambda: forged_blobs(
+        [
+            *("numpy.scalar", 1),
+            {
+                "dtype": _fields(2_000, {"base": "|i1", "shape": [1000]}, 1_000),
+                "bytes": bytes(1_000).hex(),
+            },
+        ]
+    ),
+    "blobs of JSON with empty lists": lambda: forged_blobs(
+        [
+            *("plain.list", 1),
+            {"items": [["plain.list", 1, {"json_blob": number}] for number in range(8)]},
+        ],
+        *[b"[" + b"[]," * 900_000 + b"0]" + b" " * 29] * 8,
+    ),
+    "a date that polars panics about": lambda: _polars("Date", _batch(_far())),
+    "a time that polars panics about": lambda: _polars(
+        {"Datetime": ["us", None]}, _batch(_far(pa.timestamp("us"), "<i8"))
+    ),
+    "a time in a zone that polars panics about": lambda: _polars(
+        {"Datetime": ["ms", "UTC"]}, _batch(_far(pa.timestamp("ms", "UTC"), "<i8"))
+    ),
+    "a date in a list that polars panics about": lambda: _polars(
+        {"List": "Date"}, _batch(pa.LargeListArray.from_arrays(pa.array([0, 1], "i8"), _far()))
+    ),
+    "a date in an array that polars panics about": lambda: _polars(
+        {"Array": ["Date", 1]}, _batch(pa.FixedSizeListArray.from_arrays(_far(), 1))
+    ),
+    "a date in a struct that polars panics about": lambda: _polars(
+        {"Struct": [["b", "Date"]]}, _batch(pa.StructArray.from_arrays([_far()], ["b"]))
     ),
     "a number that overflows": lambda: forged_blobs('["plain.list",1,{"json":[1e999]}]'),
     "an int beyond 53 bits": lambda: forged_blobs(f'["plain.list",1,{{"json":[{2**53}]}}]'),
@@ -411,6 +533,15 @@ CORPUS: dict[str, Callable[[], bytes]] = {
     ),
 }
 
+if hasattr(np.dtypes, "StringDType"):
+    CORPUS["a long text in the place of missing ones"] = lambda: forged_blobs(
+        [
+            *("numpy.array", 1),
+            {"strings": {"text": "x" * 100_000}, "coerce": True, "shape": [640], "blob": 0},
+        ],
+        np.full(640, -1, "<i8").tobytes(),
+    )
+
 
 VALUES = {"a decimal", "many fractions", "runs in descending order"}
 """Those that are values, and only large."""
@@ -443,6 +574,7 @@ def test_a_forged_object_costs_little(name):
         ({number * (2**61 - 1) for number in range(1000)}, "same hash"),
         (frozenset(Fraction(1, 3) + number * (2**61 - 1) for number in range(1000)), "same hash"),
         ({number * (2**61 - 1): 0 for number in range(1000)}, "same hash"),
+        ({2**400_000 - 1, Decimal((2**400_000 - 1) % (2**61 - 1))}, "same hash"),
         (pa.table({"a": pa.nulls(2**24)}), "store their length"),
         (pa.nulls(2**24), "store their length"),
         (pd.Categorical.from_codes([0], dtype=pd.CategoricalDtype(pd.RangeIndex(2**28))), "unused"),
@@ -460,7 +592,11 @@ def test_a_forged_object_costs_little(name):
             pd.Series(0, _labels_of_one_hash(1000)).set_flags(allows_duplicate_labels=False),
             "allows_duplicate_labels=True",
         ),
-        ([{} for _ in range(3_000_000)], "store a frame"),
+        ([([1, 2], [3, 4], [5, 6])] * 1_000_000, "store an array or a frame"),
+        (np.zeros(2, _overlapping(["i1"] * 200, 64)), "overlap.*store value.tolist"),
+        (np.dtype(_overlapping(["V0"] * 200, 8)), "overlap.*store str"),
+        (pl.DataFrame({"a": pl.Series([2**31 - 1]).cast(pl.Date)}), "to_physical"),
+        (pl.Series([[2**63 - 1]]).cast(pl.List(pl.Datetime("us", "UTC"))), "to_physical"),
         (np.empty((0, 2**59), "i1"), "beyond what any JSON reader keeps"),
     ],
     ids=lambda each: type(each).__name__,
@@ -478,9 +614,19 @@ def test_what_could_not_be_read_is_not_written(value, message):
         {"1e999": ["9" * 30]},
         {n * 3 for n in range(10_000)},
         Fraction(3**20_000, 2**20_000),
+        {2**400_000, *map(Decimal, range(100))},
+        np.dtype(_overlapping(["u4", ("u1", (4,)), ("i2", (2,)), "V4"], 4)),
+        np.dtype(_overlapping(["S1024", ("f8", (128,))], 1024)),
+        np.dtype(_overlapping([("u1", (128,)), ("f8", (16,))], 128)),
+        np.dtype([("x", "f8", (100, 100)), *((f"f{n}", "S0") for n in range(100))]),
+        {(-1, *range(5_000)), (-2, *range(5_000)), 2**60, Decimal(2**60) / 3},
         pd.Period("2020", freq="2D"),
+        pl.Series([-95_000_000, None, 95_000_000]).cast(pl.Date),
+        pl.Series([[0], None, []]).cast(pl.List(pl.Datetime("ns"))),
         pd.RangeIndex(-(2**63), 2**63 - 1, 2**40),
         [[] for _ in range(100_000)],
+        [[number, 2] for number in range(100_000)],
+        {"rows": [{"a": number % 7} for number in range(100_000)]},
         pd.date_range("2000", periods=100_000, freq="D", unit="s"),
         pd.date_range("2000", periods=5_000, freq="bh", unit="s"),
         pd.date_range("2000", periods=1_000, freq="SME"),
@@ -490,7 +636,7 @@ def test_what_could_not_be_read_is_not_written(value, message):
 def test_what_looks_like_it_comes_back(value):
     found = opened(written({"x": value})).load("x")
     assert type(found) is type(value)
-    assert found.equals(value) if isinstance(value, pd.Index) else found == value
+    assert found.equals(value) if isinstance(value, (pd.Index, pl.Series)) else found == value
 
 
 # -- a fuzzer that knows the format ----------------------------------------------------------------

@@ -598,7 +598,7 @@ class TestHostileAuthors:
                 opened(forged(_node_of(_frame_of_runs(4, runs)))).load("x")
 
     def test_json_with_a_key_twice(self):
-        data = b'{"a":1,"a":2}'
+        data = b'{"a":1,"a":2}' + b" " * 16
         with pytest.raises(DamagedObjectError, match="keys are all different"):
             opened(forged(_node_of(["plain.dict", 1, {"json_blob": 0}]), data=data)).load("x")
 
