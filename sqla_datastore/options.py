@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from sqla_datastore.exceptions import ConfigurationError
+
+Level: TypeAlias = Literal["fast", "default", "small"]
+"""How hard objects are compressed."""
 
 
 class Options:
     """Settings of the process, read whenever they are needed; `options` is the only instance."""
 
-    __slots__ = ("_sync", "_url", "_verify")
+    __slots__ = ("_compression", "_sync", "_url", "_verify")
 
     def __init__(self) -> None:
         self._url: str | None = None
         self._verify: Literal["default", "always"] = "default"
         self._sync: Literal["files", "filesystem"] = "files"
+        self._compression: bool | Literal["fast", "small"] = False
 
     @property
     def url(self) -> str | None:
@@ -83,8 +87,51 @@ class Options:
             )
         self._sync = sync
 
+    @property
+    def compression(self) -> bool | Literal["fast", "small"]:
+        """Whether new objects are compressed of columns that do not say, and of `DataStoreIO`.
+
+        False (the default) leaves them as they are; True compresses what shrinks by a tenth or
+        more, ``"fast"`` with less effort, ``"small"`` with more. Objects that are there stay as
+        they are.
+
+        Raises:
+            ConfigurationError: when anything else is assigned.
+        """
+        return self._compression
+
+    @compression.setter
+    def compression(self, compression: bool | Literal["fast", "small"]) -> None:
+        self._compression = check_compression(compression)
+
     def __repr__(self) -> str:
-        return f"options(url={self.url!r}, verify={self.verify!r}, sync={self.sync!r})"
+        return (
+            f"options(url={self.url!r}, verify={self.verify!r}, sync={self.sync!r}, "
+            f"compression={self.compression!r})"
+        )
+
+
+def check_compression(compression: Any) -> bool | Literal["fast", "small"]:
+    """Return how hard to compress, after a look at it.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if compression is True or compression is False or compression in ("fast", "small"):
+        return compression  # type: ignore[no-any-return]
+    raise ConfigurationError(f"compression is True, False, 'fast' or 'small', not {compression!r}")
+
+
+def compression_level(compression: bool | str | None) -> Level | None:
+    """Return the level that a column or the process asks for; None for no compression.
+
+    Args:
+        compression: the column's; None leaves it to the process.
+    """
+    asked = options.compression if compression is None else compression
+    if asked is True:
+        return "default"
+    return asked or None  # type: ignore[return-value]
 
 
 def storage_text(url: str | os.PathLike[str]) -> str:

@@ -203,7 +203,8 @@ class TestOptions:
             options.urls = "x"
 
     def test_repr(self):
-        assert repr(options) == "options(url=None, verify='default', sync='files')"
+        shown = "options(url=None, verify='default', sync='files', compression=False)"
+        assert repr(options) == shown
 
     def test_verify_always_reads_large_arrays(self, tmp_path):
         storage = LocalStorage(tmp_path / "storage")

@@ -296,6 +296,9 @@ class _Unchecked:
     def blob(self, number: Any, *, mapped: bool = False) -> memoryview:  # noqa: ARG002
         raise _NotReadableError
 
+    def unpacked_nbytes(self, number: Any) -> int | None:  # noqa: ARG002
+        return None
+
     def pieces(self, number: Any) -> Iterator[bytes]:  # noqa: ARG002
         raise _NotReadableError
 

@@ -85,21 +85,40 @@ def is_delta(metadata: Buffer) -> bool:
 def overlap(metadata: Buffer) -> bool:
     """Return whether two buffers of a message's body overlap: then it stands for more than it is.
 
-    Arrow reads them as buffers of their own, and takes memory for each where it converts them. In
-    ``Message.fbs``, RecordBatch has its buffers as 2: pairs of an offset and a length, 64 bits
-    each.
+    Arrow reads them as buffers of their own, and takes memory for each where it converts them.
+    """
+    ranges = sorted(pair for pair in buffers(metadata) if pair[1])
+    return any(start + length > after for (start, length), (after, _) in itertools.pairwise(ranges))
+
+
+def buffers(metadata: Buffer) -> list[tuple[int, int]]:
+    """Return the offset and the length of each buffer in a message's body.
+
+    In ``Message.fbs``, RecordBatch has them as 2: pairs of 64 bits each.
     """
     number, table = _header(metadata)
     if number == _DICTIONARY_BATCH and (data := _field(metadata, table, 1)):
         table, number = _target(metadata, data), _RECORD_BATCH
     found = _field(metadata, table, 2) if number == _RECORD_BATCH else 0
     if not found:
-        return False
+        return []
     vector = _target(metadata, found)
     (count,) = struct.unpack_from("<I", metadata, vector)
     numbers = struct.unpack_from(f"<{2 * count}q", metadata, vector + 4)
-    ranges = sorted(pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair[1])
-    return any(start + length > after for (start, length), (after, _) in itertools.pairwise(ranges))
+    return [*zip(numbers[::2], numbers[1::2], strict=True)]
+
+
+def unpacked_nbytes(message: Any) -> int:
+    """Return how many bytes the buffers of a compressed message claim to be.
+
+    BodyCompression has BUFFER as its only method: each buffer begins with its uncompressed length,
+    64 bits, and -1 says that it is not compressed.
+    """
+    total, body = 0, memoryview(message.body or b"")
+    for start, length in buffers(message.metadata):
+        claimed = int.from_bytes(body[start : start + 8], "little", signed=True) if length else 0
+        total += length if claimed < 0 else claimed
+    return total
 
 
 def _header(metadata: Buffer) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from typing_extensions import Buffer
 
 from ..exceptions import DataStoreError
+from ._compressed_stream import CompressedStream, compressed_stream, without_dictionaries
 from ._extensions import check_extensions, refuse_foreign, schema_refusal
 from ._messages import (
     extensions,
@@ -24,11 +25,13 @@ from ._messages import (
     messages,
     overlap,
     storage_schema,
+    unpacked_nbytes,
 )
 from .protocol import Decoder, Encoder
 
 _FREE_ROWS = 1 << 20
 _FREE_BYTES = 1 << 26
+_FREE_PACKED = 1 << 16
 _WIDE_OF_VIEW = {
     "string_view": pa.large_string(),
     "binary_view": pa.large_binary(),
@@ -36,7 +39,7 @@ _WIDE_OF_VIEW = {
 
 
 class StreamPayload:
-    """Record batches as one IPC stream, without body compression.
+    """Record batches as one IPC stream.
 
     Raises:
         pyarrow.ArrowException: Arrow cannot write the batches, for example nested too deeply.
@@ -59,10 +62,27 @@ class StreamPayload:
         sink: Any = _Sink(write)
         self._stream_to(pa.PythonFile(sink, mode="w"))
 
+    def compressed(self, level: str) -> CompressedPayload | None:
+        """Return the stream as Arrow compresses it, None where that is not worth its while."""
+        stream = compressed_stream(self._schema, self._batches, level)
+        return None if stream is None else CompressedPayload(stream)
+
     def _stream_to(self, sink: Any) -> None:
         with pa.ipc.new_stream(sink, self._schema) as writer:
             for batch in self._batches:
                 writer.write_batch(batch)
+
+
+class CompressedPayload:
+    """A compressed stream, whose size is known once it is written."""
+
+    def __init__(self, stream: CompressedStream) -> None:
+        self._stream = stream
+
+    def write_to(self, write: Callable[[Buffer], object]) -> None:
+        """Hand over all bytes in order."""
+        sink: Any = _Sink(write)
+        self._stream.stream_to(pa.PythonFile(sink, mode="w"))
 
 
 class _Sink:
@@ -136,40 +156,64 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
     Raises:
         DamagedObjectError: the bytes are no stream of valid batches of known types.
     """
+    unpacked = decoder.unpacked_nbytes(number)
     data = decoder.blob(number)
+    nbytes = len(data) if unpacked is None else unpacked
     with refused_as_damage(decoder, "an Arrow stream"):
         # first: to read a batch would unpack it, and to read a schema runs the code of its types
-        storage = None
-        for message in messages(data):
-            if is_compressed(message.metadata):
-                raise decoder.damaged(
-                    "an Arrow stream is compressed, which this library never writes"
-                )
-            if is_delta(message.metadata):
-                raise decoder.damaged(
-                    "a dictionary of an Arrow stream is added to, which this library never writes"
-                )
-            if overlap(message.metadata):
-                raise decoder.damaged("buffers of an Arrow stream overlap")
-            names = [name for _, name in extensions(message.metadata)]
-            for name in names:
-                refuse_foreign(name, decoder)
-            storage = storage_schema(message) if names else storage
+        storage = _checked_messages(data, unpacked, decoder)
         reader = pa.ipc.open_stream(pa.py_buffer(data))
         schema = reader.schema
         check_field_names(schema)
         if storage is not None:
             check_extensions(schema, storage, decoder)
         batches = list(reader)
-        if shows_far_more(schema, batches, len(data)):
+        if shows_far_more(schema, batches, nbytes):
             raise decoder.damaged("views of an Arrow stream show the same bytes again and again")
         for batch in batches:
             # Of 400 damaged streams, 106 crashed the process without it, 104 with the short form,
             # and none with this one.
             batch.validate(full=True)
-        if has_far_more_nulls(schema, batches, len(data)):
+        if unpacked is not None:
+            schema, batches = without_dictionaries(schema, batches, unpacked)
+        if has_far_more_nulls(schema, batches, nbytes):
             raise decoder.damaged("there are more nulls than what is stored of them")
     return schema, batches
+
+
+def _checked_messages(data: Buffer, unpacked: int | None, decoder: Decoder) -> Any:
+    """Look at all messages of a stream before Arrow acts on them.
+
+    Args:
+        data: the stream.
+        unpacked: how many bytes it has before it is compressed, None where it must not be.
+        decoder: makes the errors.
+
+    Returns:
+        The schema as it is stored where there are extension types, else None.
+    """
+    storage = None
+    # a dictionary and its indexes may be larger than its texts, where these are short
+    left = _FREE_PACKED + 2 * (unpacked or 0)
+    for message in messages(data):
+        metadata = message.metadata
+        if is_compressed(metadata):
+            if unpacked is None:
+                raise decoder.damaged("an Arrow stream is compressed, and its size is not known")
+            left -= unpacked_nbytes(message)
+            if left < 0:
+                raise decoder.damaged("an Arrow stream makes more bytes than it claims")
+        if is_delta(metadata):
+            raise decoder.damaged(
+                "a dictionary of an Arrow stream is added to, which this library never writes"
+            )
+        if overlap(metadata):
+            raise decoder.damaged("buffers of an Arrow stream overlap")
+        names = [name for _, name in extensions(metadata)]
+        for name in names:
+            refuse_foreign(name, decoder)
+        storage = storage_schema(message) if names else storage
+    return storage
 
 
 def has_far_more_nulls(schema: Any, batches: Sequence[Any], nbytes: int) -> bool:

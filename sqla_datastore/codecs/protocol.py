@@ -98,6 +98,12 @@ class Decoder(Protocol):
                 asked for before.
         """
 
+    def unpacked_nbytes(self, number: Any) -> int | None:
+        """Return how many bytes an Arrow stream has that Arrow compressed; None for another blob.
+
+        `blob` returns such a stream as it is, and to read it may take no more than that.
+        """
+
     def pieces(self, number: Any) -> Iterator[bytes]:
         """Yield a blob's bytes in pieces, for a value that is built by copying them.
 

@@ -1,8 +1,8 @@
-"""The ZIP archive of an object: members that are stored without compression, and aligned.
+"""The ZIP archive of an object: members that are stored or deflated, and aligned.
 
-The structures are those of PKWARE's APPNOTE 6.3 (sections 4.3 to 4.5); nothing is compressed. The
-last central record is the manifest's, and its last extra field, the *anchor*, says where the
-manifest is, so that a reader needs only the end of the object. See ``docs/format.md``.
+The structures are those of PKWARE's APPNOTE 6.3 (sections 4.3 to 4.5). The last central record is
+the manifest's, and its last extra field, the *anchor*, says where the manifest is, so that a reader
+needs only the end of the object. See ``docs/format.md``.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ _PLAIN_VERSION, _ZIP64_VERSION = 20, 45
 _UNIX = 3 << 8
 _FILE_MODE = 0o100644 << 16
 _CRC_AT = 14
+_DEFLATE_METHOD = 8
 
 
 class MalformedError(ValueError):
@@ -70,13 +71,24 @@ class WrongSizeError(ValueError):
 
 
 class Member(NamedTuple):
-    """One member as listed by the central directory; offsets from the object's start, in bytes."""
+    """One member as listed by the central directory; offsets from the object's start, in bytes.
+
+    Attributes:
+        size: of its data, before it was deflated.
+        crc: of the same.
+        packed: what it takes in the object.
+        is_deflated: whether its data are deflated.
+        has_zip64: whether its local header has a ZIP64 field.
+    """
 
     name: str
     header_offset: int
     data_offset: int
     size: int
     crc: int
+    packed: int
+    is_deflated: bool = False
+    has_zip64: bool = False
 
 
 class Anchor(NamedTuple):
@@ -104,7 +116,9 @@ class ZipWriter:
         self._flushed = 0
         self._members: list[Member] = []
         self._name = ""
-        self._header_offset = self._data_offset = self._size = 0
+        self._header_offset = self._data_offset = 0
+        self._size: int | None = 0
+        self._has_zip64 = False
         self._crc = self._part_crc = 0
         self._parted = False
 
@@ -115,16 +129,31 @@ class ZipWriter:
 
     def begin(self, name: str, size: int) -> int:
         """Start a member of a known size and return the offset of its data."""
-        header = _local_header(name, size, self.position)
+        self._begin(name, size, has_zip64=size >= ZIP64_SIZE)
+        self._size = size
+        return self._data_offset
+
+    def begin_compressed(self, name: str, nbytes: int) -> int:
+        """Start a member whose size is known at its end, and return the offset of its data.
+
+        Args:
+            name: the member's name.
+            nbytes: what is compressed; deflated it may grow a little.
+        """
+        self._begin(name, 0, has_zip64=nbytes + nbytes // 64 + BUFFER >= ZIP64_SIZE)
+        self._size = None
+        return self._data_offset
+
+    def _begin(self, name: str, size: int, *, has_zip64: bool) -> None:
+        header = _local_header(name, size, size, self.position, has_zip64=has_zip64)
         self._make_room(len(header))
         if len(header) > len(self._buffer) - self._filled:
             self._flush()  # a header that is split could not be patched with one call
-        self._name, self._size, self._header_offset = name, size, self.position
+        self._name, self._has_zip64, self._header_offset = name, has_zip64, self.position
         self._append(header)
         self._data_offset = self.position
         # the checksum is that of the data, and `_append` has taken the header into it
         self._crc, self._parted = 0, False
-        return self._data_offset
 
     def write(self, data: Buffer) -> None:
         """Append bytes to the member; the buffer may be reused afterwards."""
@@ -132,7 +161,7 @@ class ZipWriter:
         if piece.format != "B" or piece.ndim != 1:
             # `cast` refuses shapes with a zero
             piece = piece.cast("B") if piece.nbytes else memoryview(b"")
-        if self.position + len(piece) > self._data_offset + self._size:
+        if self._size is not None and self.position + len(piece) > self._data_offset + self._size:
             raise WrongSizeError(f"more than the {self._size} bytes that were announced")
         while piece:
             piece = piece[self._append(piece) :]
@@ -151,15 +180,40 @@ class ZipWriter:
 
     def end(self) -> int:
         """Finish the member and return its checksum."""
-        if self.position != self._data_offset + self._size:
-            written = self.position - self._data_offset
+        written = self.position - self._data_offset
+        if self._size is None:
+            self._end(written, self._crc, written, is_deflated=False)
+            return self._crc
+        if written != self._size:
             raise WrongSizeError(f"{written} instead of the {self._size} bytes announced")
         # only now, since the checksum is that of the bytes that were really copied
         self._patch(self._header_offset + _CRC_AT, self._crc.to_bytes(4, "little"))
-        self._members.append(
-            Member(self._name, self._header_offset, self._data_offset, self._size, self._crc)
-        )
+        self._add(written, self._crc, written, is_deflated=False)
         return self._crc
+
+    def end_deflated(self, nbytes: int, crc: int) -> int:
+        """Finish a member of deflated data, and return the checksum of what was written.
+
+        Args:
+            nbytes: how many bytes were deflated.
+            crc: their checksum.
+        """
+        self._end(nbytes, crc, self.position - self._data_offset, is_deflated=True)
+        return self._crc
+
+    def _end(self, size: int, crc: int, packed: int, *, is_deflated: bool) -> None:
+        self._add(size, crc, packed, is_deflated=is_deflated)
+        header = _header_of(self._members[-1])
+        self._patch(self._header_offset, header)
+
+    def _add(self, size: int, crc: int, packed: int, *, is_deflated: bool) -> None:
+        self._members.append(
+            Member(
+                *(self._name, self._header_offset, self._data_offset, size, crc, packed),
+                is_deflated=is_deflated,
+                has_zip64=self._has_zip64,
+            )
+        )
 
     def close(self, version: int) -> None:
         """Write the central directory; the last member is the manifest."""
@@ -213,28 +267,53 @@ class ZipWriter:
             self._buffer[start : start + len(data)] = data
 
 
-def _local_header(name: str, size: int, offset: int) -> bytes:
+def _header_of(member: Member) -> bytes:
+    """Return the local header of a member that is complete."""
+    header = _local_header(
+        member.name,
+        member.size,
+        member.packed,
+        member.header_offset,
+        has_zip64=member.has_zip64,
+        is_deflated=member.is_deflated,
+    )
+    return header[:_CRC_AT] + member.crc.to_bytes(4, "little") + header[_CRC_AT + 4 :]
+
+
+def _local_header(
+    name: str,
+    size: int,
+    packed: int,
+    offset: int,
+    *,
+    has_zip64: bool,
+    is_deflated: bool = False,
+) -> bytes:
     zip64 = b""
-    version, shown = _PLAIN_VERSION, size
-    if size >= ZIP64_SIZE:
+    version, shown = _PLAIN_VERSION, (packed, size)
+    if has_zip64:
         # APPNOTE 4.5.3: in a local header the ZIP64 field has to hold both sizes
-        zip64 = _PAIR.pack(_ZIP64_ID, 16) + struct.pack("<2Q", size, size)
-        version, shown = _ZIP64_VERSION, 0xFFFFFFFF
+        zip64 = _PAIR.pack(_ZIP64_ID, 16) + struct.pack("<2Q", size, packed)
+        version, shown = _ZIP64_VERSION, (0xFFFFFFFF, 0xFFFFFFFF)
+    method = _DEFLATE_METHOD if is_deflated else 0
     raw = name.encode("ascii")
     unpadded = offset + _LOCAL.size + len(raw) + len(zip64) + _ALIGN.size
     padding = -unpadded % ALIGNMENT
     extra = zip64 + _ALIGN.pack(_ALIGN_ID, 2 + padding, ALIGNMENT) + bytes(padding)
-    head = (_LOCAL_SIGN, version, 0, 0, 0, _DATE, 0, shown, shown, len(raw), len(extra))
+    head = (_LOCAL_SIGN, version, 0, method, 0, _DATE, 0, *shown, len(raw), len(extra))
     return _LOCAL.pack(*head) + raw + extra
 
 
 def _central_record(member: Member, extra: bytes) -> bytes:
     # APPNOTE 4.5.3: here the ZIP64 field holds only the numbers that do not fit, in this order
     large = b""
-    size, offset = member.size, member.header_offset
+    size, packed, offset = member.size, member.packed, member.header_offset
     if size >= ZIP64_SIZE:
-        large += struct.pack("<2Q", size, size)
+        large += struct.pack("<Q", size)
         size = 0xFFFFFFFF
+    if packed >= ZIP64_SIZE:
+        large += struct.pack("<Q", packed)
+        packed = 0xFFFFFFFF
     if offset >= ZIP64_SIZE:
         large += struct.pack("<Q", offset)
         offset = 0xFFFFFFFF
@@ -244,8 +323,9 @@ def _central_record(member: Member, extra: bytes) -> bytes:
     version = _ZIP64_VERSION if large else _PLAIN_VERSION
     return (
         _CENTRAL.pack(
-            *(_CENTRAL_SIGN, _UNIX | version, version, 0, 0, 0, _DATE),
-            *(member.crc, size, size, len(raw), len(extra), 0, 0, 0, _FILE_MODE, offset),
+            *(_CENTRAL_SIGN, _UNIX | version, version, 0),
+            *(_DEFLATE_METHOD if member.is_deflated else 0, 0, _DATE),
+            *(member.crc, packed, size, len(raw), len(extra), 0, 0, 0, _FILE_MODE, offset),
         )
         + raw
         + extra
@@ -380,7 +460,8 @@ def _central_member(records: bytes, at: int) -> tuple[Member, int]:
         raise MalformedError("its central directory is cut off")
     sign, *numbers = _CENTRAL.unpack_from(records, at)
     _, _, flags, method, _, _, crc, packed, size, name_size, extra_size, *rest = numbers
-    if sign != _CENTRAL_SIGN or flags or method or packed != size or rest[0]:
+    is_known = method in (0, _DEFLATE_METHOD)
+    if sign != _CENTRAL_SIGN or flags or not is_known or rest[0]:
         raise MalformedError(f"record {at} of its central directory is damaged")
     name_at = at + _CENTRAL.size
     extra = records[name_at + name_size : name_at + name_size + extra_size]
@@ -389,13 +470,15 @@ def _central_member(records: bytes, at: int) -> tuple[Member, int]:
         raise MalformedError(f"a member's name {name[:100]!r} is not ASCII")
     offset = rest[-1]
     large = _zip64_numbers(extra)
+    # what is wrong about these is found when the caller compares the whole record
     if size == 0xFFFFFFFF:
         size = next(large, size)
-        # the packed size; the caller compares the whole record
-        next(large, None)
+    if packed == 0xFFFFFFFF:
+        packed = next(large, packed)
     if offset == 0xFFFFFFFF:
         offset = next(large, offset)
-    return Member(name.decode(), offset, 0, size, crc), name_at + name_size + extra_size
+    member = Member(name.decode(), offset, 0, size, crc, packed, method == _DEFLATE_METHOD)
+    return member, name_at + name_size + extra_size
 
 
 def _zip64_numbers(extra: bytes) -> Iterator[int]:
@@ -407,11 +490,15 @@ def _zip64_numbers(extra: bytes) -> Iterator[int]:
 
 def _check_local(reader: ObjectReader, member: Member) -> tuple[int, str]:
     """Return the offset of a member's data, and a text if its local header is wrong."""
-    expected = _local_header(member.name, member.size, member.header_offset)
-    expected = expected[:_CRC_AT] + member.crc.to_bytes(4, "little") + expected[_CRC_AT + 4 :]
+    is_large = member.size >= ZIP64_SIZE or member.packed >= ZIP64_SIZE
+    # the size of what was compressed was not known when its header was written
+    expected, other = (_header_of(member._replace(has_zip64=each)) for each in (is_large, True))
     try:
-        found = read_exactly(reader, member.header_offset, len(expected))
+        if read_exactly(reader, member.header_offset, len(expected)) == expected:
+            return member.header_offset + len(expected), ""
+        if read_exactly(reader, member.header_offset, len(other)) == other:
+            return member.header_offset + len(other), ""
     except MalformedError as err:
         return -1, str(err)
-    problem = "" if found == expected else "its local header contradicts the central directory"
+    problem = "its local header contradicts the central directory"
     return member.header_offset + len(expected), problem

@@ -9,7 +9,8 @@ from typing import NoReturn
 from typing_extensions import Buffer
 
 from sqla_datastore.exceptions import DamagedObjectError
-from sqla_datastore.format.archive import crc32
+from sqla_datastore.format.archive import ALIGNMENT, crc32
+from sqla_datastore.format.compression import ARROW, DEFLATED, inflated
 from sqla_datastore.storage.protocol import ObjectReader
 
 # the checksum of so many bytes takes 0.1 to 0.4 milliseconds
@@ -86,14 +87,16 @@ class ObjectBytes:
         Raises:
             DamagedObjectError: the bytes are not those that were written.
         """
-        if not blob.nbytes:
+        if not blob.stored_nbytes:
             return memoryview(b"")
-        view = self.view(blob.entry, blob.offset, blob.nbytes)
-        is_large_map = self._reader.maps and blob.nbytes >= _ALWAYS_VERIFIED
+        if blob.method == DEFLATED:
+            return _joined(blob.verified_pieces(), blob.nbytes)
+        view = self.view(blob.entry, blob.offset, blob.stored_nbytes)
+        is_large_map = self._reader.maps and blob.stored_nbytes >= _ALWAYS_VERIFIED
         if is_large_map and self._is_trusted(blob, mapped=mapped):
             return view
-        if (found := crc32(view)) != blob.crc:
-            blob.refuse(found)
+        if (found := crc32(view)) != blob.stored_crc:
+            blob.refuse(found, blob.stored_crc)
         if is_large_map:
             # A large map shows the same pages again, so once is enough. Anything else may be read
             # anew, and a checksum says nothing of the next read.
@@ -105,6 +108,20 @@ class ObjectBytes:
         return may_stay_unverified or blob.offset in self._verified_offsets
 
 
+def _joined(pieces: Iterator[bytes], nbytes: int) -> memoryview:
+    """Return pieces in memory that is aligned as blobs are."""
+    import numpy as np  # not with the package: who only lists rows needs none
+
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -memory.__array_interface__["data"][0] % ALIGNMENT
+    view = memory.data[start : start + nbytes]
+    at = 0
+    for piece in pieces:
+        view[at : at + len(piece)] = piece
+        at += len(piece)
+    return view.toreadonly()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredBlob:
     """One blob of an entry; also the payload of its copy in another object.
@@ -113,9 +130,12 @@ class StoredBlob:
         source: the bytes of the object that it lies in.
         entry: the entry's name, for messages.
         offset: its first byte, from the object's start.
-        nbytes: its number of bytes.
-        crc: the CRC-32 that was written.
+        nbytes: its number of bytes, before it was compressed.
+        crc: the CRC-32 of the same.
         suffix: what its bytes are to other tools.
+        method: how it lies there; see `compression`.
+        stored_nbytes: its number of bytes in the object.
+        stored_crc: the CRC-32 of these.
     """
 
     source: ObjectBytes
@@ -124,14 +144,26 @@ class StoredBlob:
     nbytes: int
     crc: int
     suffix: str
+    method: int
+    stored_nbytes: int
+    stored_crc: int
 
     def load(self, *, mapped: bool = False) -> memoryview:
-        """Return its bytes; see `ObjectBytes.load`."""
+        """Return its bytes; see `ObjectBytes.load`. Those of an Arrow stream may be compressed."""
         return self.source.load(self, mapped=mapped)
 
+    @property
+    def unpacked_nbytes(self) -> int | None:
+        """How many bytes an Arrow stream has that Arrow compressed; None for any other blob."""
+        return self.nbytes if self.method == ARROW else None
+
     def _pieces(self, get: Callable[[str, int, int], memoryview]) -> Iterator[memoryview]:
-        """Yield its bytes, unverified; raises DamagedObjectError where there are too few."""
-        offset, end = self.offset, self.offset + self.nbytes
+        """Yield its bytes as they lie there, unverified.
+
+        Raises:
+            DamagedObjectError: there are too few.
+        """
+        offset, end = self.offset, self.offset + self.stored_nbytes
         while offset < end:
             size = min(end - offset, _PIECE)
             yield get(self.entry, offset, size)
@@ -141,18 +173,36 @@ class StoredBlob:
         """Yield its bytes in pieces of 1 MiB, copied: a map's pages would count as memory, too.
 
         Raises:
-            DamagedObjectError: after the last piece, the bytes are not those that were written.
+            DamagedObjectError: the bytes are not those that were written; their checksum is
+                compared after the last piece.
         """
-        found, end = 0, self.offset + self.nbytes
-        for offset in range(self.offset, end, _READ_PIECE):
-            piece = self.source.read(self.entry, offset, min(end - offset, _READ_PIECE))
+        found = 0
+        for piece in self._inflated(self._copies()):
             found = crc32(piece, found)
             yield piece
-        if found != self.crc:
-            self.refuse(found)
+        if found != self._crc_of_pieces:
+            self.refuse(found, self._crc_of_pieces)
+
+    @property
+    def _crc_of_pieces(self) -> int:
+        return self.crc if self.method == DEFLATED else self.stored_crc
+
+    def _copies(self) -> Iterator[bytes]:
+        end = self.offset + self.stored_nbytes
+        for offset in range(self.offset, end, _READ_PIECE):
+            yield self.source.copy(self.entry, offset, min(end - offset, _READ_PIECE))
+
+    def _inflated(self, pieces: Iterator[Buffer]) -> Iterator[bytes]:
+        if self.method != DEFLATED:
+            yield from pieces  # type: ignore[misc]
+            return
+        try:
+            yield from inflated(pieces, self.nbytes)
+        except ValueError as err:
+            raise DamagedObjectError(self.source.url, str(err), entry=self.entry) from err
 
     def write_to(self, write: Callable[[Buffer], object]) -> None:
-        """Hand over its bytes, unverified; the writer compares the checksum of what it copied."""
+        """Hand over its bytes as they lie there, unverified; the writer compares their checksum."""
         for piece in self._pieces(self.source.view):
             write(piece)
 
@@ -162,16 +212,21 @@ class StoredBlob:
         Raises:
             DamagedObjectError: the bytes are not those that were written.
         """
-        found = 0
+        stored = found = 0
         # fresh: what was kept since opening does not tell what the storage holds now
         for piece in self._pieces(self.source.fresh_view):
-            found = crc32(piece, found)
-        if found != self.crc:
-            self.refuse(found)
+            stored = crc32(piece, stored)
+        if stored != self.stored_crc:
+            self.refuse(stored, self.stored_crc)
+        if self.method == DEFLATED:
+            for part in self._inflated(self._pieces(self.source.fresh_view)):
+                found = crc32(part, found)
+            if found != self.crc:
+                self.refuse(found, self.crc)
 
-    def refuse(self, found: int) -> NoReturn:
+    def refuse(self, found: int, expected: int) -> NoReturn:
         """Raise the error of a checksum that differs from the written one."""
-        raise crc_error(self.source.url, self.entry, self.crc, found)
+        raise crc_error(self.source.url, self.entry, expected, found)
 
 
 def crc_error(url: str, entry: str | None, expected: int, found: int) -> DamagedObjectError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from itertools import repeat
 
 from sqla_datastore.format.archive import (
     MANIFEST,
@@ -12,6 +13,7 @@ from sqla_datastore.format.archive import (
     crc32,
     read_directory,
 )
+from sqla_datastore.format.compression import DEFLATED, STORED
 from sqla_datastore.format.manifest import Manifest
 from sqla_datastore.storage.protocol import ObjectReader
 
@@ -57,17 +59,31 @@ def _check_blobs(manifest: Manifest, members: list[Member]) -> Iterator[str]:
     packed = next((member for member in members if member.name == PACKED), None)
     if packed is not None:
         unused.pop(packed.data_offset, None)
-    figures = zip(manifest.offsets, manifest.sizes, manifest.crcs, strict=True)
-    for offset, size, crc in figures:
+    for offset, *figures in _figures(manifest):
         member = unused.pop(offset, None)
-        if member is None and packed is not None and _lies_in(packed, offset, size):
+        if member is None and packed is not None and _lies_in(packed, offset, figures[-1]):
             continue
         if member is None:
             yield f"no member begins at byte {offset}, where the manifest has a blob"
-        elif (member.size, member.crc) != (size, crc):
+        elif [member.is_deflated, member.size, member.crc, member.packed] != figures:
             yield f"member {member.name!r} has another size or checksum than the manifest says"
     for member in unused.values():
         yield f"no entry refers to member {member.name!r}"
+
+
+def _figures(manifest: Manifest) -> Iterator[tuple[int, bool, int, int, int]]:
+    """Yield for each blob its offset, and what its member must be."""
+    methods = manifest.methods or repeat(STORED, len(manifest.offsets))
+    rows = zip(
+        *(manifest.offsets, methods, manifest.sizes, manifest.crcs),
+        *(manifest.stored_sizes, manifest.stored_crcs),
+        strict=True,
+    )
+    for offset, method, size, crc, stored, stored_crc in rows:
+        # a stream that Arrow compressed is a stored member to ZIP
+        is_deflated = method == DEFLATED
+        shown = (size, crc) if is_deflated else (stored, stored_crc)
+        yield offset, is_deflated, *shown, stored
 
 
 def _lies_in(packed: Member, offset: int, size: int) -> bool:
@@ -77,7 +93,7 @@ def _lies_in(packed: Member, offset: int, size: int) -> bool:
 
 def _check_crc(reader: ObjectReader, member: Member) -> Iterator[str]:
     crc, offset = 0, member.data_offset
-    end = min(offset + member.size, reader.size_bytes)
+    end = min(offset + member.packed, reader.size_bytes)
     # an offset of -1 stands for a header outside of the object
     while 0 <= offset < end:
         piece = reader.read(offset, min(_PIECE, end - offset))

@@ -11,6 +11,7 @@ from sqla_datastore.codecs.strict_json import NotJSONError
 from sqla_datastore.exceptions import DamagedObjectError
 from sqla_datastore.format.archive import crc32
 from sqla_datastore.format.blobs import StoredBlob
+from sqla_datastore.format.compression import STORED
 from sqla_datastore.format.reader import Container
 
 _READ_AT_ONCE = 4 * 1024 * 1024
@@ -72,6 +73,15 @@ class CopiedEntries:
         """Return what blobs are to other tools."""
         return self._manifest.kinds[blobs.start : blobs.stop]
 
+    @property
+    def compression(self) -> str | None:
+        """The level at which the object was compressed that they lie in."""
+        return self._manifest.compression
+
+    def methods(self, blobs: range) -> list[int]:
+        """Return how blobs lie in their members."""
+        return self._manifest.methods[blobs.start : blobs.stop] or [STORED] * len(blobs)
+
     def crcs(self, blobs: range) -> list[int]:
         """Return the checksums that were written of blobs."""
         return self._manifest.crcs[blobs.start : blobs.stop]
@@ -96,7 +106,7 @@ class CopiedEntries:
         Args:
             blobs: the numbers of some of these entries' blobs, ascending.
         """
-        offsets, sizes = self._manifest.offsets, self._manifest.sizes
+        offsets, sizes = self._manifest.offsets, self._manifest.stored_sizes
         for part in _without_holes(blobs):
             begins = offsets[part.start : part.stop]
             ends = [*map(add, begins, sizes[part.start : part.stop])]
@@ -109,13 +119,13 @@ class CopiedEntries:
                     yield part[first:start]
 
     def read(self, stretch: range) -> list[tuple[StoredBlob, memoryview]]:
-        """Read blobs by one call, unverified."""
+        """Read blobs by one call, as they lie there, unverified."""
         found = [*map(self.container.blob_at, stretch)]
         data, start = memoryview(self.container.read(stretch)), found[0].offset
-        return [(b, data[b.offset - start : b.offset - start + b.nbytes]) for b in found]
+        return [(b, data[b.offset - start : b.offset - start + b.stored_nbytes]) for b in found]
 
     def read_verified(self, stretch: range) -> list[bytes]:
-        """Read blobs by one call, and verify each; no Python code runs for one of them.
+        """Read stored blobs by one call, and verify each; no Python code runs for one of them.
 
         Raises:
             DamagedObjectError: one is not what was written; names its entry.
@@ -127,7 +137,7 @@ class CopiedEntries:
         found, expected = [*map(crc32, pieces)], self.crcs(stretch)
         if found != expected:
             at = next(at for at, crc in enumerate(found) if crc != expected[at])
-            self.container.blob_at(stretch[at]).refuse(found[at])
+            self.container.blob_at(stretch[at]).refuse(found[at], expected[at])
         return pieces
 
 

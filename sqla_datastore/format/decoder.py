@@ -93,6 +93,11 @@ class EntryDecoder:
         """Return a blob's bytes, once."""
         return self._taken_blob(number).load(mapped=mapped)
 
+    def unpacked_nbytes(self, number: Any) -> int | None:
+        """Return how many bytes a stream has that Arrow compressed, None for any other blob."""
+        is_blob = type(number) is int and 0 <= number < len(self._blobs)
+        return self._blobs[number].unpacked_nbytes if is_blob else None
+
     def pieces(self, number: Any) -> Iterator[bytes]:
         """Yield a blob's bytes in pieces, once."""
         return self._taken_blob(number).verified_pieces()

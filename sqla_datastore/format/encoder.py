@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from typing_extensions import Buffer
-
 from sqla_datastore.codecs import find_codec
 from sqla_datastore.codecs.advice import advice
 from sqla_datastore.codecs.protocol import JSON, Codec, Payload
@@ -18,7 +16,8 @@ from sqla_datastore.codecs.strict_json import (
     is_text,
 )
 from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
-from sqla_datastore.format.archive import crc32
+from sqla_datastore.format.compression import Level
+from sqla_datastore.format.compressors import crc_of
 from sqla_datastore.format.copying import CopiedEntries
 from sqla_datastore.format.manifest import MAX_DEPTH, MAX_ENTRIES, MAX_NESTED_DEPTH
 from sqla_datastore.format.reader import Container, StoredEntry
@@ -49,6 +48,7 @@ def plan(
     *,
     nested_entries: NestedEntries,
     column: str | None = None,
+    compression: Level | None = None,
 ) -> Plan:
     """Encode a value and all values nested in it; no I/O except for entries that must be loaded.
 
@@ -59,6 +59,8 @@ def plan(
             there too are copied together.
         nested_entries: gives the entries of a nested value that a codec hands over.
         column: ``table.column`` for messages.
+        compression: how hard to compress what shrinks by it, None for not at all. What is copied
+            stays as it is.
 
     Returns:
         The plan; it refers to the entries' memory until its objects are written.
@@ -69,7 +71,7 @@ def plan(
     """
     family = _Family(nested_entries, column)
     family.add(entries, "")
-    return Plan(family.objects(), family.nested_values)
+    return Plan(family.objects(compression), family.nested_values)
 
 
 def matches(entry: StoredEntry, value: object, *, nested_entries: NestedEntries) -> bool:
@@ -87,22 +89,11 @@ def matches(entry: StoredEntry, value: object, *, nested_entries: NestedEntries)
     if [blob.nbytes for blob in blobs] != [payload.nbytes for payload in encoded.payloads]:
         return False
     pairs = zip(blobs, encoded.payloads, strict=True)
-    return all(blob.crc == _crc_of(payload) for blob, payload in pairs)
+    return all(blob.crc == crc_of(payload) for blob, payload in pairs)
 
 
 def _around(err: UnicodeEncodeError) -> str:
     return err.object[max(0, err.start - 20) : err.end + 20]
-
-
-def _crc_of(payload: Payload) -> int:
-    crc = 0
-
-    def take(data: Buffer) -> None:
-        nonlocal crc
-        crc = crc32(data, crc)
-
-    payload.write_to(take)
-    return crc
 
 
 class _Family:
@@ -115,10 +106,10 @@ class _Family:
         self._parts: dict[int, list[Part]] = {}
         self._open: set[int] = set()
 
-    def objects(self) -> list[ObjectPlan]:
+    def objects(self, compression: Level | None) -> list[ObjectPlan]:
         """Return the plans of all objects, the outermost value's first."""
         return [
-            ObjectPlan(self._parts[number], self.nested_values)
+            ObjectPlan(self._parts[number], self.nested_values, compression)
             for number in range(-1, len(self.nested_values))
         ]
 

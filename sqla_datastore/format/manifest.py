@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.codecs.strict_json import NotJSONError, dump_json, parse_json
 from sqla_datastore.format.archive import ALIGNMENT, MAX_MANIFEST, MalformedError
+from sqla_datastore.format.compression import ARROW, LEVELS, MAX_RATIO, STORED, is_claimed
 from sqla_datastore.storage.urls import MAX_NESTED
 
 FORMAT: Final = "sqla_datastore"
@@ -42,6 +43,11 @@ _DIGITS: Final = b"0123456789,"
 _BEHIND_NODES: Final = (
     b']"blobs":[]"nested":[]}"blobs":{"offsets":[]"sizes":[]"crcs":[]"kinds":[]}}'
 )
+_BEHIND_NODES_COMPRESSED: Final = (
+    b']"blobs":[]"nested":[]}"blobs":{"offsets":[]"sizes":[]"crcs":[]"kinds":[]"methods":[]'
+    b'"stored_sizes":[]"stored_crcs":[]}}'
+)
+_COMPRESSION: Final = "compression"
 
 
 class UnknownFeatureError(ValueError):
@@ -103,9 +109,13 @@ class Manifest:
         counts: each entry's number of blobs; the blobs below stand in the order of entries.
         with_nested: the indexes of entries that refer to nested objects.
         offsets: each blob's first byte, from the object's start.
-        sizes: each blob's number of bytes.
-        crcs: each blob's CRC-32.
+        sizes: each blob's number of bytes, before it was compressed.
+        crcs: the CRC-32 of the same.
         kinds: what each blob is to other tools, as an index into `SUFFIXES`.
+        methods: how each blob lies in its member (see `compression`); empty where all are stored.
+        stored_sizes: each blob's number of bytes in the object.
+        stored_crcs: the CRC-32 of these.
+        compression: the level at which all of it was compressed, None for any other object.
         starts: for each entry the index of its first blob; follows from `counts`.
         indexes: each entry's index by its name; only of a manifest that was parsed.
     """
@@ -119,11 +129,17 @@ class Manifest:
     sizes: list[int]
     crcs: list[int]
     kinds: list[int]
+    methods: list[int] = field(default_factory=list)
+    stored_sizes: list[int] = field(default_factory=list)
+    stored_crcs: list[int] = field(default_factory=list)
+    compression: str | None = None
     starts: list[int] = field(init=False)
     indexes: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.starts = [0, *accumulate(self.counts)]
+        if not self.methods:
+            self.stored_sizes, self.stored_crcs = self.sizes, self.crcs
 
     def node(self, index: int) -> str:
         """Return an entry's node as JSON text.
@@ -162,16 +178,21 @@ class Manifest:
             "blobs": [*self.counts],
             "nested": [*self.with_nested],
         }
-        blobs: JSON = {
+        blobs: dict[str, JSON] = {
             "offsets": [*self.offsets],
             "sizes": [*self.sizes],
             "crcs": [*self.crcs],
             "kinds": [*self.kinds],
         }
+        if self.methods:
+            blobs["methods"] = [*self.methods]
+            blobs["stored_sizes"] = [*self.stored_sizes]
+            blobs["stored_crcs"] = [*self.stored_crcs]
         manifest: JSON = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "requires": [],
+            "requires": [_COMPRESSION] if self.methods else [],
+            **({} if self.compression is None else {"compression": self.compression}),
             "nested": self.nested,
             "entries": entries,
             "blobs": blobs,
@@ -211,6 +232,14 @@ class Manifest:
                 # it was another column, or is none of `dump`
                 return cls.parse(data, end, whole=True)
             numbers = _numbers if unparsed is None else _natural_numbers
+            compressed = {
+                key: numbers(blobs[key], largest)
+                for key, largest in (
+                    *(("methods", ARROW), ("stored_sizes", end), ("stored_crcs", _MAX_CRC)),
+                )
+                if _COMPRESSION in found["requires"]
+            }
+            level = found.get(_COMPRESSION)
             manifest = cls(
                 nested=_numbers([found["nested"]], MAX_NESTED)[0],
                 names=names,
@@ -218,9 +247,11 @@ class Manifest:
                 counts=numbers(entries["blobs"], MAX_BLOBS),
                 with_nested=numbers(entries["nested"], MAX_ENTRIES),
                 offsets=numbers(blobs["offsets"], end),
-                sizes=numbers(blobs["sizes"], end),
+                sizes=numbers(blobs["sizes"], MAX_RATIO * end if compressed else end),
                 crcs=numbers(blobs["crcs"], _MAX_CRC),
                 kinds=numbers(blobs["kinds"], len(SUFFIXES) - 1),
+                compression=level if level in LEVELS else None,
+                **compressed,
             )
         except (KeyError, TypeError, UnicodeDecodeError) as err:
             raise MalformedError(
@@ -235,6 +266,7 @@ class Manifest:
             raise MalformedError("its manifest's columns differ in length")
         if not blobs == len(self.sizes) == len(self.crcs) == len(self.kinds) == self.starts[-1]:
             raise MalformedError("its manifest's blob columns differ in length")
+        self._check_compression(blobs)
         self.indexes = dict(zip(self.names, range(entries), strict=True))
         if len(self.indexes) != entries:
             raise MalformedError("an entry occurs twice in its manifest")
@@ -242,11 +274,20 @@ class Manifest:
             raise MalformedError("its manifest names entries that it does not have")
         self._check_ranges(end)
 
+    def _check_compression(self, blobs: int) -> None:
+        if not self.methods:
+            return
+        if not blobs == len(self.methods) == len(self.stored_sizes) == len(self.stored_crcs):
+            raise MalformedError("its manifest's blob columns differ in length")
+        for method, size, stored in zip(self.methods, self.sizes, self.stored_sizes, strict=True):
+            if (method == STORED and size != stored) or is_claimed(size, stored):
+                raise MalformedError("a blob of its manifest claims more bytes than it can have")
+
     def _check_ranges(self, end: int) -> None:
         offsets = self.offsets
         if reduce(or_, offsets, 0) % ALIGNMENT:
             raise MalformedError("a blob of its manifest is not aligned")
-        ends = [*map(add, offsets, self.sizes)]
+        ends = [*map(add, offsets, self.stored_sizes)]
         # Blobs that overlap would let a small object fill the memory. They need not be in order,
         # because packed blobs lie behind the others; where they are, a sorted copy is spared.
         if any(map(gt, ends, islice(offsets, 1, None))):
@@ -271,7 +312,8 @@ def _without_nodes(data: bytes) -> tuple[bytes, UnparsedNodes | None]:
     end = data.find(_NODES_END, begin)
     behind = data[end + 1 :]
     is_as_dumped = begin >= len(_NODES_BEGIN) and data.startswith(b'"', begin) and end > begin
-    if not is_as_dumped or behind.translate(None, _DIGITS) != _BEHIND_NODES:
+    kinds = behind.translate(None, _DIGITS)
+    if not is_as_dumped or kinds not in (_BEHIND_NODES, _BEHIND_NODES_COMPRESSED):
         return data, None
     count = data.count(_BETWEEN_NODES, begin + 1, end) + 1
     return data[:begin] + behind, UnparsedNodes(memoryview(data)[begin + 1 : end], count)
@@ -312,8 +354,8 @@ def _refuse_newer(manifest: dict[str, Any]) -> None:
         raise MalformedError("its manifest has no version")
     if version > FORMAT_VERSION:
         raise UnknownFeatureError(f"format version {version}")
-    if requires:
-        raise UnknownFeatureError(f"features {', '.join(map(repr, requires))}")
+    if unknown := [each for each in requires if each != _COMPRESSION]:
+        raise UnknownFeatureError(f"features {', '.join(map(repr, unknown))}")
 
 
 def _texts(column: object, limit: int) -> list[str]:

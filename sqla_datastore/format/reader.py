@@ -20,6 +20,7 @@ from sqla_datastore.format.archive import (
 )
 from sqla_datastore.format.blobs import ObjectBytes, StoredBlob, crc_error
 from sqla_datastore.format.check import check_archive
+from sqla_datastore.format.compression import STORED
 from sqla_datastore.format.decoder import EntryDecoder, describe
 from sqla_datastore.format.manifest import (
     FORMAT_VERSION,
@@ -175,7 +176,15 @@ class Container:
             nbytes=manifest.sizes[blob],
             crc=manifest.crcs[blob],
             suffix=SUFFIXES[manifest.kinds[blob]],
+            method=manifest.methods[blob] if manifest.methods else STORED,
+            stored_nbytes=manifest.stored_sizes[blob],
+            stored_crc=manifest.stored_crcs[blob],
         )
+
+    @property
+    def compression(self) -> str | None:
+        """The level at which all of it was compressed, None for any other object."""
+        return self._manifest.compression
 
     @property
     def manifest(self) -> Manifest:
@@ -195,7 +204,8 @@ class Container:
             DamagedObjectError: the object has become shorter.
         """
         first, last = self.blob_at(blobs[0]), self.blob_at(blobs[-1])
-        return self._bytes.copy(last.entry, first.offset, last.offset + last.nbytes - first.offset)
+        size = last.offset + last.stored_nbytes - first.offset
+        return self._bytes.copy(last.entry, first.offset, size)
 
     def has_nested(self, name: str) -> bool:
         """Return whether an entry refers to nested objects; KeyError where there is none."""

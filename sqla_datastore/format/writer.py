@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, islice, repeat
 from typing import TypeAlias
+
+from typing_extensions import Buffer
 
 from sqla_datastore.codecs.protocol import Payload
 from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
 from sqla_datastore.format.archive import ALIGNMENT, MANIFEST, PACKED, WrongSizeError, ZipWriter
 from sqla_datastore.format.blobs import StoredBlob
+from sqla_datastore.format.compression import DEFLATED, STORED, Level
+from sqla_datastore.format.compressors import write_payload
 from sqla_datastore.format.copying import CopiedEntries
 from sqla_datastore.format.manifest import FORMAT_VERSION, SUFFIXES, Manifest
 from sqla_datastore.printable import printable
@@ -48,10 +53,17 @@ class ObjectPlan:
     Attributes:
         entries: the encoded and the copied entries in their order.
         names_with_nested: the names of entries that refer to nested values.
+        compression: the level at which blobs are compressed, None to leave them as they are.
     """
 
-    def __init__(self, entries: Sequence[Part], nested_values: list[object]) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Part],
+        nested_values: list[object],
+        compression: Level | None = None,
+    ) -> None:
         self.entries = entries
+        self.compression = compression
         # grows while the plan is made, so it is counted only when written
         self._nested_values = nested_values
         self.names_with_nested = frozenset(
@@ -82,7 +94,8 @@ class ObjectPlan:
             StorageError: the storage failed.
         """
         out = ZipWriter(writer)
-        manifest = _BlobWriter(out, self.entries).write(len(self._nested_values))
+        blobs = _BlobWriter(out, self.entries, self.compression)
+        manifest = blobs.write(len(self._nested_values))
         data = _dump(manifest)
         out.begin(MANIFEST, len(data))
         out.write(data)
@@ -102,15 +115,19 @@ def _dump(manifest: Manifest) -> bytes:
 class _BlobWriter:
     """Writes the blobs of one object and notes their offsets and checksums."""
 
-    def __init__(self, out: ZipWriter, parts: Sequence[Part]) -> None:
+    def __init__(self, out: ZipWriter, parts: Sequence[Part], level: Level | None) -> None:
         self._out = out
         self._parts = parts
+        self._level = level
+        # what is copied stays as it is, at whatever level
+        self._levels: set[str | None] = {level}
         self._names: list[str] = []
         self._nodes: list[str | bytes] = []
         self._counts: list[int] = []
         self._with_nested: list[int] = []
         self._sizes: list[int] = []
         self._kinds: list[int] = []
+        self._methods: list[int] = []
         for part in parts:
             if isinstance(part, CopiedEntries):
                 self._add_copied(part)
@@ -118,6 +135,8 @@ class _BlobWriter:
                 self._add(part)
         self._offsets = [0] * len(self._sizes)
         self._crcs = [0] * len(self._sizes)
+        self._stored_sizes = self._sizes.copy()
+        self._stored_crcs = self._crcs.copy()
 
     def _add(self, entry: EncodedEntry) -> None:
         if entry.has_nested:
@@ -128,6 +147,7 @@ class _BlobWriter:
         for payload in entry.payloads:
             self._sizes.append(payload.nbytes)
             self._kinds.append(_kind(payload))
+            self._methods.append(payload.method if isinstance(payload, StoredBlob) else STORED)
 
     def _add_copied(self, entries: CopiedEntries) -> None:
         self._names += entries.names
@@ -135,15 +155,22 @@ class _BlobWriter:
         self._counts += entries.counts
         self._sizes += entries.sizes(entries.blobs)
         self._kinds += entries.kinds(entries.blobs)
+        self._methods += entries.methods(entries.blobs)
+        self._levels.add(entries.compression)
 
     def write(self, nested: int) -> Manifest:
         """Write all and return the manifest."""
-        small = [index for index, size in enumerate(self._sizes) if size < _SMALL]
+        figures = enumerate(zip(self._sizes, self._methods, strict=True))
+        small = [index for index, (size, method) in figures if size < _SMALL and method == STORED]
         packed = small if len(small) > _PACK_ABOVE else []
+        self._is_packed = bytearray(len(self._sizes))
+        for index in packed:
+            self._is_packed[index] = 1
         if len(packed) < len(self._sizes):
-            self._write_members(from_size=_SMALL if packed else 0)
+            self._write_members()
         if packed:
             self._write_packed(packed)
+        is_compressed = any(self._methods)
         return Manifest(
             nested=nested,
             names=self._names,
@@ -154,6 +181,10 @@ class _BlobWriter:
             sizes=self._sizes,
             crcs=self._crcs,
             kinds=self._kinds,
+            methods=self._methods if is_compressed else [],
+            stored_sizes=self._stored_sizes,
+            stored_crcs=self._stored_crcs,
+            compression=self._level if len(self._levels) == 1 else None,
         )
 
     def _placed_parts(self) -> Iterator[tuple[int, Part]]:
@@ -163,27 +194,52 @@ class _BlobWriter:
             yield index, part
             index += len(part.blobs if isinstance(part, CopiedEntries) else part.payloads)
 
-    def _write_members(self, *, from_size: int) -> None:
+    def _write_members(self) -> None:
         names = [*_member_names(self._names, self._counts, self._kinds)]
         for first, part in self._placed_parts():
             if isinstance(part, CopiedEntries):
-                self._copy_members(part, first, names, from_size)
+                self._copy_members(part, first, names)
                 continue
             for index, payload in enumerate(part.payloads, first):
-                if self._sizes[index] >= from_size:
+                if not self._is_packed[index]:
                     self._write_member(index, names[index], part.name, payload)
 
     def _write_member(self, index: int, name: str, entry: str, payload: Payload) -> None:
         with _named_errors(entry):
-            self._offsets[index] = self._out.begin(name, self._sizes[index])
-            payload.write_to(self._out.write)
-            self._take_crc(index, payload, self._out.end())
+            if isinstance(payload, StoredBlob):
+                self._copy_member(index, name, payload, payload.write_to)
+                return
+            written = write_payload(self._out, name, payload, self._level)
+        self._offsets[index], self._methods[index], self._crcs[index] = written[:3]
+        self._stored_sizes[index], self._stored_crcs[index] = written[3:]
 
-    def _copy_members(
-        self, part: CopiedEntries, first: int, names: list[str], from_size: int
+    def _copy_member(
+        self,
+        index: int,
+        name: str,
+        blob: StoredBlob,
+        write_to: Callable[[Callable[[Buffer], object]], object],
     ) -> None:
+        """Copy a blob as it lies in another object."""
+        is_deflated = blob.method == DEFLATED
+        if is_deflated:
+            self._offsets[index] = self._out.begin_compressed(name, blob.nbytes)
+        else:
+            self._offsets[index] = self._out.begin(name, blob.stored_nbytes)
+        write_to(self._out.write)
+        found = self._out.end_deflated(blob.nbytes, blob.crc) if is_deflated else self._out.end()
+        # copied unverified: damage must not get a right checksum in the copy
+        if found != blob.stored_crc:
+            blob.refuse(found, blob.stored_crc)
+        self._take_figures(index, blob)
+
+    def _take_figures(self, index: int, blob: StoredBlob) -> None:
+        self._crcs[index], self._stored_crcs[index] = blob.crc, blob.stored_crc
+        self._stored_sizes[index] = blob.stored_nbytes
+
+    def _copy_members(self, part: CopiedEntries, first: int, names: list[str]) -> None:
         blobs, shift = part.blobs, first - part.blobs.start
-        wanted = [blob for blob in blobs if self._sizes[blob + shift] >= from_size]
+        wanted = [blob for blob in blobs if not self._is_packed[blob + shift]]
         for stretch in part.stretches(wanted):
             if len(stretch) == 1:
                 # it may be of any size, so it is not read at once
@@ -194,9 +250,7 @@ class _BlobWriter:
                 found = part.read(stretch)
             for index, (blob, data) in enumerate(found, stretch.start + shift):
                 with _named_errors(blob.entry):
-                    self._offsets[index] = self._out.begin(names[index], blob.nbytes)
-                    self._out.write(data)
-                    self._take_crc(index, blob, self._out.end())
+                    self._copy_member(index, names[index], blob, partial(_hand_over, data))
 
     def _write_packed(self, packed: list[int]) -> None:
         # nothing follows the last one
@@ -207,7 +261,7 @@ class _BlobWriter:
                 self._copy_packed(part, first)
                 continue
             for index, payload in enumerate(part.payloads, first):
-                if self._sizes[index] < _SMALL:
+                if self._is_packed[index]:
                     self._write_part(index, part.name, payload)
         self._out.end()
 
@@ -218,11 +272,13 @@ class _BlobWriter:
             # `end` compares only the sum: a part could have grown into its own padding
             if self._out.position != self._offsets[index] + self._sizes[index]:
                 raise WrongSizeError(f"not the {self._sizes[index]} bytes that were announced")
-            self._take_crc(index, payload, self._out.part_crc)
+            self._crcs[index] = self._stored_crcs[index] = found = self._out.part_crc
+            if isinstance(payload, StoredBlob) and found != payload.crc:
+                payload.refuse(found, payload.crc)
 
     def _copy_packed(self, part: CopiedEntries, first: int) -> None:
         blobs, shift = part.blobs, first - part.blobs.start
-        wanted = [blob for blob in blobs if self._sizes[blob + shift] < _SMALL]
+        wanted = [blob for blob in blobs if self._is_packed[blob + shift]]
         for stretch in part.stretches(wanted):
             with _named_errors_of(part, stretch):
                 pieces = part.read_verified(stretch)
@@ -231,15 +287,13 @@ class _BlobWriter:
                 rounded = _rounded(self._sizes[start : stop - 1])
                 offsets = accumulate(rounded, initial=self._out.part())
                 self._offsets[start:stop] = offsets
-                self._crcs[start:stop] = part.crcs(stretch)
+                self._crcs[start:stop] = self._stored_crcs[start:stop] = part.crcs(stretch)
                 rounded.append(0)
                 self._out.write(b"".join(map(bytes.ljust, pieces, rounded, repeat(b"\0"))))
 
-    def _take_crc(self, index: int, payload: Payload, crc: int) -> None:
-        # copied unverified: damage must not get a right checksum in the copy
-        if isinstance(payload, StoredBlob) and crc != payload.crc:
-            payload.refuse(crc)
-        self._crcs[index] = crc
+
+def _hand_over(data: Buffer, write: Callable[[Buffer], object]) -> None:
+    write(data)
 
 
 def _rounded(sizes: list[int]) -> list[int]:

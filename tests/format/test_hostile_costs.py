@@ -30,6 +30,10 @@ from sqla_datastore.format import plan
 
 MB = 1024**2
 FUZZ_SECONDS = float(os.environ.get("SQLA_DATASTORE_FUZZ_SECONDS", "0"))
+NEEDS_VIEWS = pytest.mark.skipif(
+    int(pa.__version__.partition(".")[0]) < 18, reason="pyarrow makes no views of one's own memory"
+)
+NUMPY_2 = pytest.mark.skipif(np.__version__ < "2", reason="NumPy 1 compares any int")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is told by /proc")
 
 
@@ -475,9 +479,9 @@ CORPUS: dict[str, Callable[[], bytes]] = {
         *[bytes(64)] * 7,
     ),
     "runs in descending order": lambda: _frame(
-        40_000,
-        [{"kind": "run", "block": 0, "row": at, "count": 1} for at in reversed(range(40_000))],
-        [_block(40_000)],
+        20_000,
+        [{"kind": "run", "block": 0, "row": at, "count": 1} for at in reversed(range(20_000))],
+        [_block(20_000)],
     ),
     "categories of one hash": lambda: forged_blobs(
         _labels(1), _labels_of_one_hash(65536).tobytes(), bytes(64)
@@ -547,14 +551,19 @@ VALUES = {"a decimal", "many fractions", "runs in descending order"}
 """Those that are values, and only large."""
 
 
-@pytest.mark.parametrize("name", [name for name in CORPUS if name not in VALUES])
+def _marked(names):
+    marks = {"views that show the same": NEEDS_VIEWS, "an int that NumPy cannot compare": NUMPY_2}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
+
+
+@pytest.mark.parametrize("name", _marked(name for name in CORPUS if name not in VALUES))
 def test_a_forged_object_is_refused(name):
     with pytest.raises(DamagedObjectError):
         opened(CORPUS[name]()).load("x")
 
 
 @linux
-@pytest.mark.parametrize("name", CORPUS)
+@pytest.mark.parametrize("name", _marked(CORPUS))
 def test_a_forged_object_costs_little(name):
     data = CORPUS[name]()
     used(forged_blobs(["plain.list", 1, {"json": []}]))  # what is imported at the first time
@@ -578,9 +587,10 @@ def test_a_forged_object_costs_little(name):
         (pa.table({"a": pa.nulls(2**24)}), "store their length"),
         (pa.nulls(2**24), "store their length"),
         (pd.Categorical.from_codes([0], dtype=pd.CategoricalDtype(pd.RangeIndex(2**28))), "unused"),
-        (
-            pa.table({"a": pa.FixedSizeListArray.from_arrays(_views(2_000)["a"], 1)}),
+        pytest.param(
+            lambda: pa.table({"a": pa.FixedSizeListArray.from_arrays(_views(2_000)["a"], 1)}),
             "bytes again and again",
+            marks=NEEDS_VIEWS,
         ),
         (
             pd.date_range(np.datetime64("2000", "s"), periods=4_000, freq="SME", unit="s"),
@@ -602,6 +612,7 @@ def test_a_forged_object_costs_little(name):
     ids=lambda each: type(each).__name__,
 )
 def test_what_could_not_be_read_is_not_written(value, message):
+    value = value() if callable(value) else value
     with pytest.raises(UnsupportedTypeError, match=message):
         written({"x": value})
 

@@ -77,6 +77,30 @@ def forged_blobs(node: Any, *blobs: bytes) -> bytes:
     return forged(change, data=b"".join(padded))
 
 
+def forged_compressed(node: Any, stored: bytes, **figures: Any) -> bytes:
+    """Return an object of one blob that is compressed, as its manifest says.
+
+    Args:
+        node: JSON.
+        stored: what lies there.
+        figures: `size`, `crc` and `method` of the manifest's columns; `stored_crc` is right unless
+            it is given.
+    """
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["requires"] = ["compression"]
+        manifest["entries"].update(nodes=[json.dumps(node)], blobs=[1])
+        manifest["blobs"].update(
+            sizes=[figures["size"]],
+            crcs=[figures.get("crc", 0)],
+            methods=[figures["method"]],
+            stored_sizes=[figures.get("stored_size", len(stored))],
+            stored_crcs=[figures.get("stored_crc", zip_archive.crc32(stored))],
+        )
+
+    return forged(change, data=stored)
+
+
 def opened(data: bytes, *, maps: bool = False) -> Container:
     """Open an object."""
     return Container.open(MemoryReader(data, maps=maps), URL, nested=int)

@@ -1,0 +1,154 @@
+"""Write a blob as a member of its own, compressed where this is worth its while."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from typing_extensions import Buffer
+
+from sqla_datastore.codecs.protocol import Payload
+from sqla_datastore.exceptions import UnsupportedTypeError
+from sqla_datastore.format.archive import WrongSizeError, ZipWriter, crc32
+from sqla_datastore.format.compression import (
+    ARROW,
+    DEFLATED,
+    MAX_RATIO,
+    PIECE,
+    SAMPLE,
+    SMALLEST,
+    STORED,
+    Deflater,
+    Level,
+    is_claimed,
+    shrinks_deflated,
+)
+
+
+class Written(NamedTuple):
+    """Where a blob lies and how, its checksum, and size and checksum of what lies there."""
+
+    offset: int
+    method: int
+    crc: int
+    stored_size: int
+    stored_crc: int
+
+
+def write_payload(out: ZipWriter, name: str, payload: Payload, level: Level | None) -> Written:
+    """Write a blob as a member.
+
+    Raises:
+        WrongSizeError: it has another size than it announced.
+        UnsupportedTypeError: it shrinks so much that a reader would take it for a bomb.
+    """
+    if level is None or payload.nbytes < SMALLEST:
+        offset = out.begin(name, payload.nbytes)
+        payload.write_to(out.write)
+        return _as_it_is(offset, payload.nbytes, out.end())
+    # only a stream that Arrow knows can be compressed by it
+    compressed = getattr(payload, "compressed", None)
+    if compressed is not None:
+        return _write_stream(out, name, payload, compressed(level))
+    sink = _DeflatingSink(out, name, payload.nbytes, level)
+    payload.write_to(sink.write)
+    return sink.end()
+
+
+def _as_it_is(offset: int, nbytes: int, crc: int) -> Written:
+    return Written(offset, STORED, crc, nbytes, crc)
+
+
+def _write_stream(out: ZipWriter, name: str, payload: Payload, compressed: Any) -> Written:
+    """Write a stream as Arrow compresses it, or as it is where that is None."""
+    if compressed is None:
+        return write_payload(out, name, payload, None)
+    offset = out.begin_compressed(name, payload.nbytes)
+    compressed.write_to(out.write)
+    stored_crc = out.end()
+    stored = out.position - offset
+    if is_claimed(payload.nbytes, stored):
+        raise UnsupportedTypeError(
+            f"{payload.nbytes} bytes shrink to {stored}, and readers refuse more than {MAX_RATIO} "
+            "times; store it in a column with compression='fast'"
+        )
+    return Written(offset, ARROW, crc_of(payload), stored, stored_crc)
+
+
+def crc_of(payload: Payload) -> int:
+    """Return the checksum of a blob that is not compressed."""
+    crc = 0
+
+    def take(data: Buffer) -> None:
+        nonlocal crc
+        crc = crc32(data, crc)
+
+    payload.write_to(take)
+    return crc
+
+
+class _DeflatingSink:
+    """Takes a blob's bytes; the first large piece of them decides whether they are deflated.
+
+    Args:
+        out: gets a member.
+        name: the member's name.
+        nbytes: how many bytes will come.
+        level: how hard to try.
+    """
+
+    def __init__(self, out: ZipWriter, name: str, nbytes: int, level: Level) -> None:
+        self._out = out
+        self._name = name
+        self._nbytes = nbytes
+        self._level = level
+        self._head = bytearray()
+        self._is_decided = False
+        self._deflater: Deflater | None = None
+        self._offset = self._taken = self._crc = 0
+
+    def write(self, data: Buffer) -> None:
+        """Take a piece; the buffer may be reused afterwards."""
+        piece = memoryview(data)
+        if piece.format != "B" or piece.ndim != 1:
+            piece = piece.cast("B") if piece.nbytes else memoryview(b"")
+        if not self._is_decided:
+            if len(self._head) + len(piece) < SAMPLE:
+                self._head += piece
+                return
+            self._decide(piece)
+        self._take(piece)
+
+    def _decide(self, piece: memoryview) -> None:
+        """Begin the member, and write what came before this piece."""
+        self._is_decided = True
+        head = memoryview(self._head)
+        if shrinks_deflated(piece if len(piece) >= len(head) else head, self._level):
+            self._deflater = Deflater(self._level)
+            self._offset = self._out.begin_compressed(self._name, self._nbytes)
+        else:
+            self._offset = self._out.begin(self._name, self._nbytes)
+        self._take(head)
+
+    def _take(self, piece: memoryview) -> None:
+        if self._deflater is None:
+            self._out.write(piece)
+            return
+        for start in range(0, len(piece), PIECE):
+            # a copy: another thread may change the caller's memory between checksum and deflating
+            part = bytes(piece[start : start + PIECE])
+            self._crc = crc32(part, self._crc)
+            self._taken += len(part)
+            self._out.write(self._deflater.deflate(part))
+
+    def end(self) -> Written:
+        """Finish the member."""
+        if not self._is_decided:
+            self._decide(memoryview(b""))
+        if self._deflater is None:
+            return _as_it_is(self._offset, self._nbytes, self._out.end())
+        self._out.write(self._deflater.finish())
+        if self._taken != self._nbytes:
+            raise WrongSizeError(f"{self._taken} instead of the {self._nbytes} bytes announced")
+        stored = self._out.position - self._offset
+        stored_crc = self._out.end_deflated(self._nbytes, self._crc)
+        return Written(self._offset, DEFLATED, self._crc, stored, stored_crc)
