@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import operators
@@ -18,6 +18,7 @@ from sqla_datastore.dml.insert_update_delete import IN_ROW_COMPARED
 from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.engine import dialect_observer
 from sqla_datastore.exceptions import RefusedStatementError
+from sqla_datastore.options import check_compression
 from sqla_datastore.orm import session_events
 from sqla_datastore.schema.columns import DeclaredType
 from sqla_datastore.schema.folder_templates import check_template
@@ -47,11 +48,15 @@ class DataStoreType(DeclaredType):
         inline_bytes: a value whose objects take at most so many bytes stays in the row, as a
             ``data:`` URL; 0, the default, keeps all of them outside. A value moves when it grows or
             shrinks. ``docs/small-values.md`` tells when it pays.
+        compression: True compresses of new objects what shrinks by a tenth or more, ``"fast"`` with
+            less effort and ``"small"`` with more; False does not, and None, the default, leaves it
+            to `options.compression`. ``docs/compression.md`` tells when it pays.
 
     Raises:
         ConfigurationError: a template that cannot be rendered into a path below the base, a URL
-            that no storage serves, or `inline_bytes` is no number of bytes. More than a database
-            can hold is refused when the column is created, or first used.
+            that no storage serves, `inline_bytes` is no number of bytes, or `compression` is none
+            of these. More than a database can hold is refused when the column is created, or first
+            used.
         TypeError: the storage is neither text nor a path.
     """
 
@@ -66,6 +71,7 @@ class DataStoreType(DeclaredType):
         url: str | os.PathLike[str] | None = None,
         folder: str = "{table}/{pk}",
         inline_bytes: int = 0,
+        compression: bool | Literal["fast", "small"] | None = None,
     ) -> None:
         # all by name or position: SQLAlchemy's cache key and `adapt` leave out keyword-only ones
         super().__init__(URL_LENGTH)
@@ -73,6 +79,7 @@ class DataStoreType(DeclaredType):
         self.url = None if url is None else check_storage(url)
         self.folder = check_template(folder)
         self.inline_bytes = check_inline_bytes(inline_bytes)
+        self.compression = None if compression is None else check_compression(compression)
         if inline_bytes:
             self.impl = Text()  # type: ignore[assignment] # an instance, as super().__init__ makes it
 
@@ -82,6 +89,8 @@ class DataStoreType(DeclaredType):
             arguments.append(f"folder={self.folder!r}")
         if self.inline_bytes:
             arguments.append(f"inline_bytes={self.inline_bytes}")
+        if self.compression is not None:
+            arguments.append(f"compression={self.compression!r}")
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     @override

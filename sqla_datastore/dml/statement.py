@@ -21,6 +21,7 @@ from sqla_datastore.dml.parameters import MISSING, Assignments
 from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.dml.row_queries import Row, inherited_values
 from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.options import compression_level
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.schema.sqlalchemy_compat import is_sql
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from sqla_datastore.schema.folders import FolderTemplate, Schemas
+    from sqla_datastore.value.saving import ValuePlan
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Statement(ABC):
             value = reservation.value = value.copy()
         self.placed.add(id(value))
         storage = self.storage(column)
-        reservation.plan = value._plan(column.label)
+        reservation.plan = _planned(column, value)
         url = self._in_row(column, reservation)
         if url is None:
             if column in self.by_default:
@@ -159,7 +161,7 @@ class Statement(ABC):
         objects = encoded(plan.objects, limit)
         if objects is None:
             # it was used up
-            reservation.plan = reservation.value._plan(column.label)
+            reservation.plan = _planned(column, reservation.value)
             return None
         return DataURL.holding(objects)
 
@@ -294,3 +296,7 @@ class Statement(ABC):
         tables = declared_tables(self.declared.table.metadata)
         storages = [self.storage(column) for each in tables for column in each.columns]
         return list({id(storage): storage for storage in storages}.values())
+
+
+def _planned(column: DeclaredColumn, value: DataStore) -> ValuePlan:
+    return value._plan(column.label, compression_level(column.type.compression))

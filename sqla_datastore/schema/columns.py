@@ -27,11 +27,13 @@ class DeclaredType(TypeDecorator[Any]):
         url: the storage of the column, None for the engine's or the process's.
         folder: the template of its rows' folders.
         inline_bytes: how many bytes a value takes at most that is kept in the row; 0 for none.
+        compression: whether new objects are compressed; None leaves it to the process.
     """
 
     url: str | None
     folder: str
     inline_bytes: int
+    compression: bool | str | None
 
 
 # by identity: to compare two columns with `==` makes SQL of them

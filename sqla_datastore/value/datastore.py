@@ -28,6 +28,7 @@ from sqla_datastore.value.equality import equal
 from sqla_datastore.value.mapping import EntryMapping, RowLink
 
 if TYPE_CHECKING:
+    from sqla_datastore.options import Level
     from sqla_datastore.storage.binding import StorageLike
     from sqla_datastore.storage.protocol import Storage
     from sqla_datastore.value.inspection import Inspection
@@ -402,11 +403,12 @@ class DataStore(EntryMapping):
         """
         return None if self.url is None or self._scan() or self._changed else self.url
 
-    def _plan(self, column: str | None) -> ValuePlan:
+    def _plan(self, column: str | None, compression: Level | None = None) -> ValuePlan:
         """Encode the value and all nested ones; nothing is written.
 
         Args:
             column: ``table.column``, for error messages.
+            compression: how hard new entries are compressed, None for not at all.
 
         Raises:
             UnsupportedTypeError: an entry cannot be stored, or the value is of a subclass; names
@@ -417,7 +419,7 @@ class DataStore(EntryMapping):
 
         _refuse_subclass(self, column)
         try:
-            return saving.plan(self, column)
+            return saving.plan(self, column, compression)
         except MissingObjectError as err:
             raise self._explained(err) from err.__cause__
 

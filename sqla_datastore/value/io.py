@@ -17,6 +17,7 @@ from sqla_datastore.exceptions import (
     UnsupportedTypeError,
 )
 from sqla_datastore.format import Plan
+from sqla_datastore.options import compression_level
 from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import refuse_owned_prefix
 from sqla_datastore.storage.binding import StorageLike, storage_given
@@ -437,8 +438,8 @@ def _folder(prefix: str) -> str:
 
 def _plan(obj: object) -> Plan:
     if not isinstance(obj, DataStore):
-        return DataStore({_ONLY: obj})._plan(None)
+        return DataStore({_ONLY: obj})._plan(None, compression_level(None))
     if list(obj) == [_ONLY]:
         reason = f"a DataStore whose only entry is {_ONLY!r} would come back as that entry"
         raise UnsupportedTypeError(f"{reason}; rename it", entry=_ONLY)
-    return obj._plan(None)
+    return obj._plan(None, compression_level(None))

@@ -302,6 +302,23 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         # another thread has assigned it meanwhile, an entry of another object perhaps
         return self._loaded(name) if entry.value is UNLOADED else entry
 
+    def _load_anew(self) -> None:
+        """Load all entries, and those of nested values, so that each is encoded when it is saved.
+
+        Raises:
+            DamagedObjectError: an entry's bytes are not what was written.
+            UnsupportedFormatError: its codec is unknown, or lacks its library.
+        """
+        for name in list(self._index()):
+            loaded = self._loaded(name)
+            entry = Entry(loaded.value)
+            entry.children = loaded.children
+            for child in loaded.children:
+                assert isinstance(child, EntryMapping)
+                child._load_anew()
+            assert self._entries is not None
+            self._entries[name] = entry
+
     def _put(self, name: str, entry: Entry) -> None:
         """Place a new entry at the end, or in the place of an earlier one."""
         entries = self._index()

@@ -21,6 +21,7 @@ from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source, finger
 from sqla_datastore.value.mapping import EntryMapping
 
 if TYPE_CHECKING:
+    from sqla_datastore.options import Level
     from sqla_datastore.storage.protocol import Storage
     from sqla_datastore.value.fingerprint import Fingerprint, Layout
 
@@ -107,7 +108,7 @@ def _digest(family: Plan) -> bytes:
 # -- planning --------------------------------------------------------------------------------------
 
 
-def plan(value: EntryMapping, column: str | None) -> ValuePlan:
+def plan(value: EntryMapping, column: str | None, compression: Level | None = None) -> ValuePlan:
     """Encode a value with all that is nested in it; see `DataStore._plan`."""
     taken: dict[int, _Taken] = {}
 
@@ -116,7 +117,9 @@ def plan(value: EntryMapping, column: str | None) -> ValuePlan:
         taken[id(each)] = _Taken(entries, {})
         return _parts(entries, each)
 
-    family = plan_objects(parts(value), nested_entries=parts, column=column)
+    family = plan_objects(
+        parts(value), nested_entries=parts, column=column, compression=compression
+    )
     for item in taken.values():
         for name, entry in item.entries.items():
             fingerprint = None if entry.value is UNLOADED else _fingerprint_to_keep(entry)

@@ -90,11 +90,13 @@ class Texts(Base):
 
 
 class Compact(Base):
-    """Keeps small values in the row."""
+    """Keeps small values in the row, and compresses all of them."""
 
     __tablename__ = "compacts"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    data: Mapped[DataStore | None] = mapped_column(DataStoreType(inline_bytes=10_000))
+    data: Mapped[DataStore | None] = mapped_column(
+        DataStoreType(inline_bytes=10_000, compression=True)
+    )
 
 
 class Touched(Base):

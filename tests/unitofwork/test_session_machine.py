@@ -25,6 +25,7 @@ from support.machine.world import AttackedStorage, World
 
 from sqla_datastore import StorageError, bind_storage
 from sqla_datastore.engine import observed_transaction
+from sqla_datastore.format import compressors
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.ledger import Ledger
 from sqla_datastore.unitofwork.referring_rows import ReferringRows
@@ -32,6 +33,13 @@ from sqla_datastore.unitofwork.referring_rows import ReferringRows
 EXAMPLES = int(os.environ.get("SQLA_DATASTORE_MACHINE_EXAMPLES", "0"))
 SEED = 1
 """Of the fixed examples; with it every fault below is found among the first few dozen."""
+
+
+@pytest.fixture(autouse=True)
+def small_blobs_are_compressed(monkeypatch):
+    """Compress the machine's arrays too, which are small."""
+    monkeypatch.setattr(compressors, "SMALLEST", 100)
+
 
 DATABASES = {
     "sqlite": "sqlite+pysqlite",

@@ -24,7 +24,9 @@ class Item(Base):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str | None] = mapped_column(String(50))
     data: Mapped[DataStore | None] = mapped_column(DataStoreType())
-    more: Mapped[DataStore | None] = mapped_column(DataStoreType(inline_bytes=INLINE_BYTES))
+    more: Mapped[DataStore | None] = mapped_column(
+        DataStoreType(inline_bytes=INLINE_BYTES, compression="fast")
+    )
 
 
 class Auto(Base):
@@ -33,7 +35,7 @@ class Auto(Base):
     __tablename__ = "machine_autos"
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str | None] = mapped_column(String(50))
-    data: Mapped[DataStore | None] = mapped_column(DataStoreType())
+    data: Mapped[DataStore | None] = mapped_column(DataStoreType(compression=True))
 
 
 class Project(Base):
@@ -54,7 +56,7 @@ class Run(Base):
     id_parent: Mapped[int] = mapped_column(ForeignKey("machine_projects.id", ondelete="CASCADE"))
     name: Mapped[str | None] = mapped_column(String(50))
     data: Mapped[DataStore | None] = mapped_column(
-        DataStoreType(folder="machine_projects/{id_parent}")
+        DataStoreType(folder="machine_projects/{id_parent}", compression="small")
     )
 
 
