@@ -129,14 +129,21 @@ def _rewrite_lines(report: RewriteReport) -> Iterator[str]:
     verb = "moved" if report.applied else "would move"
     yield (
         f"{report.rows} values; {verb} {report.moved_in} into their rows, {report.moved_out} out "
-        f"of them, {report.moved_folder} to another folder"
+        f"of them, {report.moved_folder} to another folder; {_compressed(report)}"
     )
     if report.changed_meanwhile:
         yield f"{report.changed_meanwhile} were changed meanwhile; run it again"
     if report.missing:
         yield f"{report.missing} have no object in this storage; run check"
+    if report.unreadable:
+        yield f"{report.unreadable} cannot be loaded and stay as they are; run check --deep"
     if report.moved and not report.applied:
         yield "run it with --apply to do so"
+
+
+def _compressed(report: RewriteReport) -> str:
+    verb = "compressed" if report.applied else "would compress"
+    return f"{verb} {report.recompressed} as their columns say"
 
 
 def _usage_lines(report: UsageReport) -> Iterator[str]:

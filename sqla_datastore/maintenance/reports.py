@@ -288,6 +288,8 @@ class RewriteReport:
         moved_in: how many moved into their rows.
         moved_out: how many moved out of their rows.
         moved_folder: how many moved to the folder that the template renders now.
+        recompressed: how many were compressed anew, or no longer are.
+        unreadable: how many of these cannot be loaded; they were left alone.
         changed_meanwhile: how many rows somebody else has changed meanwhile; they were left alone.
         missing: how many values have no object, or a URL that is not the storage's; see `check`.
     """
@@ -297,18 +299,21 @@ class RewriteReport:
     moved_in: int
     moved_out: int
     moved_folder: int
+    recompressed: int
+    unreadable: int
     changed_meanwhile: int
     missing: int
 
     @property
     def moved(self) -> int:
         """How many values were, or would be, written anew."""
-        return self.moved_in + self.moved_out + self.moved_folder
+        return self.moved_in + self.moved_out + self.moved_folder + self.recompressed
 
     @property
     def is_clean(self) -> bool:
-        """Whether all values lie where their columns say."""
-        return not self.changed_meanwhile and not self.missing and (self.applied or not self.moved)
+        """Whether all values lie as their columns say."""
+        left = self.changed_meanwhile or self.missing or self.unreadable
+        return not left and (self.applied or not self.moved)
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``json.dumps`` takes."""

@@ -11,10 +11,18 @@ from sqlalchemy.exc import DBAPIError
 
 from sqla_datastore.dml.dialects import locked_for_update
 from sqla_datastore.dml.row_queries import any_key, inherited_values, url_text
-from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, RefusedURLError
+from sqla_datastore.exceptions import (
+    ConfigurationError,
+    DamagedObjectError,
+    MissingObjectError,
+    RefusedURLError,
+    UnsupportedFormatError,
+)
+from sqla_datastore.format import Container
 from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.progress import Progress, StepCounter
 from sqla_datastore.maintenance.reports import RewriteReport
+from sqla_datastore.options import compression_level
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.storage.protocol import Storage
@@ -22,6 +30,7 @@ from sqla_datastore.storage.urls import DataURL, ObjectURL, head_of
 from sqla_datastore.value.datastore import DataStore
 
 BATCH_ROWS = 100
+_KINDS = ("in", "out", "folder", "compression")
 _ATTEMPTS = 5
 
 
@@ -33,12 +42,13 @@ def rewrite(
     batch_rows: int = BATCH_ROWS,
     progress: Progress | None = None,
 ) -> RewriteReport:
-    """Write values anew that do not lie where their columns say now: a dry run unless `apply`.
+    """Write values anew that do not lie as their columns say now: a dry run unless `apply`.
 
-    They move into the row or out of it (`inline_bytes`), or to the folder that a template renders
-    now. What is right already is passed over, so it may be interrupted and run again. Others may
-    read and write meanwhile: rows are locked as any UPDATE locks them, a batch at a time, and one
-    that has changed since it was read is left alone. Superseded objects are removed at the COMMIT
+    They move into the row or out of it (`inline_bytes`), to the folder that a template renders now,
+    or are compressed as `compression` says. What is right already is passed over, so it may be
+    interrupted and run again. Others may read and write meanwhile: rows are locked as any UPDATE
+    locks them, a batch at a time, and one that has changed since it was read is left alone.
+    Superseded objects are removed at the COMMIT
     of their batch, or later where `enable_removals` keeps them. Blocks; memory holds one batch.
 
     Args:
@@ -84,9 +94,10 @@ class _Misplaced:
 @dataclass
 class _Counts:
     rows: int = 0
-    moves: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("in", "out", "folder"), 0))
+    moves: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_KINDS, 0))
     changed_meanwhile: int = 0
     missing: int = 0
+    unreadable: int = 0
 
     def report(self, *, applied: bool) -> RewriteReport:
         return RewriteReport(
@@ -95,6 +106,8 @@ class _Counts:
             moved_in=self.moves["in"],
             moved_out=self.moves["out"],
             moved_folder=self.moves["folder"],
+            recompressed=self.moves["compression"],
+            unreadable=self.unreadable,
             changed_meanwhile=self.changed_meanwhile,
             missing=self.missing,
         )
@@ -169,7 +182,7 @@ class _Rewriter:
         for key, text, values in page:
             try:
                 kind = self._move_of(ObjectURL.parse(text), values)
-            except (MissingObjectError, RefusedURLError):
+            except (MissingObjectError, RefusedURLError, DamagedObjectError):
                 # the business of `check`
                 self._counts.missing += 1
                 continue
@@ -185,10 +198,17 @@ class _Rewriter:
             raise MissingObjectError(str(url), f"{self._storage.url!r}")
         if limit and self._is_at_most(url, limit):
             return "in"
+        # before the folder: what is compressed anew goes to the right one, too
+        if self._compression_of(url) != compression_level(self._column.type.compression):
+            return "compression"
         folder = self._column.folder
         rendered = folder.render(values, self._schemas)
         lies_right = rendered in (None, url.folder) or folder.is_fresh(url.folder)
         return None if lies_right else "folder"
+
+    def _compression_of(self, url: ObjectURL) -> str | None:
+        reader = self._storage.open(url.path)
+        return Container.open(reader, str(url), nested=int).compression
 
     def _is_at_most(self, url: ObjectURL, limit: int) -> bool:
         left = limit
@@ -220,16 +240,28 @@ class _Rewriter:
                 if text != head_of(each.url):
                     continue
                 # a value of its own, so that it is written anew; entries are copied as they are
+                anew = DataStore(value)
+                if each.kind == "compression" and not self._loads(anew):
+                    continue
                 statement = (
                     update(self._declared.table)
                     .where(*(k == part for k, part in zip(self._keys, each.key, strict=True)))
                     # where rows are not locked: whoever was faster has put another value there
                     .where(url_text(column) == text)
-                    .values({column: DataStore(value)})
+                    .values({column: anew})
                 )
                 if connection.execute(statement).rowcount:
                     moved.append(each)
         return moved
+
+    def _loads(self, value: DataStore) -> bool:
+        """Load all entries, so that they are encoded anew; return False where one cannot be."""
+        try:
+            value._load_anew()
+        except (DamagedObjectError, UnsupportedFormatError):
+            self._counts.unreadable += 1
+            return False
+        return True
 
     def _locking_query(self, keys: list[tuple[Any, ...]]) -> tuple[Select[Any], dict[str, Any]]:
         column = self._column.column
