@@ -183,11 +183,21 @@ class _Rewriter:
             try:
                 kind = self._move_of(ObjectURL.parse(text), values)
             except (MissingObjectError, RefusedURLError, DamagedObjectError):
-                # the business of `check`
-                self._counts.missing += 1
+                if self._holds(key, text):
+                    # the business of `check`
+                    self._counts.missing += 1
+                else:
+                    self._counts.changed_meanwhile += 1
                 continue
             if kind is not None:
                 yield _Misplaced(key, text, kind)
+
+    def _holds(self, key: tuple[Any, ...], text: str) -> bool:
+        """Return whether a row still holds what was read of it."""
+        criterion, asked = any_key(self._keys, [key])
+        query = select(type_coerce(self._column.column, String())).where(criterion)
+        with self._engine.connect() as connection:
+            return bool(connection.scalar(query, asked) == text)
 
     def _move_of(self, url: ObjectURL, values: dict[Column[Any], Any]) -> str | None:
         """Return where a value has to move, or None where it lies right."""

@@ -151,6 +151,26 @@ def test_a_row_that_has_changed_meanwhile_is_left_alone(engine, stored, monkeypa
         assert session.get(IN_ITEM, (2, "a")) is None
 
 
+def test_what_is_replaced_meanwhile_is_not_called_missing(engine, stored, monkeypatch):
+    add(engine, OUT_ITEM, 4)
+    from sqla_datastore.maintenance.rewrite import _Rewriter
+
+    real = _Rewriter._move_of
+
+    def replaced(self, url, values):
+        monkeypatch.undo()
+        with Session(engine) as session, session.begin():
+            for row in session.scalars(sa.select(OUT_ITEM)):
+                row.data = DataStore(n=7)
+        return real(self, url, values)
+
+    monkeypatch.setattr(_Rewriter, "_move_of", replaced)
+    report = rewrite(engine, IN.metadata, apply=True)
+    assert (report.missing, report.changed_meanwhile, report.moved) == (0, 4, 0)
+    assert rewrite(engine, IN.metadata, apply=True).moved_in == 4
+    assert_exact(engine, IN.metadata, stored, 4)
+
+
 def _interrupted_at(random_, count):
     left = [random_.randrange(count)]
 
