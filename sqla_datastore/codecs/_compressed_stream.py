@@ -86,13 +86,16 @@ class CompressedStream:
 
 
 def compressed_stream(schema: Any, batches: Sequence[Any], level: str) -> CompressedStream | None:
-    """Return a stream that Arrow compresses, None where samples of it do not shrink by a tenth."""
-    if any(KEY in (field.metadata or {}) for field in schema):
-        # its own metadata would be taken for ours
+    """Return a stream that Arrow compresses, None where that is not worth its while.
+
+    That is, where samples do not shrink by a tenth, or its own metadata would be taken for ours.
+    """
+    has_our_key = any(KEY in (field.metadata or {}) for field in schema)
+    if has_our_key or not any(batch.num_rows for batch in batches):
         return None
     stream = CompressedStream(schema, batches, _options(*_CODECS[level]), {})
     samples = stream.samples()
-    before, after = (sum(sizes) for sizes in zip(*samples, strict=True)) if samples else (0, 0)
+    before, after = (sum(sizes) for sizes in zip(*samples, strict=True))
     if 10 * after > 9 * before:
         return None
     if level == "fast":

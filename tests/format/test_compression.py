@@ -65,6 +65,13 @@ VALUES = {
     ),
     "constant": pa.table({"t": ["a" * 100] * 100_000}),
     "nothing": pa.table({"t": pa.array([], pa.string())}),
+    "many empty columns": pa.table({f"t{n}": pa.array([], pa.string()) for n in range(50)}),
+    "no batches": pa.Table.from_batches(
+        [], pa.schema([pa.field(f"t{n}", pa.string()) for n in range(50)])
+    ),
+    "empty batches": pa.Table.from_batches(
+        [pa.record_batch({"t": pa.array(words(n * 2_000), pa.string())}) for n in (0, 3, 0)]
+    ),
     "nulls": pa.table({"n": pa.nulls(100_000), "i": np.zeros(100_000)}),
     "polars": pl.DataFrame({"t": words(50_000), "i": RNG.integers(0, 100, 50_000)}),
     "index": pd.Index(words(50_000)),
