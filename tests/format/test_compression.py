@@ -15,7 +15,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from support.forging import cost, forged_compressed, opened, used
+from support.forging import allowed_seconds, cost, forged_compressed, opened, used
 from support.toys import MemoryReader, MemoryWriter
 
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedTypeError
@@ -342,7 +342,7 @@ def test_a_hostile_object_is_refused_and_costs_little(name):
     if sys.platform == "linux":
         seconds, peak = cost(lambda: used(data))
         assert peak < 64 * MB + 10 * len(data), f"{peak / MB:.0f} MB for {len(data)} bytes"
-        assert seconds < 2 + 2 * len(data) / MB
+        assert seconds < allowed_seconds(len(data))
 
 
 def test_check_finds_what_differs():

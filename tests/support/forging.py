@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -141,6 +142,15 @@ def cost(call: Callable[[], object]) -> tuple[float, int]:
     call()
     seconds = time.process_time() - begin
     return seconds, max(0, _status("VmHWM") - before)
+
+
+def allowed_seconds(nbytes: int) -> float:
+    """Return how long a test may take over an object.
+
+    That is twice what is promised, since other tests run at the same time; more where coverage
+    traces each line.
+    """
+    return (2 + 2 * nbytes / 1024**2) * (3 if sys.gettrace() else 1)
 
 
 def _status(key: str) -> int:
