@@ -183,26 +183,33 @@ def without_dictionaries(schema: Any, batches: Sequence[Any], nbytes: int) -> tu
     Raises:
         ValueError: a column is no dictionary of texts, or its texts take more.
     """
-    for at, field in enumerate(schema):
-        name = (field.metadata or {}).get(KEY)
-        if name is None:
-            continue
-        plain = _TEXTS.get(name.decode())
-        if not (pa.types.is_dictionary(field.type) and field.type.value_type == plain):
-            raise ValueError(f"a column of texts is stored as {field.type}")
-        if sum(_text_bytes(batch.column(at)) for batch in batches) > nbytes:
-            raise ValueError("its texts take more than the stream has claimed")
-        metadata = {key: value for key, value in field.metadata.items() if key != KEY}
-        new = field.with_type(plain).with_metadata(metadata or None)
-        schema = schema.set(at, new)
-        batches = [
-            pa.RecordBatch.from_arrays(
-                [*batch.columns[:at], batch.column(at).cast(plain), *batch.columns[at + 1 :]],
-                schema=pa.schema([*schema][: at + 1] + [*batch.schema][at + 1 :], schema.metadata),
-            )
-            for batch in batches
-        ]
-    return schema, [*batches]
+    fields = [_plain_field(field) for field in schema]
+    texts = [at for at, field in enumerate(schema) if field.type != fields[at].type]
+    # all of them together: one by one, many columns could take as much each
+    if sum(_text_bytes(batch.column(at)) for batch in batches for at in texts) > nbytes:
+        raise ValueError("its texts take more than the stream has claimed")
+    if not texts:
+        return schema, [*batches]
+    plain = pa.schema(fields, schema.metadata)
+    decoded = []
+    for batch in batches:
+        columns = batch.columns
+        for at in texts:
+            columns[at] = columns[at].cast(fields[at].type)
+        decoded.append(pa.RecordBatch.from_arrays(columns, schema=plain))
+    return plain, decoded
+
+
+def _plain_field(field: Any) -> Any:
+    """Return a column's field as it was before its texts were written as a dictionary."""
+    name = (field.metadata or {}).get(KEY)
+    if name is None:
+        return field
+    plain = _TEXTS.get(name.decode())
+    if not (pa.types.is_dictionary(field.type) and field.type.value_type == plain):
+        raise ValueError(f"a column of texts is stored as {field.type}")
+    metadata = {key: value for key, value in field.metadata.items() if key != KEY}
+    return field.with_type(plain).with_metadata(metadata or None)
 
 
 def _text_bytes(array: Any) -> int:

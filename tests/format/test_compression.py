@@ -267,6 +267,14 @@ def _texts_of_nothing():
     return stream(_TEXTS.cast(pa.schema([field])), compression="lz4")
 
 
+def _many_texts():
+    """Return a stream of 50 columns that each take less than what it claims, and more together."""
+    texts = pa.array(["x" * 1000] * 1_000).dictionary_encode()
+    metadata = {"sqla_datastore:text": "string"}
+    fields = [pa.field(f"t{n}", texts.type, metadata=metadata) for n in range(50)]
+    return stream(pa.table([texts] * 50, schema=pa.schema(fields)), compression="lz4")
+
+
 def _crc(data):
     return archive.crc32(data)
 
@@ -308,6 +316,12 @@ HOSTILE = {
     ),
     "texts that take more than it says": lambda: forged_compressed(
         _TABLE, _texts_of_nothing(), size=200_000, method=ARROW
+    ),
+    "texts of many columns that take more than it says": lambda: forged_compressed(
+        ["arrow.table", 1, {"stream": 0, "shape": [1_000, 50]}],
+        _many_texts(),
+        size=2_500_000,
+        method=ARROW,
     ),
     "a dictionary that is none": lambda: forged_compressed(
         _TABLE,
