@@ -381,9 +381,8 @@ def _attach(value: Any, node: Any, columns: ColumnReader) -> Any:
     if node.get("unique_labels") is True:
         if not _can_be_unique(value):
             raise columns.decoder.damaged("an index is longer than what is stored of it")
-        for axis in value.axes:
-            if has_one_hash(axis):
-                raise columns.decoder.damaged("many labels have one hash")
+        if any(map(has_one_hash, value.axes)):
+            raise columns.decoder.damaged("many labels have one hash")
         value.flags.allows_duplicate_labels = False
     return value
 

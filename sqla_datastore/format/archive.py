@@ -100,6 +100,15 @@ class Anchor(NamedTuple):
     crc: int
 
 
+def bytes_of(data: Buffer) -> memoryview:
+    """Return a view of single bytes."""
+    view = memoryview(data)
+    if view.format == "B" and view.ndim == 1:
+        return view
+    # `cast` refuses shapes with a zero
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
 class ZipWriter:
     """Write members one after the other through one small buffer, which grows up to `BUFFER`.
 
@@ -157,10 +166,7 @@ class ZipWriter:
 
     def write(self, data: Buffer) -> None:
         """Append bytes to the member; the buffer may be reused afterwards."""
-        piece = memoryview(data)
-        if piece.format != "B" or piece.ndim != 1:
-            # `cast` refuses shapes with a zero
-            piece = piece.cast("B") if piece.nbytes else memoryview(b"")
+        piece = bytes_of(data)
         if self._size is not None and self.position + len(piece) > self._data_offset + self._size:
             raise WrongSizeError(f"more than the {self._size} bytes that were announced")
         while piece:

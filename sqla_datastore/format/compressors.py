@@ -8,7 +8,7 @@ from typing_extensions import Buffer
 
 from sqla_datastore.codecs.protocol import Payload
 from sqla_datastore.exceptions import UnsupportedTypeError
-from sqla_datastore.format.archive import WrongSizeError, ZipWriter, crc32
+from sqla_datastore.format.archive import WrongSizeError, ZipWriter, bytes_of, crc32
 from sqla_datastore.format.compression import (
     ARROW,
     DEFLATED,
@@ -108,9 +108,7 @@ class _DeflatingSink:
 
     def write(self, data: Buffer) -> None:
         """Take a piece; the buffer may be reused afterwards."""
-        piece = memoryview(data)
-        if piece.format != "B" or piece.ndim != 1:
-            piece = piece.cast("B") if piece.nbytes else memoryview(b"")
+        piece = bytes_of(data)
         if not self._is_decided:
             if len(self._head) + len(piece) < SAMPLE:
                 self._head += piece
