@@ -30,6 +30,7 @@ from ._messages import (
 from .protocol import Decoder, Encoder
 
 _FREE_ROWS = 1 << 20
+_FREE_COLUMNS = 1 << 17
 _FREE_BYTES = 1 << 26
 _FREE_PACKED = 1 << 16
 _WIDE_OF_VIEW = {
@@ -126,6 +127,9 @@ def add_stream(encoder: Encoder, value: object, schema: Any, batches: Iterable[A
         if has_far_more_nulls(schema, batches, payload.nbytes):
             reason = "its columns of the type null are long, and nothing is stored of them"
             raise encoder.unsupported(value, f"{reason}; cast them, or store their length")
+        if has_far_more_columns(schema, len(batches), payload.nbytes):
+            reason = "its columns of nulls or unions are in too many batches"
+            raise encoder.unsupported(value, f"{reason}; store value.combine_chunks()")
         if shows_far_more(schema, batches, payload.nbytes):
             reason = "its views show the same bytes again and again"
             raise encoder.unsupported(value, f"{reason}; cast them to strings or binary")
@@ -161,10 +165,12 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
     nbytes = len(data) if unpacked is None else unpacked
     with refused_as_damage(decoder, "an Arrow stream"):
         # first: to read a batch would unpack it, and to read a schema runs the code of its types
-        storage = _checked_messages(data, unpacked, decoder)
+        storage, count = _checked_messages(data, unpacked, decoder)
         reader = pa.ipc.open_stream(pa.py_buffer(data))
         schema = reader.schema
         check_field_names(schema)
+        if has_far_more_columns(schema, count, nbytes):
+            raise decoder.damaged("nulls or unions are in too many batches of an Arrow stream")
         if storage is not None:
             check_extensions(schema, storage, decoder)
         batches = list(reader)
@@ -181,7 +187,7 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
     return schema, batches
 
 
-def _checked_messages(data: Buffer, unpacked: int | None, decoder: Decoder) -> Any:
+def _checked_messages(data: Buffer, unpacked: int | None, decoder: Decoder) -> tuple[Any, int]:
     """Look at all messages of a stream before Arrow acts on them.
 
     Args:
@@ -190,12 +196,15 @@ def _checked_messages(data: Buffer, unpacked: int | None, decoder: Decoder) -> A
         decoder: makes the errors.
 
     Returns:
-        The schema as it is stored where there are extension types, else None.
+        The schema as it is stored where there are extension types, else None; and the number of
+        messages.
     """
     storage = None
+    count = 0
     # a dictionary and its indexes may be larger than its texts, where these are short
     left = _FREE_PACKED + 2 * (unpacked or 0)
     for message in messages(data):
+        count += 1
         metadata = message.metadata
         if is_compressed(metadata):
             if unpacked is None:
@@ -213,7 +222,7 @@ def _checked_messages(data: Buffer, unpacked: int | None, decoder: Decoder) -> A
         for name in names:
             refuse_foreign(name, decoder)
         storage = storage_schema(message) if names else storage
-    return storage
+    return storage, count
 
 
 def has_far_more_nulls(schema: Any, batches: Sequence[Any], nbytes: int) -> bool:
@@ -225,6 +234,16 @@ def has_far_more_nulls(schema: Any, batches: Sequence[Any], nbytes: int) -> bool
         return False
     rows = sum(max(map(len, _arrays_in(batch)), default=0) for batch in batches)
     return rows > max(_FREE_ROWS, 8 * nbytes)
+
+
+def has_far_more_columns(schema: Any, batches: int, nbytes: int) -> bool:
+    """Return whether a stream has far more nulls and unions, one for each batch, than bytes.
+
+    Arrow takes 200 to 400 bytes for each of them, and stores 16 to 40.
+    """
+    types = (each for field in schema for each in types_in(field.type))
+    columns = sum(pa.types.is_null(each) or pa.types.is_union(each) for each in types)
+    return columns * batches > max(_FREE_COLUMNS, nbytes // 64)
 
 
 def shows_far_more(schema: Any, batches: Sequence[Any], nbytes: int) -> bool:

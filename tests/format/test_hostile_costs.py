@@ -44,11 +44,12 @@ def written(entries):
     return bytes(writer.data)
 
 
-def stream(batch: pa.RecordBatch) -> bytes:
-    """Return a batch as an IPC stream."""
+def stream(batch: pa.RecordBatch, times: int = 1) -> bytes:
+    """Return an IPC stream of a batch, which is in it so many times."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+        for _ in range(times):
+            writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
 
 
@@ -149,6 +150,17 @@ def _dictionary(value, rows):
     """Return a batch of one value, which is stored once."""
     codes = pa.array(np.zeros(rows, "i4"))
     return pa.record_batch({"a": pa.DictionaryArray.from_arrays(codes, value)})
+
+
+def _nulls(columns):
+    """Return a batch of one row and of columns of which no byte is stored."""
+    return pa.record_batch({f"c{n}": pa.nulls(1) for n in range(columns)})
+
+
+def _unions(columns):
+    """Return a batch of one row and of unions of nulls."""
+    union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.nulls(1)])
+    return pa.record_batch({f"c{n}": union for n in range(columns)})
 
 
 def _views(rows):
@@ -310,6 +322,8 @@ CORPUS: dict[str, Callable[[], bytes]] = {
         _TABLE,
         stream(pa.record_batch({"a": pa.StructArray.from_arrays([pa.nulls(2**30)], ["b"])})),
     ),
+    "nulls in many batches": lambda: forged_blobs(_TABLE, stream(_nulls(2_000), 1_000)),
+    "unions in many batches": lambda: forged_blobs(_TABLE, stream(_unions(1_000), 500)),
     "columns that are one": lambda: forged_blobs(_TABLE, _with_one_buffer(300)),
     "empty objects in JSON": lambda: forged_blobs(
         ["plain.list", 1, {"json_blob": 0}], b"[" + b"{}," * 3_000_000 + b"0]" + bytes(0)
@@ -585,6 +599,7 @@ def test_a_forged_object_costs_little(name):
         ({2**400_000 - 1, Decimal((2**400_000 - 1) % (2**61 - 1))}, "same hash"),
         (pa.table({"a": pa.nulls(2**24)}), "store their length"),
         (pa.nulls(2**24), "store their length"),
+        (lambda: pa.Table.from_batches([_nulls(2_000)] * 1_000), "value.combine_chunks"),
         (pd.Categorical.from_codes([0], dtype=pd.CategoricalDtype(pd.RangeIndex(2**28))), "unused"),
         pytest.param(
             lambda: pa.table({"a": pa.FixedSizeListArray.from_arrays(_views(2_000)["a"], 1)}),
@@ -614,6 +629,14 @@ def test_what_could_not_be_read_is_not_written(value, message):
     value = value() if callable(value) else value
     with pytest.raises(UnsupportedTypeError, match=message):
         written({"x": value})
+
+
+@pytest.mark.parametrize("batch", [_nulls(2_000), _unions(2_000)], ids=["nulls", "unions"])
+def test_tables_in_too_many_batches_can_be_combined(batch):
+    table = pa.Table.from_batches([batch] * 100)
+    with pytest.raises(UnsupportedTypeError, match=r"store value\.combine_chunks\(\)"):
+        written({"x": table})
+    assert written({"x": table.combine_chunks()})
 
 
 @pytest.mark.parametrize(
