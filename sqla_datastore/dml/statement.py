@@ -26,7 +26,7 @@ from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.schema.sqlalchemy_compat import is_sql
 from sqla_datastore.storage.binding import is_default, storage_for, warn_of_default
-from sqla_datastore.storage.in_row import encoded
+from sqla_datastore.storage.in_row import encoded, is_tried
 from sqla_datastore.storage.protocol import Storage, is_there
 from sqla_datastore.storage.urls import (
     DataURL,
@@ -155,8 +155,9 @@ class Statement(ABC):
         """Return the URL of a value that is small enough to stay in the row, else None."""
         limit, plan = column.type.inline_bytes, reservation.plan
         assert plan is not None
-        # without the index, which only writing tells
-        if sum(each.nbytes for each in plan.objects) >= limit:
+        nbytes = sum(each.nbytes for each in plan.objects)
+        is_compressed = compression_level(column.type.compression) is not None
+        if not is_tried(nbytes, limit, is_compressed=is_compressed):
             return None
         objects = encoded(plan.objects, limit)
         if objects is None:
