@@ -45,10 +45,13 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _ANCHOR = struct.Struct("<4H2Q2I")
 _PAIR = struct.Struct("<2H")
+_DESCRIPTOR = struct.Struct("<4s3I")
+_DESCRIPTOR64 = struct.Struct("<4sI2Q")
 _ALIGN = struct.Struct("<3H")
 
 _LOCAL_SIGN, _CENTRAL_SIGN, _END_SIGN = b"PK\3\4", b"PK\1\2", b"PK\5\6"
 _END64_SIGN, _LOCATOR_SIGN = b"PK\6\6", b"PK\6\7"
+_DESCRIPTOR_SIGN = b"PK\7\b"
 # 0xD935 is the padding field of Android's signing tools; 0x5344 is "DS", ours
 _ZIP64_ID, _ALIGN_ID, _ANCHOR_ID = 0x0001, 0xD935, 0x5344
 # one date for all, so that equal entries give equal bytes
@@ -58,8 +61,9 @@ _PLAIN_VERSION, _ZIP64_VERSION = 20, 45
 # that nobody may read
 _UNIX = 3 << 8
 _FILE_MODE = 0o100644 << 16
-_CRC_AT = 14
 _DEFLATE_METHOD = 8
+# the third bit: checksum and sizes follow the data
+_DESCRIPTOR_FLAG = 8
 
 
 class MalformedError(ValueError):
@@ -79,6 +83,7 @@ class Member(NamedTuple):
         packed: what it takes in the object.
         is_deflated: whether its data are deflated.
         has_zip64: whether its local header has a ZIP64 field.
+        has_descriptor: whether its checksum and sizes stand behind its data, not in that header.
     """
 
     name: str
@@ -89,6 +94,7 @@ class Member(NamedTuple):
     packed: int
     is_deflated: bool = False
     has_zip64: bool = False
+    has_descriptor: bool = False
 
 
 class Anchor(NamedTuple):
@@ -116,6 +122,9 @@ class ZipWriter:
 
     Bytes are copied into the buffer, and checksums are taken of the copy, which is then written. So
     the two agree, even if another thread changes the caller's memory meanwhile.
+
+    Nothing that was written is changed afterwards: an upload has sent it already. So the checksum
+    of a member goes into its header only where that is in the buffer yet, else behind its data.
     """
 
     def __init__(self, out: ObjectWriter) -> None:
@@ -124,10 +133,9 @@ class ZipWriter:
         self._filled = 0
         self._flushed = 0
         self._members: list[Member] = []
-        self._name = ""
-        self._header_offset = self._data_offset = 0
+        # the member that was begun, as its header has it
+        self._begun = Member("", 0, 0, 0, 0, 0)
         self._size: int | None = 0
-        self._has_zip64 = False
         self._crc = self._part_crc = 0
         self._parted = False
 
@@ -136,38 +144,50 @@ class ZipWriter:
         """How many bytes were written so far, buffered ones included."""
         return self._flushed + self._filled
 
-    def begin(self, name: str, size: int) -> int:
-        """Start a member of a known size and return the offset of its data."""
-        self._begin(name, size, has_zip64=size >= ZIP64_SIZE)
-        self._size = size
-        return self._data_offset
+    def begin(self, name: str, size: int, *, crc: int | None = None) -> int:
+        """Start a member of a known size and return the offset of its data.
 
-    def begin_compressed(self, name: str, nbytes: int) -> int:
+        Args:
+            name: the member's name.
+            size: of its data, in bytes.
+            crc: their checksum, where it is known: then nothing stands behind the data.
+        """
+        has_zip64 = size >= ZIP64_SIZE
+        if crc is None:
+            return self._begin(Member(name, 0, 0, 0, 0, 0, has_zip64=has_zip64), size)
+        member = Member(name, 0, 0, size, crc, size, has_zip64=has_zip64)
+        return self._begin(member, size, is_complete=True)
+
+    def begin_compressed(self, name: str, nbytes: int, *, is_deflated: bool) -> int:
         """Start a member whose size is known at its end, and return the offset of its data.
 
         Args:
             name: the member's name.
             nbytes: what is compressed; deflated it may grow a little.
+            is_deflated: whether ZIP has to know of it, and `end_deflated` will be called.
         """
-        self._begin(name, 0, has_zip64=nbytes + nbytes // 64 + BUFFER >= ZIP64_SIZE)
-        self._size = None
-        return self._data_offset
+        has_zip64 = nbytes + nbytes // 64 + BUFFER >= ZIP64_SIZE
+        member = Member(name, 0, 0, 0, 0, 0, is_deflated=is_deflated, has_zip64=has_zip64)
+        return self._begin(member, None)
 
-    def _begin(self, name: str, size: int, *, has_zip64: bool) -> None:
-        header = _local_header(name, size, size, self.position, has_zip64=has_zip64)
+    def _begin(self, member: Member, size: int | None, *, is_complete: bool = False) -> int:
+        # as if its checksum was to follow: the other form is as long
+        member = member._replace(header_offset=self.position, has_descriptor=not is_complete)
+        header = _local_header(member)
         self._make_room(len(header))
         if len(header) > len(self._buffer) - self._filled:
-            self._flush()  # a header that is split could not be patched with one call
-        self._name, self._has_zip64, self._header_offset = name, has_zip64, self.position
+            self._flush()  # half of a header could not be completed any more
         self._append(header)
-        self._data_offset = self.position
+        self._begun, self._size = member._replace(data_offset=self.position), size
         # the checksum is that of the data, and `_append` has taken the header into it
         self._crc, self._parted = 0, False
+        return self._begun.data_offset
 
     def write(self, data: Buffer) -> None:
         """Append bytes to the member; the buffer may be reused afterwards."""
         piece = bytes_of(data)
-        if self._size is not None and self.position + len(piece) > self._data_offset + self._size:
+        end = self.position + len(piece)
+        if self._size is not None and end > self._begun.data_offset + self._size:
             raise WrongSizeError(f"more than the {self._size} bytes that were announced")
         while piece:
             piece = piece[self._append(piece) :]
@@ -186,16 +206,10 @@ class ZipWriter:
 
     def end(self) -> int:
         """Finish the member and return its checksum."""
-        written = self.position - self._data_offset
-        if self._size is None:
-            self._end(written, self._crc, written, is_deflated=False)
-            return self._crc
-        if written != self._size:
+        written = self.position - self._begun.data_offset
+        if self._size is not None and written != self._size:
             raise WrongSizeError(f"{written} instead of the {self._size} bytes announced")
-        # only now, since the checksum is that of the bytes that were really copied
-        self._patch(self._header_offset + _CRC_AT, self._crc.to_bytes(4, "little"))
-        self._add(written, self._crc, written, is_deflated=False)
-        return self._crc
+        return self._end(written, self._crc, written)
 
     def end_deflated(self, nbytes: int, crc: int) -> int:
         """Finish a member of deflated data, and return the checksum of what was written.
@@ -204,22 +218,21 @@ class ZipWriter:
             nbytes: how many bytes were deflated.
             crc: their checksum.
         """
-        self._end(nbytes, crc, self.position - self._data_offset, is_deflated=True)
-        return self._crc
+        return self._end(nbytes, crc, self.position - self._begun.data_offset)
 
-    def _end(self, size: int, crc: int, packed: int, *, is_deflated: bool) -> None:
-        self._add(size, crc, packed, is_deflated=is_deflated)
-        header = _header_of(self._members[-1])
-        self._patch(self._header_offset, header)
-
-    def _add(self, size: int, crc: int, packed: int, *, is_deflated: bool) -> None:
-        self._members.append(
-            Member(
-                *(self._name, self._header_offset, self._data_offset, size, crc, packed),
-                is_deflated=is_deflated,
-                has_zip64=self._has_zip64,
-            )
-        )
+    def _end(self, size: int, crc: int, packed: int) -> int:
+        """Say of which size the data are: only now the checksum is that of what was copied."""
+        found = self._crc
+        member = self._begun._replace(size=size, crc=crc, packed=packed)
+        start = member.header_offset - self._flushed
+        if member.has_descriptor and start >= 0:
+            member = member._replace(has_descriptor=False)
+            header = _local_header(member)
+            self._buffer[start : start + len(header)] = header
+        elif member.has_descriptor:
+            self._append_all(_descriptor(member))
+        self._members.append(member)
+        return found
 
     def close(self, version: int) -> None:
         """Write the central directory; the last member is the manifest."""
@@ -265,49 +278,33 @@ class ZipWriter:
             self._flushed += self._filled
             self._filled = 0
 
-    def _patch(self, offset: int, data: bytes) -> None:
-        if offset < self._flushed:
-            self._out.patch(offset, data)
-        else:
-            start = offset - self._flushed
-            self._buffer[start : start + len(data)] = data
 
-
-def _header_of(member: Member) -> bytes:
-    """Return the local header of a member that is complete."""
-    header = _local_header(
-        member.name,
-        member.size,
-        member.packed,
-        member.header_offset,
-        has_zip64=member.has_zip64,
-        is_deflated=member.is_deflated,
-    )
-    return header[:_CRC_AT] + member.crc.to_bytes(4, "little") + header[_CRC_AT + 4 :]
-
-
-def _local_header(
-    name: str,
-    size: int,
-    packed: int,
-    offset: int,
-    *,
-    has_zip64: bool,
-    is_deflated: bool = False,
-) -> bytes:
+def _local_header(member: Member) -> bytes:
     zip64 = b""
-    version, shown = _PLAIN_VERSION, (packed, size)
-    if has_zip64:
+    # APPNOTE 4.4.4: zeros where the figures are in a descriptor
+    known = Member("", 0, 0, 0, 0, 0) if member.has_descriptor else member
+    version, shown = _PLAIN_VERSION, (known.packed, known.size)
+    if member.has_zip64:
         # APPNOTE 4.5.3: in a local header the ZIP64 field has to hold both sizes
-        zip64 = _PAIR.pack(_ZIP64_ID, 16) + struct.pack("<2Q", size, packed)
+        zip64 = _PAIR.pack(_ZIP64_ID, 16) + struct.pack("<2Q", known.size, known.packed)
         version, shown = _ZIP64_VERSION, (0xFFFFFFFF, 0xFFFFFFFF)
-    method = _DEFLATE_METHOD if is_deflated else 0
-    raw = name.encode("ascii")
-    unpadded = offset + _LOCAL.size + len(raw) + len(zip64) + _ALIGN.size
+    raw = member.name.encode("ascii")
+    unpadded = member.header_offset + _LOCAL.size + len(raw) + len(zip64) + _ALIGN.size
     padding = -unpadded % ALIGNMENT
     extra = zip64 + _ALIGN.pack(_ALIGN_ID, 2 + padding, ALIGNMENT) + bytes(padding)
-    head = (_LOCAL_SIGN, version, 0, method, 0, _DATE, 0, *shown, len(raw), len(extra))
-    return _LOCAL.pack(*head) + raw + extra
+    head = (_LOCAL_SIGN, version, *_flags_and_method(member), 0, _DATE, known.crc, *shown)
+    return _LOCAL.pack(*head, len(raw), len(extra)) + raw + extra
+
+
+def _flags_and_method(member: Member) -> tuple[int, int]:
+    flags = _DESCRIPTOR_FLAG if member.has_descriptor else 0
+    return flags, _DEFLATE_METHOD if member.is_deflated else 0
+
+
+def _descriptor(member: Member) -> bytes:
+    # APPNOTE 4.3.9.2: its sizes have eight bytes where the header has a ZIP64 field
+    form = _DESCRIPTOR64 if member.has_zip64 else _DESCRIPTOR
+    return form.pack(_DESCRIPTOR_SIGN, member.crc, member.packed, member.size)
 
 
 def _central_record(member: Member, extra: bytes) -> bytes:
@@ -329,8 +326,7 @@ def _central_record(member: Member, extra: bytes) -> bytes:
     version = _ZIP64_VERSION if large else _PLAIN_VERSION
     return (
         _CENTRAL.pack(
-            *(_CENTRAL_SIGN, _UNIX | version, version, 0),
-            *(_DEFLATE_METHOD if member.is_deflated else 0, 0, _DATE),
+            *(_CENTRAL_SIGN, _UNIX | version, version, *_flags_and_method(member), 0, _DATE),
             *(member.crc, packed, size, len(raw), len(extra), 0, 0, 0, _FILE_MODE, offset),
         )
         + raw
@@ -466,8 +462,8 @@ def _central_member(records: bytes, at: int) -> tuple[Member, int]:
         raise MalformedError("its central directory is cut off")
     sign, *numbers = _CENTRAL.unpack_from(records, at)
     _, _, flags, method, _, _, crc, packed, size, name_size, extra_size, *rest = numbers
-    is_known = method in (0, _DEFLATE_METHOD)
-    if sign != _CENTRAL_SIGN or flags or not is_known or rest[0]:
+    is_known = method in (0, _DEFLATE_METHOD) and flags in (0, _DESCRIPTOR_FLAG)
+    if sign != _CENTRAL_SIGN or not is_known or rest[0]:
         raise MalformedError(f"record {at} of its central directory is damaged")
     name_at = at + _CENTRAL.size
     extra = records[name_at + name_size : name_at + name_size + extra_size]
@@ -484,6 +480,7 @@ def _central_member(records: bytes, at: int) -> tuple[Member, int]:
     if offset == 0xFFFFFFFF:
         offset = next(large, offset)
     member = Member(name.decode(), offset, 0, size, crc, packed, method == _DEFLATE_METHOD)
+    member = member._replace(has_descriptor=flags == _DESCRIPTOR_FLAG)
     return member, name_at + name_size + extra_size
 
 
@@ -495,16 +492,27 @@ def _zip64_numbers(extra: bytes) -> Iterator[int]:
 
 
 def _check_local(reader: ObjectReader, member: Member) -> tuple[int, str]:
-    """Return the offset of a member's data, and a text if its local header is wrong."""
+    """Return the offset of a member's data, and a text if what stands around them is wrong."""
     is_large = member.size >= ZIP64_SIZE or member.packed >= ZIP64_SIZE
     # the size of what was compressed was not known when its header was written
-    expected, other = (_header_of(member._replace(has_zip64=each)) for each in (is_large, True))
+    forms = [member._replace(has_zip64=each) for each in (is_large, True)]
+    headers = [*map(_local_header, forms)]
     try:
-        if read_exactly(reader, member.header_offset, len(expected)) == expected:
-            return member.header_offset + len(expected), ""
-        if read_exactly(reader, member.header_offset, len(other)) == other:
-            return member.header_offset + len(other), ""
+        for form, header in zip(forms, headers, strict=True):
+            if read_exactly(reader, member.header_offset, len(header)) == header:
+                data_offset = member.header_offset + len(header)
+                return data_offset, _check_descriptor(reader, form, data_offset)
     except MalformedError as err:
         return -1, str(err)
     problem = "its local header contradicts the central directory"
-    return member.header_offset + len(expected), problem
+    return member.header_offset + len(headers[0]), problem
+
+
+def _check_descriptor(reader: ObjectReader, member: Member, data_offset: int) -> str:
+    """Return a text if what stands behind a member's data is wrong."""
+    if not member.has_descriptor:
+        return ""
+    expected = _descriptor(member)
+    if read_exactly(reader, data_offset + member.packed, len(expected)) == expected:
+        return ""
+    return "its data descriptor contradicts the central directory"

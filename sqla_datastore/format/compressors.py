@@ -62,10 +62,10 @@ def _write_stream(out: ZipWriter, name: str, payload: Payload, compressed: Any) 
     """Write a stream as Arrow compresses it, or as it is where that is None."""
     if compressed is None:
         return write_payload(out, name, payload, None)
-    offset = out.begin_compressed(name, payload.nbytes)
+    offset = out.begin_compressed(name, payload.nbytes, is_deflated=False)
     compressed.write_to(out.write)
-    stored_crc = out.end()
     stored = out.position - offset
+    stored_crc = out.end()
     if is_claimed(payload.nbytes, stored):
         raise UnsupportedTypeError(
             f"{payload.nbytes} bytes shrink to {stored}, and readers refuse more than {MAX_RATIO} "
@@ -122,7 +122,8 @@ class _DeflatingSink:
         head = memoryview(self._head)
         if shrinks_deflated(piece if len(piece) >= len(head) else head, self._level):
             self._deflater = Deflater(self._level)
-            self._offset = self._out.begin_compressed(self._name, self._nbytes)
+            nbytes = self._nbytes
+            self._offset = self._out.begin_compressed(self._name, nbytes, is_deflated=True)
         else:
             self._offset = self._out.begin(self._name, self._nbytes)
         self._take(head)

@@ -15,7 +15,14 @@ from typing_extensions import Buffer
 
 from sqla_datastore.codecs.protocol import Payload
 from sqla_datastore.exceptions import StaleValueError, UnsupportedTypeError
-from sqla_datastore.format.archive import ALIGNMENT, MANIFEST, PACKED, WrongSizeError, ZipWriter
+from sqla_datastore.format.archive import (
+    ALIGNMENT,
+    MANIFEST,
+    PACKED,
+    WrongSizeError,
+    ZipWriter,
+    crc32,
+)
 from sqla_datastore.format.blobs import StoredBlob
 from sqla_datastore.format.compression import DEFLATED, STORED, Level
 from sqla_datastore.format.compressors import write_payload
@@ -97,7 +104,8 @@ class ObjectPlan:
         blobs = _BlobWriter(out, self.entries, self.compression)
         manifest = blobs.write(len(self._nested_values))
         data = _dump(manifest)
-        out.begin(MANIFEST, len(data))
+        # its data end where the directory begins, so nothing may follow them
+        out.begin(MANIFEST, len(data), crc=crc32(data))
         out.write(data)
         out.end()
         out.close(FORMAT_VERSION)
@@ -223,7 +231,8 @@ class _BlobWriter:
         """Copy a blob as it lies in another object."""
         is_deflated = blob.method == DEFLATED
         if is_deflated:
-            self._offsets[index] = self._out.begin_compressed(name, blob.nbytes)
+            nbytes = blob.nbytes
+            self._offsets[index] = self._out.begin_compressed(name, nbytes, is_deflated=True)
         else:
             self._offsets[index] = self._out.begin(name, blob.stored_nbytes)
         write_to(self._out.write)

@@ -43,14 +43,6 @@ class Draft:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 
-    def patch(self, offset: int, data: Buffer, /) -> None:
-        """See `ObjectWriter.patch`."""
-        with posix.storage_errors(self._url, self._base):
-            rest = memoryview(data).cast("B")
-            while rest:
-                written = os.pwrite(self._descriptor, rest, offset)
-                rest, offset = rest[written:], offset + written
-
     def publish(self) -> None:
         """Give the object its name, where nothing has it yet; raise `NameTakenError` else."""
         # closed first: on NFS, close(2) tells of writes that failed

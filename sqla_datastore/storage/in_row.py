@@ -112,10 +112,6 @@ class _BytesWriter:
     def write(self, data: Buffer, /) -> None:
         self.data += data
 
-    def patch(self, offset: int, data: Buffer, /) -> None:
-        view = memoryview(data).cast("B")
-        self.data[offset : offset + len(view)] = view
-
 
 def encoded(objects: Sequence[_Writable], limit: int) -> str | None:
     """Return objects as base64, separated by commas; None where they take more than a limit.

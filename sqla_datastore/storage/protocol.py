@@ -32,13 +32,10 @@ class StoredObject:
 
 
 class ObjectWriter(Protocol):
-    """An object while it is written: append, and patch what was appended."""
+    """An object while it is written: what was appended is not changed any more."""
 
     def write(self, data: Buffer, /) -> object:
         """Append bytes; the buffer may be reused by the caller afterwards."""
-
-    def patch(self, offset: int, data: Buffer, /) -> None:
-        """Overwrite bytes that were already written, `offset` bytes from the start."""
 
 
 class ObjectReader(Protocol):

@@ -42,10 +42,6 @@ class _MemoryObject:
     def write(self, data: Buffer, /) -> None:
         self._data += data
 
-    def patch(self, offset: int, data: Buffer, /) -> None:
-        piece = memoryview(data)
-        self._data[offset : offset + piece.nbytes] = piece
-
     def read(self, offset: int, size_bytes: int) -> bytes:
         return bytes(self._data[offset : offset + size_bytes])
 

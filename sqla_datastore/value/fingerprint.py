@@ -120,11 +120,6 @@ class HashSink(io.RawIOBase):
         self._hash.update(data)
         return memoryview(data).nbytes
 
-    def patch(self, offset: int, data: Any, /) -> None:
-        """Hash bytes that overwrite earlier ones, and where."""
-        self._hash.update(offset.to_bytes(8, "little"))
-        self._hash.update(data)
-
     def digest(self) -> bytes:
         """Return the hash of all that was written."""
         return self._hash.digest()

@@ -262,7 +262,7 @@ class TestUnparsedNodes:
         """Return an object with another manifest."""
         writer = MemoryWriter()
         out = zip_archive.ZipWriter(writer)
-        out.begin(zip_archive.MANIFEST, len(text))
+        out.begin(zip_archive.MANIFEST, len(text), crc=zip_archive.crc32(text))
         out.write(text)
         out.end()
         out.close(1)

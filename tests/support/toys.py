@@ -161,11 +161,6 @@ class MemoryWriter:
         self.largest = max(self.largest, len(data))
         self.data += data
 
-    def patch(self, offset: int, data: Buffer) -> None:
-        data = memoryview(data)
-        assert offset + len(data) <= len(self.data)
-        self.data[offset : offset + len(data)] = data
-
 
 class MemoryReader:
     """An `ObjectReader` of bytes, which counts what is read of them."""

@@ -80,14 +80,6 @@ class _Writer:
         self._at("write", "amid")
         self._writer.write(data[len(data) // 2 :])
 
-    def patch(self, offset: int, data: Buffer) -> None:
-        data = memoryview(data).cast("B")
-        half = len(data) // 2
-        self._at("patch", "before")
-        self._writer.patch(offset, data[:half])
-        self._at("patch", "amid")
-        self._writer.patch(offset + half, data[half:])
-
 
 class _Reader:
     def __init__(self, reader: ObjectReader, at: At) -> None:
