@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, not_, select, true
@@ -25,6 +26,7 @@ from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.local import base_exists
+from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.storage.protocol import is_there
 from sqla_datastore.storage.urls import names_behind
 
@@ -142,7 +144,7 @@ class DueRemovals:
                 self.foreign += 1
         left: set[str] = set()
         for source, storage in storages.items():
-            left |= self._remove(storage, families[source])
+            left |= off_loop(partial(self._remove, storage, families[source]))
         gone = {url for of_source in families.values() for url in of_source} - left
         # one URL may stand there twice, written down by a trigger and by a transaction
         self.carried_out += sum(row.url in gone for row in due)
@@ -217,7 +219,7 @@ def strike_off(
         sqlalchemy.exc.SQLAlchemyError: the database failed. What is left is carried out again.
     """
     # a base that is not mounted has removed nothing, even where it raised nothing
-    removed = {name for name in removed if base_exists(name.storage)}
+    removed = off_loop(lambda: {name for name in removed if base_exists(name.storage)})
     struck = [(each, urls) for each in noted if (urls := each.urls(removed))]
     if not struck:
         return

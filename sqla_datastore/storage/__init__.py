@@ -3,6 +3,7 @@
 `protocol` is what a storage does, `urls` how objects are named, `binding` which storage an engine
 has. `local` is the storage in a folder: `draft` writes one object, `listing` finds them, `posix`
 and `linux` are its system calls, `parallel` makes them at the same time where they are slow.
+`off_loop` makes calls away from a running event loop.
 
 For authors of storages. `sqla_datastore.testing` has the suite that proves one, and
 `sqla_datastore.bind_storage` takes it.

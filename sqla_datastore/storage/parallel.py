@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,7 +19,12 @@ _MEASURED = 4
 
 
 def call_for_each(
-    call: Callable[[T], object], things: Iterable[T], *, threads: int, at_once: bool = False
+    call: Callable[[T], object],
+    things: Iterable[T],
+    *,
+    threads: int,
+    at_once: bool = False,
+    stopped: threading.Event | None = None,
 ) -> list[Exception]:
     """Call for every thing and return what was raised, in the order of the things.
 
@@ -30,11 +36,12 @@ def call_for_each(
         things: what it is called with.
         threads: how many there are at most; 1 calls in this thread only.
         at_once: begin in several threads.
+        stopped: once it is set, the rest is not called.
     """
     things = list(things)
     if threads == 1 or len(things) == 1:
         return _called(call, things)
-    calls = _Calls(call, things)
+    calls = _Calls(call, things, stopped)
     if not at_once:
         calls.work_while_fast()
     if threads := min(threads, calls.count_left):
@@ -55,8 +62,14 @@ def _called(call: Callable[[T], object], things: Iterable[T]) -> list[Exception]
 class _Calls(Generic[T]):
     """What is still to be called, and what was raised."""
 
-    def __init__(self, call: Callable[[T], object], things: Iterable[T]) -> None:
+    def __init__(
+        self,
+        call: Callable[[T], object],
+        things: Iterable[T],
+        stopped: threading.Event | None,
+    ) -> None:
         self._call = call
+        self._stopped = stopped
         # no lock: taking from a deque and appending to a list are atomic
         self._queue = deque(enumerate(things))
         self._raised: list[tuple[int, Exception]] = []
@@ -91,6 +104,8 @@ class _Calls(Generic[T]):
                 raise
 
     def _call_next(self) -> bool:
+        if self._stopped is not None and self._stopped.is_set():
+            return False
         try:
             number, thing = self._queue.popleft()
         except IndexError:

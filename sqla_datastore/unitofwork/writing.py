@@ -8,16 +8,22 @@ own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
-from sqla_datastore.dml.effects import Effects
+from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.exceptions import MissingObjectError
+from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import ObjectName
 from sqla_datastore.unitofwork.transaction import Transaction
+
+_Job: TypeAlias = "tuple[Storage, str, Any]"
+"""Where an object goes, and what is written."""
 
 WRITERS = 8
 """Objects of one flush that are written at the same time, where writing takes long."""
@@ -37,11 +43,16 @@ def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
     folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
     # what these statements put there themselves lies there by now
     adopted = {name for effect in effects for name in effect.names} if folders else set()
-    for folder in folders:
-        listed = [
-            ObjectName(folder.storage, found.path) for found in folder.storage.list(folder.path)
-        ]
-        transaction.ledger.listed(name for name in listed if name not in adopted)
+    found = off_loop(partial(_listed, folders)) if folders else ()
+    transaction.ledger.listed(name for name in found if name not in adopted)
+
+
+def _listed(folders: Iterable[Folder]) -> list[ObjectName]:
+    return [
+        ObjectName(folder.storage, found.path)
+        for folder in folders
+        for found in folder.storage.list(folder.path)
+    ]
 
 
 def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
@@ -56,7 +67,7 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     names = [ObjectName(storage, path) for storage, path, _ in jobs]
     transaction.ledger.write(names)
     # no call is running any more: a thread that wrote on would outlive the rollback's removal
-    for err in call_for_each(lambda job: _write_object(*job), jobs, threads=WRITERS):
+    for err in _write_objects(jobs):
         raise _explained(err, todo)
     transaction.ledger.wrote(names)
     # only when all are whole: after a failure each value is as it was, and can be tried again
@@ -77,6 +88,16 @@ def _explained(err: Exception, reserved: Iterable[Reservation]) -> Exception:
     return err
 
 
-def _write_object(storage: Storage, path: str, content: Any) -> None:
+def _write_objects(jobs: list[_Job]) -> list[Exception]:
+    """Write objects and return what was raised; the rest is not begun where a task is cancelled."""
+    if not jobs:
+        return []
+    stopped = threading.Event()
+    write = partial(call_for_each, _write_object, jobs, threads=WRITERS, stopped=stopped)
+    return off_loop(write, stopped)
+
+
+def _write_object(job: _Job) -> None:
+    storage, path, content = job
     with storage.create(path) as writer:
         content.write(writer)
