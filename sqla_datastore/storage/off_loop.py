@@ -59,6 +59,32 @@ def off_loop(call: Callable[[], T], stopped: threading.Event | None = None) -> T
         raise
 
 
+async def in_thread(call: Callable[[], T], stopped: threading.Event | None = None) -> T:
+    """Make a blocking call in a thread, and await it; for coroutines, outside of greenlets.
+
+    Args:
+        call: blocks.
+        stopped: set when the task is cancelled, so that the call can end early.
+
+    Returns:
+        What the call returns.
+
+    Raises:
+        asyncio.CancelledError: the task was cancelled. The call goes on where it has begun, so it
+            must leave nothing behind.
+        Exception: what the call raises.
+    """
+    future = _submit(partial(copy_context().run, call))
+    if future is None:
+        return call()
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        if stopped is not None:
+            stopped.set()
+        raise
+
+
 def handed_over(call: Callable[[], object]) -> None:
     """Make a blocking call, without waiting for it where an event loop cannot wait.
 
