@@ -45,7 +45,7 @@ def off_loop(call: Callable[[], T], stopped: threading.Event | None = None) -> T
         asyncio.CancelledError: the task was cancelled. The call has ended by then.
         Exception: what the call raises.
     """
-    if not _can_await():
+    if not can_await():
         return call()
     future = _submit(partial(copy_context().run, call))
     if future is None:
@@ -94,11 +94,12 @@ def handed_over(call: Callable[[], object]) -> None:
     Args:
         call: blocks; must not fail.
     """
-    if _can_await() or not _is_on_loop() or _submit(call) is None:
+    if can_await() or not is_on_loop() or _submit(call) is None:
         off_loop(call)
 
 
-def _can_await() -> bool:
+def can_await() -> bool:
+    """Return whether this is a greenlet in which SQLAlchemy runs an asynchronous engine."""
     try:
         return in_greenlet()
     except (ImportError, ValueError):
@@ -106,7 +107,8 @@ def _can_await() -> bool:
         return False
 
 
-def _is_on_loop() -> bool:
+def is_on_loop() -> bool:
+    """Return whether an event loop runs in this thread, and would stand still meanwhile."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -71,6 +71,9 @@ class Storage(Protocol):
     Every path was checked by `sqla_datastore.storage.urls.check_path`. All methods block; all raise
     `StorageError` when the storage fails, `MissingObjectError` where an object is asked for that
     is not there.
+
+    One that waits for no network may have an attribute ``is_local`` that is True: then values of
+    asynchronous engines may be read on the event loop.
     """
 
     @property

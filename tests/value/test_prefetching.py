@@ -258,3 +258,74 @@ def test_a_write_that_fails_raises(place, calls, stored):
     with pytest.raises(StorageError, match="no space left"):
         asyncio.run(DataStoreIO.awrite(b"abc", "reports", place))
     assert stored.files() == set()
+
+
+# -- touching on the event loop --------------------------------------------------------------------
+
+
+class Far(Watched):
+    """A storage behind a network."""
+
+    is_local = False
+
+
+class Near(Watched):
+    """A storage that waits for no network."""
+
+    is_local = True
+
+
+def test_a_far_object_is_not_read_on_the_loop(url, stored, calls):
+    async def scenario(session):
+        rows = (await session.scalars(select(Run))).all()
+        calls.made.clear()
+        repr(rows[0])
+        for touch in (
+            lambda: rows[0].data["n"],
+            lambda: rows[0].data.n,
+            lambda: list(rows[0].data),
+            lambda: rows[0].data.to_dict(),
+        ):
+            with pytest.raises(StorageError, match=r"block the event loop.*await aload"):
+                touch()
+        assert calls.made == []
+        await aload(rows[0].data)
+        assert rows[0].data.to_dict()["n"] == 0
+        assert rows[0].data.inner.k == 0
+        # what is assigned was never read
+        rows[1].data = DataStore(n=7)
+        await session.commit()
+        assert rows[1].data.n == 7
+        rows[1].data["a"] = np.arange(3)
+        await session.commit()
+        with pytest.raises(StorageError, match=r"await aload\(value, 'a'\)"):
+            rows[1].data["a"]
+        # in a function of the greenlet a thread reads, and the loop goes on
+        threads = calls.threads
+        threads.clear()
+        assert await session.run_sync(lambda _: rows[2].data.inner.k) == 2
+        assert threading.get_ident() not in threads
+
+    run_async(url, Far(LocalStorage(stored.base), calls), scenario)
+
+
+def test_a_near_object_is_read_on_the_loop(url, stored, calls):
+    async def scenario(session):
+        rows = (await session.scalars(select(Run))).all()
+        assert rows[2].data.inner.k == 2
+
+    run_async(url, Near(LocalStorage(stored.base), calls), scenario)
+
+
+def test_a_synchronous_session_reads_on_a_loop(url, stored, calls):
+    """As in a notebook, whose cells run on a loop."""
+
+    async def body():
+        engine = create_engine(url)
+        bind_storage(engine, Far(LocalStorage(stored.base), calls))
+        with Session(engine) as session:
+            rows = session.scalars(select(Run)).all()
+            assert rows[2].data.inner.k == 2
+        engine.dispose()
+
+    asyncio.run(body())
