@@ -24,7 +24,6 @@ from sqla_datastore.exceptions import StorageError
 from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for
-from sqla_datastore.storage.local import base_exists
 from sqla_datastore.storage.protocol import is_there
 from sqla_datastore.storage.urls import names_behind
 
@@ -157,7 +156,7 @@ class DueRemovals:
     def _remove(self, storage: Storage, families: dict[str, list[str]]) -> set[str]:
         """Remove the objects of URLs from a storage; return the URLs that could not go."""
         # an unmounted base looks empty: removing would succeed, and strike off what is still there
-        if not base_exists(storage):
+        if not storage.exists():
             self.failures.append(f"the storage's base {storage.url!r} does not exist; mount it")
             return set(families)
         try:
@@ -217,7 +216,7 @@ def strike_off(
         sqlalchemy.exc.SQLAlchemyError: the database failed. What is left is carried out again.
     """
     # a base that is not mounted has removed nothing, even where it raised nothing
-    removed = {name for name in removed if base_exists(name.storage)}
+    removed = {name for name in removed if name.storage.exists()}
     struck = [(each, urls) for each in noted if (urls := each.urls(removed))]
     if not struck:
         return

@@ -493,6 +493,13 @@ class TestDurability:
         )
         return names
 
+    @pytest.mark.parametrize("path", ["runs/b.zip", "other/a.zip", "runs/a.zip/b.zip"])
+    def test_a_missing_object_is_named(self, storage, path):
+        write(storage, "runs/a.zip")
+        with pytest.raises(MissingObjectError) as caught:
+            storage.make_durable([path])
+        assert caught.value.url == f"file:///{path}"
+
     @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
     @pytest.mark.parametrize("count", [1, 5])
     def test_files_and_folders_up_to_the_base_once(self, storage, base, synced, count):
