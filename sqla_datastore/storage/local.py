@@ -20,7 +20,7 @@ from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, Stora
 from sqla_datastore.options import options
 from sqla_datastore.storage import linux, listing, posix
 from sqla_datastore.storage.draft import Draft
-from sqla_datastore.storage.parallel import call_for_each
+from sqla_datastore.storage.parallel import call_for_each, raise_first
 from sqla_datastore.storage.protocol import (
     TAIL_BYTES,
     ObjectReader,
@@ -247,10 +247,7 @@ class LocalStorage:
 
             failures = call_for_each(remove, paths, threads=posix.THREADS)
             prune(emptied)
-        if failures:
-            if len(failures) > 1:
-                failures[0].add_note(f"and {len(failures) - 1} more objects could not be removed")
-            raise failures[0]
+        raise_first(failures, "objects")
 
     def _removers(
         self, stack: ExitStack

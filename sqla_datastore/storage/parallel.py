@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from typing import Generic, TypeVar
@@ -40,6 +40,19 @@ def call_for_each(
     if threads := min(threads, calls.count_left):
         calls.work_in(threads)
     return calls.failures()
+
+
+def raise_first(failures: Sequence[Exception], what: str) -> None:
+    """Raise the first failure of `call_for_each`, if there is one, and say how many there are.
+
+    Args:
+        failures: what was raised.
+        what: what could not be removed besides, as a plural.
+    """
+    if failures:
+        if len(failures) > 1:
+            failures[0].add_note(f"and {len(failures) - 1} more {what} could not be removed")
+        raise failures[0]
 
 
 def _called(call: Callable[[T], object], things: Iterable[T]) -> list[Exception]:

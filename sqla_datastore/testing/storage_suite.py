@@ -56,7 +56,7 @@ class StorageSuite:
         assert self.raw_read(storage, "runs/1/a.zip") == b"first second"
 
     def test_a_buffer_may_be_reused_after_write(self, storage: Storage) -> None:
-        """`write` has consumed its buffer when it returns."""
+        """`write` has taken what is in its buffer when it returns."""
         buffer = bytearray(b"aaaa")
         with storage.create("a.zip") as writer:
             writer.write(buffer)
@@ -65,11 +65,15 @@ class StorageSuite:
         assert self.raw_read(storage, "a.zip") == b"aaaabbbb"
 
     def test_large_objects_are_written_whole(self, storage: Storage) -> None:
-        """An object larger than any buffer, of pieces that are no multiple of one."""
-        data = bytes(range(256)) * (9 * _MIB // 256)
+        """An object larger than any buffer, of pieces that come in one that is used again."""
+        data = b"".join(number.to_bytes(4, "big") for number in range(5 * _MIB))
+        buffer = memoryview(bytearray(_PIECE))
         with storage.create("a.zip") as writer:
             for start in range(0, len(data), _PIECE):
-                writer.write(data[start : start + _PIECE])
+                piece = data[start : start + _PIECE]
+                buffer[: len(piece)] = piece
+                writer.write(buffer[: len(piece)])
+            buffer[:] = bytes(_PIECE)
         assert self.raw_read(storage, "a.zip") == data
 
     def test_an_empty_object_is_one(self, storage: Storage) -> None:
