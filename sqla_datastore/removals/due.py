@@ -216,7 +216,8 @@ def strike_off(
         sqlalchemy.exc.SQLAlchemyError: the database failed. What is left is carried out again.
     """
     # a base that is not mounted has removed nothing, even where it raised nothing
-    removed = {name for name in removed if name.storage.exists()}
+    there = {storage for storage in {name.storage for name in removed} if storage.exists()}
+    removed = {name for name in removed if name.storage in there}
     struck = [(each, urls) for each in noted if (urls := each.urls(removed))]
     if not struck:
         return

@@ -100,7 +100,10 @@ class Storage(Protocol):
         """
 
     def exists(self) -> bool:
-        """Return whether the base is there: a folder may not be mounted, or not be made yet."""
+        """Return whether the base is there: a folder may not be mounted, or not be made yet.
+
+        False only where other calls would take the missing base for an empty one, and not fail.
+        """
 
     def create(self, path: str) -> AbstractContextManager[ObjectWriter]:
         """Write a new object: leaving the block publishes it, an exception leaves nothing.
