@@ -18,9 +18,16 @@ _MEASURED = 4
 
 
 def call_for_each(
-    call: Callable[[T], object], things: Iterable[T], *, threads: int, at_once: bool = False
+    call: Callable[[T], object],
+    things: Iterable[T],
+    *,
+    threads: int,
+    at_once: bool = False,
+    until_failure: bool = False,
 ) -> list[Exception]:
     """Call for every thing and return what was raised, in the order of the things.
+
+    No call is running any more when this returns or raises.
 
     Begins in this thread and goes on in others once calls are slow: on a fast disk, handing over
     from thread to thread takes longer than the calls.
@@ -30,14 +37,16 @@ def call_for_each(
         things: what it is called with.
         threads: how many there are at most; 1 calls in this thread only.
         at_once: begin in several threads.
+        until_failure: begin no more calls once one has failed.
     """
     things = list(things)
+    calls = _Calls(call, things, until_failure=until_failure)
     if threads == 1 or len(things) == 1:
-        return _called(call, things)
-    calls = _Calls(call, things)
-    if not at_once:
+        calls.work()
+    elif not at_once:
         calls.work_while_fast()
-    if threads := min(threads, calls.count_left):
+    if calls.count_left:
+        threads = min(threads, calls.count_left)
         calls.work_in(threads)
     return calls.failures()
 
@@ -55,21 +64,14 @@ def raise_first(failures: Sequence[Exception], what: str) -> None:
         raise failures[0]
 
 
-def _called(call: Callable[[T], object], things: Iterable[T]) -> list[Exception]:
-    failures = []
-    for thing in things:
-        try:
-            call(thing)
-        except Exception as err:
-            failures.append(err)
-    return failures
-
-
 class _Calls(Generic[T]):
     """What is still to be called, and what was raised."""
 
-    def __init__(self, call: Callable[[T], object], things: Iterable[T]) -> None:
+    def __init__(
+        self, call: Callable[[T], object], things: Iterable[T], *, until_failure: bool = False
+    ) -> None:
         self._call = call
+        self._until_failure = until_failure
         # no lock: taking from a deque and appending to a list are atomic
         self._queue = deque(enumerate(things))
         self._raised: list[tuple[int, Exception]] = []
@@ -112,4 +114,6 @@ class _Calls(Generic[T]):
             self._call(thing)
         except Exception as err:
             self._raised.append((number, err))
+            if self._until_failure:
+                self._queue.clear()
         return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqla_datastore.dml.effects import Effects
+from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.exceptions import MissingObjectError
 from sqla_datastore.storage.parallel import call_for_each
@@ -19,8 +19,11 @@ from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import ObjectName
 from sqla_datastore.unitofwork.transaction import Transaction
 
-WRITERS = 8
-"""Objects of one flush that are written at the same time, where writing takes long."""
+AT_ONCE = 32
+"""Objects of one flush that are written, and folders that are listed, at the same time."""
+LARGE_AT_ONCE = 8
+"""Large objects that are: some storages hold a part of each in memory."""
+_LARGE = 1024 * 1024
 
 
 def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
@@ -37,11 +40,20 @@ def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
     folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
     # what these statements put there themselves lies there by now
     adopted = {name for effect in effects for name in effect.names} if folders else set()
-    for folder in folders:
-        listed = [
-            ObjectName(folder.storage, found.path) for found in folder.storage.list(folder.path)
-        ]
-        transaction.ledger.listed(name for name in listed if name not in adopted)
+    transaction.ledger.listed(name for name in _listed(folders) if name not in adopted)
+
+
+def _listed(folders: Iterable[Folder]) -> list[ObjectName]:
+    """Return what lies in folders, in their order."""
+    found: dict[Folder, list[ObjectName]] = {folder: [] for folder in folders}
+
+    def look(folder: Folder) -> None:
+        storage = folder.storage
+        found[folder] = [ObjectName(storage, each.path) for each in storage.list(folder.path)]
+
+    for err in call_for_each(look, [*found], threads=AT_ONCE, until_failure=True):
+        raise err
+    return [name for names in found.values() for name in names]
 
 
 def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
@@ -55,9 +67,13 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     ]
     names = [ObjectName(storage, path) for storage, path, _ in jobs]
     transaction.ledger.write(names)
-    # no call is running any more: a thread that wrote on would outlive the rollback's removal
-    for err in call_for_each(lambda job: _write_object(*job), jobs, threads=WRITERS):
-        raise _explained(err, todo)
+    by_size: tuple[list[Any], list[Any]] = ([], [])
+    for job in jobs:
+        by_size[job[2].nbytes >= _LARGE].append(job)
+    for some, threads in zip(by_size, (AT_ONCE, LARGE_AT_ONCE), strict=True):
+        # none is running any more: a thread that wrote on would outlive the rollback's removal
+        for err in call_for_each(_write_object, some, threads=threads, until_failure=True):
+            raise _explained(err, todo)
     transaction.ledger.wrote(names)
     # only when all are whole: after a failure each value is as it was, and can be tried again
     for reservation in todo:
@@ -77,6 +93,7 @@ def _explained(err: Exception, reserved: Iterable[Reservation]) -> Exception:
     return err
 
 
-def _write_object(storage: Storage, path: str, content: Any) -> None:
+def _write_object(job: tuple[Storage, str, Any]) -> None:
+    storage, path, content = job
     with storage.create(path) as writer:
         content.write(writer)

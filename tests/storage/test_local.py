@@ -905,6 +905,35 @@ class TestCallsForEach:
         assert sorted(called) == [*range(100)]
         assert [err.args[0] for err in failures] == [*range(3, 100, 10)]
 
+    @pytest.mark.parametrize("threads", [1, 4])
+    def test_none_is_begun_after_a_failure(self, monkeypatch, threads):
+        monkeypatch.setattr(parallel, "_SLOW_SECONDS", -1)
+        called = []
+
+        def call(number):
+            called.append(number)
+            raise ValueError(number)
+
+        failures = parallel.call_for_each(call, range(100), threads=threads, until_failure=True)
+        assert [err.args[0] for err in failures] == called == [0]
+
+    def test_what_has_begun_is_waited_for(self, monkeypatch):
+        monkeypatch.setattr(parallel, "_SLOW_SECONDS", -1)
+        all_began, failed, done = threading.Barrier(4), threading.Event(), set()
+
+        def call(number):
+            if number:
+                all_began.wait(30)
+            if number == 1:
+                failed.set()
+                raise ValueError(number)
+            assert number == 0 or failed.wait(30)
+            done.add(number)
+
+        failures = parallel.call_for_each(call, range(5), threads=4, until_failure=True)
+        assert [err.args[0] for err in failures] == [1]
+        assert done == {0, 2, 3, 4}
+
     def test_an_interrupt_ends_it(self, monkeypatch):
         calls = parallel._Calls(lambda number: None, range(10))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections import defaultdict
+from contextlib import contextmanager
+from itertools import accumulate, chain
 
 import numpy as np
 import pytest
@@ -251,3 +255,94 @@ class TestRequests:
         with Session(engine) as session:
             assert np.array_equal(session.get(Keyed, 1).data.a, values)
         assert [seen.method for seen in proxy.seen] == ["GET", "GET"]
+
+
+class Slow:
+    """A storage of which each request takes 20 milliseconds; notes when they began and ended.
+
+    Attributes:
+        spans: begin and end of each request, by its name.
+    """
+
+    SECONDS = 0.02
+
+    def __init__(self, storage):
+        self._storage = storage
+        self.spans = defaultdict(list)
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
+
+    def _wait(self, name):
+        begin = time.monotonic()
+        time.sleep(self.SECONDS)
+        self.spans[name].append((begin, time.monotonic()))
+
+    @contextmanager
+    def create(self, path):
+        with self._storage.create(path) as writer:
+            yield writer
+            self._wait("create")
+
+    def list(self, folder):
+        self._wait("list")
+        return iter([*self._storage.list(folder)])
+
+    def most_at_once(self, name):
+        begins = [(begin, 1) for begin, _ in self.spans[name]]
+        ends = [(end, -1) for _, end in self.spans[name]]
+        return max(accumulate(step for _, step in sorted(begins + ends)))
+
+    def seconds(self):
+        """Return how long at least one of them was waited for."""
+        total, until = 0.0, 0.0
+        for begin, end in sorted(chain.from_iterable(self.spans.values())):
+            total += max(0.0, end - max(begin, until))
+            until = max(until, end)
+        return total
+
+
+class TestLatency:
+    @pytest.fixture
+    def slow(self, tmp_path):
+        storage = Slow(open_storage(f"memory://{uuid.uuid4().hex}"))
+        engine = make_engine(f"sqlite:///{tmp_path / 'test.db'}", storage)
+        Base.metadata.create_all(engine)
+        yield engine, storage
+        engine.dispose()
+
+    def test_a_flush_of_many_values(self, slow):
+        """Writing and listing take at most a tenth of what they take one by one."""
+        engine, storage = slow
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=bytes(1_000))) for n in range(200))
+            session.flush()
+            calls = len(storage.spans["create"]) + len(storage.spans["list"])
+            assert calls == 400
+            assert storage.most_at_once("create") > 16
+            assert storage.most_at_once("list") > 16
+            assert storage.seconds() < calls * storage.SECONDS / 10
+            session.commit()
+        assert len([*storage.list("")]) == 200
+
+    def test_large_values_are_not_all_in_memory(self, slow):
+        engine, storage = slow
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=bytes(1 << 20))) for n in range(20))
+            session.commit()
+        assert 1 < storage.most_at_once("create") <= 8
+
+    def test_a_store_that_is_down_is_not_asked_for_each_value(self, slow, monkeypatch):
+        engine, storage = slow
+
+        def fail(name):
+            Slow._wait(storage, name)
+            raise StorageError("down")
+
+        monkeypatch.setattr(storage, "_wait", fail)
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in range(200))
+            with pytest.raises(StorageError, match="down"):
+                session.flush()
+        assert len(storage.spans["create"]) == 1
+        assert [*storage._storage.list("")] == []
