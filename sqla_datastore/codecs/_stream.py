@@ -243,7 +243,7 @@ def has_far_more_columns(schema: Any, batches: int, nbytes: int) -> bool:
     """
     types = (each for field in schema for each in types_in(field.type))
     columns = sum(pa.types.is_null(each) or pa.types.is_union(each) for each in types)
-    return columns * batches > max(_FREE_COLUMNS, nbytes // 64)
+    return bool(columns * batches > max(_FREE_COLUMNS, nbytes // 64))
 
 
 def shows_far_more(schema: Any, batches: Sequence[Any], nbytes: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column
@@ -26,7 +26,8 @@ from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import declared_tables
 from sqla_datastore.schema.sqlalchemy_compat import is_sql
 from sqla_datastore.storage.binding import is_default, storage_for, warn_of_default
-from sqla_datastore.storage.in_row import encoded
+from sqla_datastore.storage.in_row import encoded, is_tried
+from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.storage.protocol import Storage, is_there
 from sqla_datastore.storage.urls import (
     DataURL,
@@ -139,24 +140,25 @@ class Statement(ABC):
             value = reservation.value = value.copy()
         self.placed.add(id(value))
         storage = self.storage(column)
-        reservation.plan = _planned(column, value)
-        url = self._in_row(column, reservation)
+        url = off_loop(partial(self._encode, column, reservation))
         if url is None:
             if column in self.by_default:
                 warn_of_default(storage)
             # the name tells how many nested values there are
+            assert reservation.plan is not None
             name = new_object_name(len(reservation.plan.objects) - 1)
             folder = self._new_folder(column, values, token)
             url = ObjectURL.of(storage.scheme, f"{folder}/{name}")
         reservation.place(storage, url)
         effects.reserve(reservation, self.key(values))
 
-    def _in_row(self, column: DeclaredColumn, reservation: Reservation) -> ObjectURL | None:
-        """Return the URL of a value that is small enough to stay in the row, else None."""
-        limit, plan = column.type.inline_bytes, reservation.plan
-        assert plan is not None
-        # without the index, which only writing tells
-        if sum(each.nbytes for each in plan.objects) >= limit:
+    def _encode(self, column: DeclaredColumn, reservation: Reservation) -> ObjectURL | None:
+        """Plan a value, and return its URL if it is small enough to stay in the row, else None."""
+        limit = column.type.inline_bytes
+        plan = reservation.plan = _planned(column, reservation.value)
+        nbytes = sum(each.nbytes for each in plan.objects)
+        is_compressed = compression_level(column.type.compression) is not None
+        if not is_tried(nbytes, limit, is_compressed=is_compressed):
             return None
         objects = encoded(plan.objects, limit)
         if objects is None:
@@ -242,7 +244,7 @@ class Statement(ABC):
 
     def _refuse_lost(self, row: Row, name: ObjectName) -> None:
         """Refuse to lose what was written by a program that has bound another storage."""
-        if self.transaction.is_pending(name) or is_there(*name):
+        if self.transaction.is_pending(name) or off_loop(partial(is_there, *name)):
             return
         table = self.declared.table
         raise ConfigurationError(

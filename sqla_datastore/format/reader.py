@@ -134,6 +134,11 @@ class Container:
         manifest, head = _read_manifest(reader, url)
         return cls(reader, url, manifest, head, nested=nested, verify_always=verify_always)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its payloads, before they were compressed."""
+        return sum(self._manifest.sizes)
+
     def __contains__(self, name: object) -> bool:
         return name in self.places
 

@@ -25,6 +25,7 @@ from sqla_datastore.maintenance.reports import RewriteReport
 from sqla_datastore.options import compression_level
 from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import declared_table
+from sqla_datastore.storage.in_row import IN_ROW, is_tried
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import DataURL, ObjectURL, head_of
 from sqla_datastore.value.datastore import DataStore
@@ -202,31 +203,34 @@ class _Rewriter:
     def _move_of(self, url: ObjectURL, values: dict[Column[Any], Any]) -> str | None:
         """Return where a value has to move, or None where it lies right."""
         limit = self._column.type.inline_bytes
+        schemes = (IN_ROW.scheme, self._storage.scheme)
+        if url.scheme not in schemes or not url.may_be_a_row_s:
+            raise MissingObjectError(str(url), f"{self._storage.url!r}")
+        # first: it changes the size, and what is compressed anew goes to the right folder, too
+        level = compression_level(self._column.type.compression)
+        if self._container(url).compression != level:
+            return "compression"
         if isinstance(url, DataURL):
             return "out" if url.size_bytes > limit else None
-        if url.scheme != self._storage.scheme or not url.may_be_a_row_s:
-            raise MissingObjectError(str(url), f"{self._storage.url!r}")
-        if limit and self._is_at_most(url, limit):
+        if limit and self._is_at_most(url, limit, is_compressed=level is not None):
             return "in"
-        # before the folder: what is compressed anew goes to the right one, too
-        if self._compression_of(url) != compression_level(self._column.type.compression):
-            return "compression"
         folder = self._column.folder
         rendered = folder.render(values, self._schemas)
         lies_right = rendered in (None, url.folder) or folder.is_fresh(url.folder)
         return None if lies_right else "folder"
 
-    def _compression_of(self, url: ObjectURL) -> str | None:
-        reader = self._storage.open(url.path)
-        return Container.open(reader, str(url), nested=int).compression
+    def _container(self, url: ObjectURL) -> Container:
+        reader = url.reader() if isinstance(url, DataURL) else self._storage.open(url.path)
+        return Container.open(reader, str(url), nested=int)
 
-    def _is_at_most(self, url: ObjectURL, limit: int) -> bool:
+    def _is_at_most(self, url: ObjectURL, limit: int, *, is_compressed: bool) -> bool:
         left = limit
         for path in url.family_paths():
             left -= self._storage.size_bytes(path)
             if left < 0:
                 return False
-        return True
+        nbytes = sum(self._container(each).nbytes for each in url.family())
+        return is_tried(nbytes, limit, is_compressed=is_compressed)
 
     def _write(self, misplaced: Sequence[_Misplaced]) -> list[_Misplaced]:
         """Write a batch anew in a transaction; return those whose rows have not changed since."""

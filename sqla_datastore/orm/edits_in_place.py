@@ -22,6 +22,7 @@ from sqlalchemy.orm import InstanceState, Session
 
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.schema.sqlalchemy_compat import observe_flush
+from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.unitofwork.commit_checks import unwatch_connection, watch_connection
 from sqla_datastore.unitofwork.values_of_rows import is_edited, values_of
 from sqla_datastore.value.datastore import DataStore
@@ -164,8 +165,9 @@ class SessionWatch:
         assert session is not None
         found = self._looked_after()
         self._forget_replaced(found)
-        for value in [each for each in found if self._belongs(each)]:
-            if is_edited(value):
+        found = [each for each in found if self._belongs(each)]
+        for value, edited in zip(found, _are_edited(found), strict=True):
+            if edited:
                 self._flag(session, value)
             elif not is_held_elsewhere(value):
                 self.forget(value)
@@ -209,11 +211,12 @@ class SessionWatch:
         session = self._session()
         if session is None or not (self._tracked or self._kept):
             return
+        found: list[DataStore] = []
         for row in session.dirty:
             values = self._of_row(inspect(row))
             self._forget_replaced(values)
-            for value in values:
-                is_edited(value)
+            found += values
+        _are_edited(found)
 
     def refuse_unsaved(self) -> None:
         """Refuse a COMMIT that would leave edits behind: one that no Session's commit came before.
@@ -221,8 +224,9 @@ class SessionWatch:
         Raises:
             StaleValueError: a value was edited after the last flush.
         """
-        for value in self._all():
-            if value._scan() or value._changed:
+        found = self._all()
+        for value, edited in zip(found, _are_edited(found), strict=True):
+            if edited:
                 raise StaleValueError(_LATE.format(edited=value._edited_text()))
 
     def watch_connection(self, raw: Any) -> None:
@@ -254,8 +258,9 @@ class SessionWatch:
         knows to be modified, which an edit in place may not be.
         """
         self._take_restored()
-        for value in self._all():
-            if is_edited(value):
+        found = self._all()
+        for value, edited in zip(found, _are_edited(found), strict=True):
+            if edited:
                 for row in rows_of(value):
                     self._expire(inspect(row), value)
                 unlink(value)
@@ -288,6 +293,11 @@ class SessionWatch:
         for number in self._connections:
             unwatch_connection(number, self)
         self._connections.clear()
+
+
+def _are_edited(values: list[DataStore]) -> list[bool]:
+    """Return of each value whether it has edits that are not stored; large ones are hashed."""
+    return off_loop(lambda: [is_edited(value) for value in values]) if values else []
 
 
 def _pop(found: dict[Any, dict[int, Any]], key: Any, value: DataStore) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, not_, select, true
@@ -24,6 +25,7 @@ from sqla_datastore.exceptions import StorageError
 from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for
+from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.storage.protocol import is_there
 from sqla_datastore.storage.urls import names_behind
 
@@ -141,7 +143,7 @@ class DueRemovals:
                 self.foreign += 1
         left: set[str] = set()
         for source, storage in storages.items():
-            left |= self._remove(storage, families[source])
+            left |= off_loop(partial(self._remove, storage, families[source]))
         gone = {url for of_source in families.values() for url in of_source} - left
         # one URL may stand there twice, written down by a trigger and by a transaction
         self.carried_out += sum(row.url in gone for row in due)
@@ -216,7 +218,8 @@ def strike_off(
         sqlalchemy.exc.SQLAlchemyError: the database failed. What is left is carried out again.
     """
     # a base that is not mounted has removed nothing, even where it raised nothing
-    there = {storage for storage in {name.storage for name in removed} if storage.exists()}
+    storages = {name.storage for name in removed}
+    there = off_loop(lambda: {storage for storage in storages if storage.exists()})
     removed = {name for name in removed if name.storage in there}
     struck = [(each, urls) for each in noted if (urls := each.urls(removed))]
     if not struck:

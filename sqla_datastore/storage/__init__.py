@@ -4,7 +4,7 @@
 has. `local` is the storage in a folder: `draft` writes one object, `listing` finds them, `posix`
 and `linux` are its system calls. `object_storage` is the storage in a bucket, which `buckets`
 names and reaches; `object_errors` says what went wrong there. `parallel` makes calls at the same
-time where they are slow.
+time where they are slow, `off_loop` away from a running event loop.
 
 For authors of storages. `sqla_datastore.testing` has the suite that proves one, and
 `sqla_datastore.bind_storage` takes it.

@@ -61,6 +61,23 @@ IN_ROW: Final = RowStorage()
 """The one `RowStorage`."""
 
 
+_TRIED = 32
+
+
+def is_tried(nbytes: int, limit: int, *, is_compressed: bool) -> bool:
+    """Return whether a value may be small enough for a row, so that it is worth encoding it.
+
+    What is compressed may take far less than its payloads. But whoever keeps large values must not
+    have each of them compressed twice.
+
+    Args:
+        nbytes: of its payloads, without the index, which only writing tells.
+        limit: how many bytes its objects may take.
+        is_compressed: whether it is written compressed.
+    """
+    return nbytes < (limit * _TRIED if is_compressed else limit)
+
+
 class BytesReader:
     """An `ObjectReader` of bytes in memory."""
 

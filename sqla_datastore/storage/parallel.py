@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,7 @@ def call_for_each(
     *,
     threads: int,
     at_once: bool = False,
+    stopped: threading.Event | None = None,
     until_failure: bool = False,
 ) -> list[Exception]:
     """Call for every thing and return what was raised, in the order of the things.
@@ -37,17 +39,17 @@ def call_for_each(
         things: what it is called with.
         threads: how many there are at most; 1 calls in this thread only.
         at_once: begin in several threads.
-        until_failure: begin no more calls once one has failed.
+        stopped: once it is set, the rest is not called.
+        until_failure: set `stopped` once a call has failed.
     """
     things = list(things)
-    calls = _Calls(call, things, until_failure=until_failure)
+    calls = _Calls(call, things, stopped, until_failure=until_failure)
     if threads == 1 or len(things) == 1:
         calls.work()
     elif not at_once:
         calls.work_while_fast()
     if calls.count_left:
-        threads = min(threads, calls.count_left)
-        calls.work_in(threads)
+        calls.work_in(min(threads, calls.count_left))
     return calls.failures()
 
 
@@ -68,9 +70,15 @@ class _Calls(Generic[T]):
     """What is still to be called, and what was raised."""
 
     def __init__(
-        self, call: Callable[[T], object], things: Iterable[T], *, until_failure: bool = False
+        self,
+        call: Callable[[T], object],
+        things: Iterable[T],
+        stopped: threading.Event | None = None,
+        *,
+        until_failure: bool = False,
     ) -> None:
         self._call = call
+        self._stopped = threading.Event() if stopped is None else stopped
         self._until_failure = until_failure
         # no lock: taking from a deque and appending to a list are atomic
         self._queue = deque(enumerate(things))
@@ -106,6 +114,8 @@ class _Calls(Generic[T]):
                 raise
 
     def _call_next(self) -> bool:
+        if self._stopped.is_set():
+            self._queue.clear()
         try:
             number, thing = self._queue.popleft()
         except IndexError:
@@ -115,5 +125,5 @@ class _Calls(Generic[T]):
         except Exception as err:
             self._raised.append((number, err))
             if self._until_failure:
-                self._queue.clear()
+                self._stopped.set()
         return True

@@ -15,10 +15,12 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import TypeAlias
 
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.storage.in_row import IN_ROW
+from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import ObjectName
 
@@ -134,7 +136,7 @@ class Ledger:
         # what other transactions wrote was made durable before their COMMIT
         todo = [name for name in self._written if name in wanted]
         for storage, paths in _by_storage(todo):
-            storage.make_durable(paths)
+            off_loop(partial(storage.make_durable, paths))
         self._durable.update(todo)
 
     def on_rollback(self, name: ObjectName, undo: Undo) -> None:
@@ -281,19 +283,22 @@ class Ledger:
         kept = set(kept) - self._written.keys()
         doomed = [name for name in self.doomed if name not in kept]
         self._clear()
-        return _remove(doomed, "superseded by a committed transaction")
+        return off_loop(partial(_remove, doomed, "superseded by a committed transaction"))
 
-    def abort(self) -> None:
+    def abort(self, run: Callable[[Callable[[], object]], object] = off_loop) -> None:
         """Undo what was written. Called once ROLLBACK is certain; never fails.
 
         Puts values back as they were and removes the objects.
 
         A removal that fails is logged; the object stays findable as an orphan.
+
+        Args:
+            run: makes the call that removes.
         """
         self._undo(0)
         written = list(self._written)
         self._clear()
-        _remove(written, "written by a transaction that was rolled back")
+        run(partial(_remove, written, "written by a transaction that was rolled back"))
 
     def forget(self, reason: str) -> None:
         """Keep both sides. Called when nobody can tell how the transaction ended; never fails."""

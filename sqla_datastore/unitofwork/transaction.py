@@ -20,6 +20,7 @@ from sqla_datastore.exceptions import StorageError
 from sqla_datastore.printable import printable
 from sqla_datastore.removals.due import look, strike_off
 from sqla_datastore.removals.table import Noted, note_removals, removals_of
+from sqla_datastore.storage.off_loop import handed_over, off_loop
 from sqla_datastore.storage.urls import ObjectName
 from sqla_datastore.unitofwork.commit_checks import watches_of
 from sqla_datastore.unitofwork.cut_off import CutOffValues
@@ -180,7 +181,8 @@ class Transaction:
         if isinstance(outcome, Committed):
             self._finish()
         elif isinstance(outcome, RolledBack):
-            self.ledger.abort()
+            # a connection of an asynchronous engine that nobody has any more is reset by the loop
+            self.ledger.abort(handed_over if self.dialect.is_async else off_loop)
         else:
             self.ledger.forget(outcome.reason)
 

@@ -8,16 +8,24 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.exceptions import MissingObjectError
+from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import ObjectName
 from sqla_datastore.unitofwork.transaction import Transaction
+
+T = TypeVar("T")
+
+_Job: TypeAlias = "tuple[Storage, str, Any]"
+"""Where an object goes, and what is written."""
 
 AT_ONCE = 32
 """Objects of one flush that are written, and folders that are listed, at the same time."""
@@ -40,7 +48,8 @@ def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
     folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
     # what these statements put there themselves lies there by now
     adopted = {name for effect in effects for name in effect.names} if folders else set()
-    transaction.ledger.listed(name for name in _listed(folders) if name not in adopted)
+    found = _listed(folders) if folders else ()
+    transaction.ledger.listed(name for name in found if name not in adopted)
 
 
 def _listed(folders: Iterable[Folder]) -> list[ObjectName]:
@@ -51,7 +60,7 @@ def _listed(folders: Iterable[Folder]) -> list[ObjectName]:
         storage = folder.storage
         found[folder] = [ObjectName(storage, each.path) for each in storage.list(folder.path)]
 
-    for err in call_for_each(look, [*found], threads=AT_ONCE, until_failure=True):
+    for err in _called_for_each(look, [*found], AT_ONCE):
         raise err
     return [name for names in found.values() for name in names]
 
@@ -67,12 +76,12 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     ]
     names = [ObjectName(storage, path) for storage, path, _ in jobs]
     transaction.ledger.write(names)
-    by_size: tuple[list[Any], list[Any]] = ([], [])
+    by_size: tuple[list[_Job], list[_Job]] = ([], [])
     for job in jobs:
         by_size[job[2].nbytes >= _LARGE].append(job)
     for some, threads in zip(by_size, (AT_ONCE, LARGE_AT_ONCE), strict=True):
         # none is running any more: a thread that wrote on would outlive the rollback's removal
-        for err in call_for_each(_write_object, some, threads=threads, until_failure=True):
+        for err in _called_for_each(_write_object, some, threads):
             raise _explained(err, todo)
     transaction.ledger.wrote(names)
     # only when all are whole: after a failure each value is as it was, and can be tried again
@@ -93,7 +102,18 @@ def _explained(err: Exception, reserved: Iterable[Reservation]) -> Exception:
     return err
 
 
-def _write_object(job: tuple[Storage, str, Any]) -> None:
+def _called_for_each(call: Callable[[T], object], things: list[T], threads: int) -> list[Exception]:
+    """Return what calls raised; none is begun after a failure, or once a task is cancelled."""
+    if not things:
+        return []
+    stopped = threading.Event()
+    calls = partial(
+        call_for_each, call, things, threads=threads, stopped=stopped, until_failure=True
+    )
+    return off_loop(calls, stopped)
+
+
+def _write_object(job: _Job) -> None:
     storage, path, content = job
     with storage.create(path) as writer:
         content.write(writer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import pickle
+import random
 import zipfile
 
 import numpy as np
@@ -15,11 +16,13 @@ from sqlalchemy import UniqueConstraint, event
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.databases import make_engine
+from support.forging import forged_blobs
 
 from sqla_datastore import (
     ConfigurationError,
     DamagedObjectError,
     DataStore,
+    DataStoreError,
     DataStoreIO,
     DataStoreType,
     RefusedStatementError,
@@ -28,6 +31,7 @@ from sqla_datastore import (
     bind_storage,
     inspect,
 )
+from sqla_datastore.maintenance import check
 from sqla_datastore.storage.urls import HEAD_LENGTH
 
 LIMIT = 3_000
@@ -401,6 +405,60 @@ def test_text_that_is_no_value_is_told_and_can_be_replaced(engine, exact, text, 
         session.commit()
     assert held(engine) == {"a": 1}
     exact(1)
+
+
+_FORGED = [
+    ["plain.set", 1, {"items": {"json": [n * (2**61 - 1) for n in range(500)]}}],
+    ["pandas.period", 1, {"ordinal": 1, "freq": "1" * 10_000}],
+    ["plain.fraction", 1, {"numerator": "1" * 30_000, "denominator": "3"}],
+    ["numpy.array", 1, {"dtype": "<f8", "order": "C", "start": 0, "blob": 0, "shape": [2**60]}],
+    ["arrow.table", 1, {"blob": 0}],
+    ["toy.unknown", 1, {}],
+    '["plain.list",1,{"json":[' + "[" * 2_000,
+]
+
+
+def _hostile_objects():
+    """Return forged objects with right checksums, and changed and shortened ones without."""
+    whole = forged_blobs(["plain.list", 1, {"json": [1, 2]}], bytes(64))
+    random_ = random.Random(5)
+    changed = []
+    for _ in range(60):
+        data = bytearray(whole)
+        data[random_.randrange(len(data))] ^= 1 << random_.randrange(8)
+        changed.append(bytes(data[: random_.choice([None, random_.randrange(len(data))])]))
+    return [forged_blobs(node, bytes(64)) for node in _FORGED] + changed
+
+
+def test_hostile_objects_in_rows(engine, exact, stored):
+    """Each raises only what is ours, and its row can be replaced and deleted."""
+    objects = _hostile_objects()
+    rows = [
+        {"id": n, "t": _HEAD.replace("0" * 32, f"{n:032x}") + base64.b64encode(each).decode()}
+        for n, each in enumerate(objects, 1)
+    ]
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO in_row_runs (id, data) VALUES (:id, :t)"), rows)
+    refused = []
+    with Session(engine) as session:
+        for row in session.scalars(sa.select(Run)).all():
+            try:
+                row.data.to_dict()
+            except DataStoreError as err:
+                refused.append(str(err))
+    assert len(refused) > len(_FORGED)
+    assert max(map(len, refused)) < 1_000
+    found = check(engine, Base.metadata, deep=True)
+    assert len(found.damaged) > len(_FORGED)
+    with Session(engine) as session, session.begin():
+        for row in session.scalars(sa.select(Run)).all():
+            if row.id % 2:
+                row.data = {"a": row.id}
+            else:
+                session.delete(row)
+    exact(len(objects) // 2 + len(objects) % 2)
+    assert held(engine) == {"a": 1}
+    assert stored.files() == set()
 
 
 def test_value_that_was_cut_off_names_the_option(engine, tables):

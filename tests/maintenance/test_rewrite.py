@@ -238,6 +238,26 @@ def test_writers_go_on_meanwhile(engine, stored):
             assert failures or session.get(IN_ITEM, key).data.again == again
 
 
+@pytest.mark.parametrize(("size", "in_row"), [(4_000, True), (100_000, False)])
+def test_what_is_compressed_into_a_row_stays_there(engine, stored, size, in_row):
+    """Its size in the object counts; what is far larger before is not tried."""
+    base, item, _ = models(inline_bytes=3_000, compression="fast")
+    with Session(engine) as session, session.begin():
+        session.add(OUT_ITEM(id=0, part="a", data=DataStore(n=0, a=np.zeros(size))))
+        session.add(OUT_ITEM(id=0, part="b", data=DataStore(n=1, a=np.zeros(size))))
+    assert rewrite(engine, base.metadata, apply=True).recompressed == 2
+    assert rewrite(engine, base.metadata).is_clean
+    assert_exact(engine, base.metadata, stored)
+    with Session(engine) as session:
+        row = session.get(item, (0, "a"))
+        assert row.data.url.startswith("data:") is in_row
+        assert np.array_equal(row.data.a, np.zeros(size))
+    # and back: the same objects, in columns that do not compress
+    assert rewrite(engine, IN.metadata, apply=True).recompressed == 2
+    assert rewrite(engine, IN.metadata).is_clean
+    assert_exact(engine, IN.metadata, stored)
+
+
 def test_a_table_without_a_key_is_refused(engine):
     metadata = sa.MetaData()
     type_ = DataStoreType(inline_bytes=10, folder="keyless")

@@ -917,6 +917,21 @@ class TestCallsForEach:
         failures = parallel.call_for_each(call, range(100), threads=threads, until_failure=True)
         assert [err.args[0] for err in failures] == called == [0]
 
+    @pytest.mark.parametrize("threads", [1, 4])
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_none_is_begun_once_it_is_stopped(self, threads, at_once):
+        stopped, called = threading.Event(), []
+
+        def call(number):
+            called.append(number)
+            stopped.set()
+
+        kwargs = {"threads": threads, "at_once": at_once, "stopped": stopped}
+        assert parallel.call_for_each(call, range(100), **kwargs) == []
+        assert 1 <= len(called) <= threads
+        assert parallel.call_for_each(call, range(100), **kwargs) == []
+        assert 1 <= len(called) <= threads
+
     def test_what_has_begun_is_waited_for(self, monkeypatch):
         monkeypatch.setattr(parallel, "_SLOW_SECONDS", -1)
         all_began, failed, done = threading.Barrier(4), threading.Event(), set()
