@@ -67,8 +67,10 @@ class ObjectBytes:
         Raises:
             DamagedObjectError: the object has become shorter.
         """
+        if self._reader.maps:
+            return blobs
         needed = [each for each in blobs if not self._knows(each.offset, each.stored_nbytes)]
-        if self._reader.maps or not needed:
+        if not needed:
             return blobs
         found = self._reader.read_many([(each.offset, each.stored_nbytes) for each in needed])
         views = {each.offset: view for each, view in zip(needed, found, strict=True)}

@@ -9,7 +9,6 @@ import os
 import re
 from datetime import timedelta
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from sqla_datastore.exceptions import ConfigurationError, RefusedURLError, StorageError
 from sqla_datastore.options import options
@@ -18,8 +17,14 @@ from sqla_datastore.storage.urls import check_path
 _STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "memory": "MemoryStore"}
 SCHEMES = frozenset(_STORES)
 """The schemes of the URLs of object stores."""
+_USER = re.compile(r"//[^/]*@")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _CONNECT_SECONDS = 5
+# what tells one server, or one account, from another, and the variables that obstore reads it from
+_SERVERS: dict[str, list[tuple[str, ...]]] = {
+    "s3": [("endpoint", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")],
+    "az": [("endpoint", "AZURE_STORAGE_ENDPOINT"), ("account_name", "AZURE_STORAGE_ACCOUNT_NAME")],
+}
 
 # one store for each name, as long as the process lives
 _in_memory: dict[str, Any] = {}
@@ -97,7 +102,7 @@ class Bucket(NamedTuple):
 
 
 def _without_user(url: str) -> str:
-    return re.sub(r"//[^/]*@", "//…@", url)
+    return _USER.sub("//…@", url)
 
 
 def client(bucket: Bucket) -> Any:
@@ -142,10 +147,16 @@ def _client_options(bucket: Bucket) -> dict[str, Any]:
 
 def place_of(bucket: Bucket, client: Any) -> str:
     """Return what two storages share that have the same objects: server, bucket and prefix."""
-    config = {} if bucket.scheme == "memory" else client.config
-    server = urlsplit(str(config.get("endpoint") or config.get("account_name") or ""))
-    where = f"{server.hostname or server.path}:{server.port}" if server.netloc else server.path
-    return f"{where} {bucket}".strip()
+    where = [_setting(client, *names) for names in _SERVERS.get(bucket.scheme, ())]
+    # what stands before the @ may be a password
+    where = [_USER.sub("//", each).rstrip("/") for each in where if each]
+    return " ".join([*where, str(bucket)])
+
+
+def _setting(client: Any, name: str, *variables: str) -> str:
+    """Return an option of a client, or what it has taken from the environment instead."""
+    found = client.config.get(name) or next(filter(None, map(os.environ.get, variables)), "")
+    return str(found)
 
 
 def refuse_after_fork(url: str) -> None:

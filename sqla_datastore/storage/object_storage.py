@@ -187,7 +187,9 @@ class ObjectStorage:
             with suppress(MissingObjectError), object_errors(self._url(path), self.url):
                 _obstore().delete(store, self._keys.key(path))
 
-        raise_first(call_for_each(remove, paths, threads=_REMOVERS), "objects")
+        # a network is slow, and one need not find out
+        at_once = self.scheme != "memory"
+        raise_first(call_for_each(remove, paths, threads=_REMOVERS, at_once=at_once), "objects")
 
     def make_durable(self, paths: Iterable[str]) -> None:
         """Do nothing: an object is durable once the store has acknowledged it."""

@@ -11,15 +11,18 @@ import resource
 import socket
 import threading
 import time
+import traceback
 import uuid
 
 import pytest
+from sqlalchemy import create_engine
 from support.object_stores import CREDENTIALS, Fault, FaultProxy, request, s3_options
 
-from sqla_datastore import options
+from sqla_datastore import DataStoreType, bind_storage, options
 from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
 from sqla_datastore.storage import LocalStorage, ObjectStorage, buckets, object_storage
-from sqla_datastore.storage.binding import check_storage, open_storage
+from sqla_datastore.storage.binding import check_storage, open_storage, storage_for
+from sqla_datastore.storage.object_errors import object_errors
 from sqla_datastore.testing import StorageSuite
 
 obstore = pytest.importorskip("obstore")
@@ -146,6 +149,20 @@ class TestReadyClients:
         assert len({one, two, ObjectStorage.at(f"s3://{bucket}/p/")}) == 1
         assert one != ObjectStorage.at(f"s3://{bucket}/q")
 
+    def test_a_server_of_the_environment_is_that_of_the_options(self, configured, monkeypatch):
+        configured(storage_options=s3_options("http://127.0.0.1:1/"))
+        one = ObjectStorage.at("s3://bucket")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        configured(storage_options=CREDENTIALS)
+        assert one == ObjectStorage.at("s3://bucket")
+
+    def test_another_account_is_another_place(self, configured):
+        key, places = "a2V5", set()
+        for account in ("one", "two"):
+            configured(storage_options={"account_name": account, "account_key": key})
+            places.add(ObjectStorage.at("az://container").place)
+        assert places == {"one az://container", "two az://container"}
+
     def test_another_server_is_another_place(self, configured):
         configured(storage_options=s3_options("http://127.0.0.1:1"))
         one = ObjectStorage.at("s3://bucket")
@@ -158,10 +175,37 @@ class TestReadyClients:
         assert paths(open_storage(storage.url)) == ["a.zip"]
         assert ObjectStorage(storage._store).url == storage.url
 
+    @pytest.mark.parametrize("store", ["GCSStore", "AzureStore"])
+    def test_the_other_clients(self, store):
+        config = {"account_name": "one", "account_key": "a2V5"} if store == "AzureStore" else {}
+        client = getattr(obstore.store, store)("lab", prefix="in/here/", **config)
+        storage = ObjectStorage(client)
+        assert storage.url == {"GCSStore": "gs", "AzureStore": "az"}[store] + "://lab/in/here"
+
     def test_what_is_no_client(self, tmp_path):
         for client in (obstore.store.LocalStore(str(tmp_path)), LocalStorage(tmp_path), "s3://b"):
             with pytest.raises(TypeError, match="S3Store"):
                 ObjectStorage(client)
+
+
+class TestNaming:
+    URL = "memory://naming/base"
+
+    @pytest.fixture(params=["options", "environment", "binding", "column"])
+    def found(self, request, configured, monkeypatch):
+        engine = create_engine("sqlite://")
+        if request.param == "options":
+            configured(url=self.URL)
+        elif request.param == "environment":
+            monkeypatch.setenv("SQLA_DATASTORE_URL", self.URL)
+        elif request.param == "binding":
+            bind_storage(engine, self.URL)
+        column = DataStoreType(self.URL if request.param == "column" else None)
+        return storage_for(column.url, engine.dialect)
+
+    def test_a_bucket_is_named_as_a_folder_is(self, found):
+        assert isinstance(found, ObjectStorage)
+        assert found.url == self.URL
 
 
 class TestURLs:
@@ -221,6 +265,19 @@ class TestSecrets:
         assert pickle.loads(pickled) == storage
         assert paths(pickle.loads(pickled)) == ["a.zip"]
         assert copy.deepcopy(storage) == storage
+
+    def test_an_answer_is_not_quoted(self):
+        """A server may repeat what it was sent, and on Azure a URL may be a password."""
+        said = (
+            "Generic MicrosoftAzure error: Error performing GET https://host/a?sv=1&sig=SECRET in "
+            "2ms - Server returned non-2xx status code: 403 Forbidden: <?xml version='1.0'?><Error>"
+            "<Code>AuthFailed</Code><Message>SECRET</Message></Error>\n\nDebug: SECRET"
+        )
+        with pytest.raises(StorageError) as caught, object_errors("az:///a", "az://c"):
+            raise obstore.exceptions.GenericError(said)
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+        for part in ("az:///a", "az://c", "https://host/a", "403", "AuthFailed", "credentials"):
+            assert part in str(caught.value)
 
     def test_a_ready_client_is_not_pickled(self, s3_endpoint, bucket):
         storage = ObjectStorage(obstore.store.S3Store(bucket, **s3_options(s3_endpoint)))

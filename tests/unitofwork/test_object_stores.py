@@ -21,6 +21,7 @@ from support.stage import Stage
 from support.watched import Watched
 
 from sqla_datastore import DataStore, DataStoreIO, bind_storage, options
+from sqla_datastore.cli import main as cli
 from sqla_datastore.exceptions import MissingObjectError, StorageError
 from sqla_datastore.maintenance import check, gc, usage
 from sqla_datastore.storage import ObjectStorage
@@ -137,6 +138,19 @@ class TestMaintenance:
         assert gc(engine, Base.metadata, grace_seconds=0).removed == 0
         gc(engine, Base.metadata, apply=True, grace_seconds=0)
         assert stored.files() == tree.keys() - {gone}
+
+    def test_the_command(self, engine, stored, capsys):
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in (1, 2))
+            session.commit()
+        arguments = ["support.models:Base", "--database", str(engine.url)]
+        arguments += ["--storage", stored.base]
+        assert cli.main(["check", "--deep", *arguments]) == 0
+        path = next(iter(stored.files()))
+        tree = stored.tree()
+        stored.put_back({each: data for each, data in tree.items() if each != path})
+        assert cli.main(["check", *arguments]) == 1
+        assert path in capsys.readouterr().out
 
     def test_a_column_of_one_storage_and_a_binding_of_the_same(self, engine, stored):
         """Two names of one place are one place."""
