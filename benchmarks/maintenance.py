@@ -52,12 +52,15 @@ class MadeUp:
     """A storage whose every tenth object has no row; all objects have the bytes of one."""
 
     scheme = "file"
-    url = "file:///made-up"
+    url = place = "file:///made-up"
 
     def __init__(self, count: int, whole: ObjectReader) -> None:
         self.count = count
         self.whole = whole
         self.removed = 0
+
+    def exists(self) -> bool:
+        return True
 
     def list(self, folder: str) -> Iterator[StoredObject]:
         assert folder == ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from sqla_datastore.exceptions import ConfigurationError
@@ -12,16 +14,23 @@ Level: TypeAlias = Literal["fast", "default", "small"]
 """How hard objects are compressed."""
 
 
+_LONGEST_REQUEST = 86_400
+
+
 class Options:
     """Settings of the process, read whenever they are needed; `options` is the only instance."""
 
-    __slots__ = ("_compression", "_sync", "_url", "_verify")
+    __slots__ = (
+        *("_compression", "_request_seconds", "_storage_options", "_sync", "_url", "_verify"),
+    )
 
     def __init__(self) -> None:
         self._url: str | None = None
         self._verify: Literal["default", "always"] = "default"
         self._sync: Literal["files", "filesystem"] = "files"
         self._compression: bool | Literal["fast", "small"] = False
+        self._storage_options: Mapping[str, Any] = MappingProxyType({})
+        self._request_seconds = 30.0
 
     @property
     def url(self) -> str | None:
@@ -104,11 +113,62 @@ class Options:
     def compression(self, compression: bool | Literal["fast", "small"]) -> None:
         self._compression = check_compression(compression)
 
+    @property
+    def storage_options(self) -> Mapping[str, Any]:
+        """Credentials, region, endpoint and the like of object stores that a URL names.
+
+        The names are those that obstore's store of that URL takes, for example ``region``,
+        ``endpoint``, ``access_key_id``, ``secret_access_key`` for ``s3://``, and ``client_options``
+        and ``retry_config``. What is not set here, obstore takes from the environment. Storages
+        that are open use a new dict from their next request on. ``repr`` shows the names only.
+
+        Raises:
+            TypeError: when something other than a dict by names is assigned.
+        """
+        return self._storage_options
+
+    @storage_options.setter
+    def storage_options(self, storage_options: Mapping[str, Any]) -> None:
+        if not isinstance(storage_options, Mapping):
+            raise TypeError(
+                f"options.storage_options is a dict, not {type(storage_options).__name__!r}"
+            )
+        if not all(isinstance(name, str) for name in storage_options):
+            raise TypeError("the names of options.storage_options are texts")
+        # a copy: a dict that is changed later would change nothing
+        self._storage_options = MappingProxyType(dict(storage_options))
+
+    @property
+    def request_seconds(self) -> float:
+        """How many seconds one request to an object store may take, and how long it is retried.
+
+        30 by default. So a call fails after at most twice this time. It has to suffice for the
+        upload of 8 MiB and the download of 32 MiB.
+
+        Raises:
+            ValueError: when no positive number is assigned.
+        """
+        return self._request_seconds
+
+    @request_seconds.setter
+    def request_seconds(self, request_seconds: float) -> None:
+        # more would overflow what a timeout is measured in
+        if not 0 < request_seconds <= _LONGEST_REQUEST:
+            raise ValueError(
+                f"options.request_seconds is a number between 0 and {_LONGEST_REQUEST}, not "
+                f"{request_seconds!r}"
+            )
+        self._request_seconds = float(request_seconds)
+
     def __repr__(self) -> str:
         return (
             f"options(url={self.url!r}, verify={self.verify!r}, sync={self.sync!r}, "
-            f"compression={self.compression!r})"
+            f"compression={self.compression!r}, storage_options={{{self._option_names()}}}, "
+            f"request_seconds={self.request_seconds!r})"
         )
+
+    def _option_names(self) -> str:
+        return ", ".join(f"{name!r}: …" for name in self.storage_options)
 
 
 def check_compression(compression: Any) -> bool | Literal["fast", "small"]:

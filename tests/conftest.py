@@ -35,6 +35,7 @@ from support.databases import (
 from support.drivers import PLAIN, DriverRuns
 from support.exactness import assert_exact, delete_rows, tables_of
 from support.models import Base
+from support.object_stores import s3_server
 from support.values import CountingStorage
 
 from sqla_datastore.storage import LocalStorage
@@ -120,6 +121,15 @@ def mariadb_url() -> str:
     except Exception as err:
         _unavailable("mariadb", str(err).splitlines()[0])
     return url
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The endpoint of an S3 server, started for this run and worker."""
+    pytest.importorskip("obstore")
+    pytest.importorskip("moto")
+    with s3_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")

@@ -203,7 +203,10 @@ class TestOptions:
             options.urls = "x"
 
     def test_repr(self):
-        shown = "options(url=None, verify='default', sync='files', compression=False)"
+        shown = (
+            "options(url=None, verify='default', sync='files', compression=False, "
+            "storage_options={}, request_seconds=30.0)"
+        )
         assert repr(options) == shown
 
     def test_verify_always_reads_large_arrays(self, tmp_path):

@@ -297,7 +297,7 @@ class Statement(ABC):
         # rows of other tables write into a class's folder, each into the storage of its own column
         tables = declared_tables(self.declared.table.metadata)
         storages = [self.storage(column) for each in tables for column in each.columns]
-        return list({id(storage): storage for storage in storages}.values())
+        return list(dict.fromkeys(storages))
 
 
 def _planned(column: DeclaredColumn, value: DataStore) -> ValuePlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from typing_extensions import Buffer
@@ -25,16 +25,24 @@ class ObjectBytes:
     Args:
         reader: the object.
         url: its URL, for messages.
-        head: its first bytes, where opening it has read them already.
+        known: those of its bytes that were read already.
+        start: the offset of the first one of them.
         verify_always: verify large mapped blobs as well.
     """
 
     def __init__(
-        self, reader: ObjectReader, url: str, head: bytes = b"", *, verify_always: bool
+        self,
+        reader: ObjectReader,
+        url: str,
+        known: Buffer = b"",
+        start: int = 0,
+        *,
+        verify_always: bool,
     ) -> None:
         self.url = url
         self._reader = reader
-        self._head = head
+        self._known = memoryview(known)
+        self._start = start
         self._verify_always = verify_always
         self._verified_offsets: set[int] = set()
 
@@ -44,9 +52,39 @@ class ObjectBytes:
         Raises:
             DamagedObjectError: the object has become shorter.
         """
-        if offset + size <= len(self._head):
-            return memoryview(self._head)[offset : offset + size]
+        if self._knows(offset, size):
+            return self._known[offset - self._start :][:size]
         return self.fresh_view(entry, offset, size)
+
+    def _knows(self, offset: int, size: int) -> bool:
+        return self._start <= offset and offset + size <= self._start + len(self._known)
+
+    def fetched(self, blobs: list[StoredBlob]) -> list[StoredBlob]:
+        """Return blobs of this object whose bytes were read, unverified, by few requests.
+
+        Where the reader maps, or all was read already, that would save nothing.
+
+        Raises:
+            DamagedObjectError: the object has become shorter.
+        """
+        if self._reader.maps:
+            return blobs
+        needed = [each for each in blobs if not self._knows(each.offset, each.stored_nbytes)]
+        if not needed:
+            return blobs
+        found = self._reader.read_many([(each.offset, each.stored_nbytes) for each in needed])
+        views = {each.offset: view for each, view in zip(needed, found, strict=True)}
+        return [replace(each, source=self._with(each, views.get(each.offset))) for each in blobs]
+
+    def _with(self, blob: StoredBlob, view: memoryview | None) -> ObjectBytes:
+        if view is None:
+            return self
+        self._refuse_shorter(blob.entry, blob.stored_nbytes, len(view))
+        # the memory of a third party's reader may be writable
+        known = view.toreadonly()
+        return ObjectBytes(
+            self._reader, self.url, known, blob.offset, verify_always=self._verify_always
+        )
 
     def fresh_view(self, entry: str, offset: int, size: int) -> memoryview:
         """Do what `view` does, but from the storage even if it was read already."""
@@ -67,8 +105,8 @@ class ObjectBytes:
 
     def copy(self, entry: str, offset: int, size: int) -> bytes:
         """Do what `read` does, without reading again what was read already."""
-        if offset + size <= len(self._head):
-            return self._head[offset : offset + size]
+        if self._knows(offset, size):
+            return bytes(self._known[offset - self._start :][:size])
         return self.read(entry, offset, size)
 
     def _refuse_shorter(self, entry: str, size: int, found: int) -> None:

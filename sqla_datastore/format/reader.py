@@ -271,7 +271,8 @@ class Container:
         """
         node = self._node(name)
         nested = partial(self._nested_of, name)
-        return EntryDecoder(self.url, name, self.blobs(name), nested).decode(node)
+        blobs = self._bytes.fetched(self.blobs(name))
+        return EntryDecoder(self.url, name, blobs, nested).decode(node)
 
     def check(self, *, deep: bool = False) -> Iterator[str]:
         """Yield what is wrong with the object, in words; nothing when it is whole.

@@ -6,7 +6,6 @@ transaction of its own.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,6 @@ from sqla_datastore.schema.columns import DeclaredColumn, DeclaredTable
 from sqla_datastore.schema.declarations import check_metadata, declared_tables, present
 from sqla_datastore.schema.folders import OwnedFolders, Schemas
 from sqla_datastore.storage.binding import storage_for
-from sqla_datastore.storage.local import LocalStorage
 from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import DATA_PREFIX, ObjectURL
 
@@ -111,7 +109,7 @@ class Catalog:
         """Return the storages of the columns, one for each base."""
         # of missing tables as well: what lies in their storages has to be looked at with `force`
         columns = (column for declared in self.tables for column in declared.columns)
-        return list({_place(s): s for s in map(self.storage_of, columns)}.values())
+        return list({s.place: s for s in map(self.storage_of, columns)}.values())
 
     def storage_of(self, column: DeclaredColumn) -> Storage:
         """Return the storage of a column on this engine."""
@@ -121,7 +119,7 @@ class Catalog:
         """Return the folders of a storage that belong to declared columns."""
         templates = [declared.class_folder for declared in self.tables if declared.class_folder]
         for column in (column for declared in self.tables for column in declared.columns):
-            if _place(self.storage_of(column)) == _place(storage):
+            if self.storage_of(column).place == storage.place:
                 templates.append(column.folder)
         return OwnedFolders(templates, self.schemas)
 
@@ -144,7 +142,7 @@ class Catalog:
         numbers = [
             number
             for number, column in enumerate(self.columns)
-            if _place(self.storage_of(column)) == _place(storage)
+            if self.storage_of(column).place == storage.place
         ]
         with (
             tempfile.TemporaryFile("w+", encoding="utf-8") as spool,
@@ -240,16 +238,8 @@ class Catalog:
                         )
 
 
-def _place(storage: Storage) -> tuple[str, str]:
-    """Return what two storages share that have the same objects: a folder may have two names."""
-    if isinstance(storage, LocalStorage):
-        # a symbolic link would make two storages of it, with the other one's objects for orphans
-        return storage.scheme, os.path.realpath(storage.base)
-    return storage.scheme, storage.url
-
-
 def _prefix(storage: Storage) -> str:
-    return _place(storage)[1].rstrip("/") + "/"
+    return storage.place.rstrip("/") + "/"
 
 
 def _bytewise(engine: Engine, url: Any) -> Any:

@@ -17,7 +17,6 @@ from sqla_datastore.maintenance.progress import Progress, StepCounter
 from sqla_datastore.maintenance.references import PENDING, Reference, References, stem_of
 from sqla_datastore.maintenance.reports import FindingsBuilder, ForeignName, Leftover
 from sqla_datastore.schema.folders import OwnedFolders
-from sqla_datastore.storage.local import base_exists
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, StoredObject
 from sqla_datastore.storage.urls import OBJECT_NAME, ObjectURL, is_managed
 
@@ -239,15 +238,15 @@ def refuse_missing_bases(catalog: Catalog) -> None:
         ConfigurationError: none of their folders exists.
     """
     storages = catalog.storages()
-    if not any(map(base_exists, storages)):
+    if not any(storage.exists() for storage in storages):
         raise ConfigurationError(_MISSING_BASE.format(storages[0].url))
 
 
 def _refuse_missing_base(catalog: Catalog, storage: Storage, references: References) -> None:
     """Refuse a missing folder, unless no row uses it and the folder of another storage exists."""
-    if base_exists(storage):
+    if storage.exists():
         return
-    if references.rows or not any(map(base_exists, catalog.storages())):
+    if references.rows or not any(other.exists() for other in catalog.storages()):
         raise ConfigurationError(_MISSING_BASE.format(storage.url))
 
 

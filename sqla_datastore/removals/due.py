@@ -25,7 +25,6 @@ from sqla_datastore.exceptions import StorageError
 from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for
-from sqla_datastore.storage.local import base_exists
 from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.storage.protocol import is_there
 from sqla_datastore.storage.urls import names_behind
@@ -159,7 +158,7 @@ class DueRemovals:
     def _remove(self, storage: Storage, families: dict[str, list[str]]) -> set[str]:
         """Remove the objects of URLs from a storage; return the URLs that could not go."""
         # an unmounted base looks empty: removing would succeed, and strike off what is still there
-        if not base_exists(storage):
+        if not storage.exists():
             self.failures.append(f"the storage's base {storage.url!r} does not exist; mount it")
             return set(families)
         try:
@@ -219,7 +218,9 @@ def strike_off(
         sqlalchemy.exc.SQLAlchemyError: the database failed. What is left is carried out again.
     """
     # a base that is not mounted has removed nothing, even where it raised nothing
-    removed = off_loop(lambda: {name for name in removed if base_exists(name.storage)})
+    storages = {name.storage for name in removed}
+    there = off_loop(lambda: {storage for storage in storages if storage.exists()})
+    removed = {name for name in removed if name.storage in there}
     struck = [(each, urls) for each in noted if (urls := each.urls(removed))]
     if not struck:
         return

@@ -249,13 +249,13 @@ def note_removals(
         # by storage, not by column: a name does not tell its column, and the source is there to
         # find the storage again; reversed, so that the first column wins
         sources = {
-            id(storage_for(column.type.url, dialect)): label
+            storage_for(column.type.url, dialect): label
             for label, column in reversed(removals.columns().items())
         }
-        own = [name for name in left if id(name.storage) in sources]
-        left = [name for name in left if id(name.storage) not in sources]
+        own = [name for name in left if name.storage in sources]
+        left = [name for name in left if name.storage not in sources]
         if own:
-            urls = {row_url(name): sources[id(name.storage)] for name in own}
+            urls = {row_url(name): sources[name.storage] for name in own}
             # without a connection the names are noted all the same, to keep what has to wait
             if connection is not None:
                 removals.note(connection, urls, schemas)

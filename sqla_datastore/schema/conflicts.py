@@ -28,8 +28,8 @@ def refuse_conflicts(tables: Sequence[DeclaredTable]) -> None:
     places = list(_places(tables))
     for template, storage in places:
         for other, other_storage in places:
-            # two names of one base are one `Storage`, see `storage_for`
-            are_two = template.table is not other.table and storage is other_storage
+            # two names of one base are one `Storage`, or equal ones
+            are_two = template.table is not other.table and storage == other_storage
             if template.owns and are_two:
                 _refuse_conflict(template, other)
 

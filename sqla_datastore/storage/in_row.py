@@ -22,10 +22,14 @@ class RowStorage:
     """Stands for the rows themselves where a `Storage` is asked for."""
 
     scheme = "data"
-    url = "data:"
+    url = place = "data:"
 
     def __repr__(self) -> str:
         return "RowStorage()"
+
+    def exists(self) -> bool:
+        """Return True: where there is a row, there is the storage."""
+        return True
 
     def create(self, path: str) -> AbstractContextManager[ObjectWriter]:
         """Refuse: the statement itself writes a row."""
@@ -94,6 +98,10 @@ class BytesReader:
     def view(self, offset: int, size_bytes: int) -> memoryview:
         """See `ObjectReader.view`; no copy."""
         return memoryview(self._data)[offset : offset + size_bytes]
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """See `ObjectReader.read_many`."""
+        return [self.view(*each) for each in ranges]
 
 
 class _Writable(Protocol):

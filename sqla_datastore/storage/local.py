@@ -20,12 +20,11 @@ from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, Stora
 from sqla_datastore.options import options
 from sqla_datastore.storage import linux, listing, posix
 from sqla_datastore.storage.draft import Draft
-from sqla_datastore.storage.parallel import call_for_each
+from sqla_datastore.storage.parallel import call_for_each, raise_first
 from sqla_datastore.storage.protocol import (
     TAIL_BYTES,
     ObjectReader,
     ObjectWriter,
-    Storage,
     StoredObject,
 )
 from sqla_datastore.storage.urls import ObjectURL, check_path
@@ -90,6 +89,15 @@ class LocalStorage:
     def url(self) -> str:
         """The base as a ``file:`` URL."""
         return f"file://{quote(self.base)}"
+
+    @property
+    def place(self) -> str:
+        """The folder's path: a symbolic link would make two places of it."""
+        return os.path.realpath(self.base)
+
+    def exists(self) -> bool:
+        """Return whether the folder is there; it may not be mounted, or not be made yet."""
+        return os.path.isdir(self.base)
 
     @contextmanager
     def create(self, path: str) -> Iterator[ObjectWriter]:
@@ -240,10 +248,7 @@ class LocalStorage:
 
             failures = call_for_each(remove, paths, threads=posix.THREADS)
             prune(emptied)
-        if failures:
-            if len(failures) > 1:
-                failures[0].add_note(f"and {len(failures) - 1} more objects could not be removed")
-            raise failures[0]
+        raise_first(failures, "objects")
 
     def _removers(
         self, stack: ExitStack
@@ -382,6 +387,9 @@ class _Reader:
         # a slice keeps the map alive, so what is built on it outlives this reader
         return self._mapped()[offset : offset + size_bytes]
 
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        return [self.view(*each) for each in ranges]
+
     def _mapped(self) -> memoryview:
         with self._lock:
             if self._map is None:
@@ -431,8 +439,3 @@ def _folders_above(path: str) -> Iterator[str]:
     while path:
         path = path.rpartition("/")[0]
         yield path
-
-
-def base_exists(storage: Storage) -> bool:
-    """Return whether a storage is there; a local folder may not be mounted, or not be made yet."""
-    return not isinstance(storage, LocalStorage) or os.path.isdir(storage.base)

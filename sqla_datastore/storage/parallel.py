@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from typing import Generic, TypeVar
@@ -25,8 +25,11 @@ def call_for_each(
     threads: int,
     at_once: bool = False,
     stopped: threading.Event | None = None,
+    until_failure: bool = False,
 ) -> list[Exception]:
     """Call for every thing and return what was raised, in the order of the things.
+
+    No call is running any more when this returns or raises.
 
     Begins in this thread and goes on in others once calls are slow: on a fast disk, handing over
     from thread to thread takes longer than the calls.
@@ -37,26 +40,30 @@ def call_for_each(
         threads: how many there are at most; 1 calls in this thread only.
         at_once: begin in several threads.
         stopped: once it is set, the rest is not called.
+        until_failure: set `stopped` once a call has failed.
     """
     things = list(things)
+    calls = _Calls(call, things, stopped, until_failure=until_failure)
     if threads == 1 or len(things) == 1:
-        return _called(call, things)
-    calls = _Calls(call, things, stopped)
-    if not at_once:
+        calls.work()
+    elif not at_once:
         calls.work_while_fast()
-    if threads := min(threads, calls.count_left):
-        calls.work_in(threads)
+    if calls.count_left:
+        calls.work_in(min(threads, calls.count_left))
     return calls.failures()
 
 
-def _called(call: Callable[[T], object], things: Iterable[T]) -> list[Exception]:
-    failures = []
-    for thing in things:
-        try:
-            call(thing)
-        except Exception as err:
-            failures.append(err)
-    return failures
+def raise_first(failures: Sequence[Exception], what: str) -> None:
+    """Raise the first failure of `call_for_each`, if there is one, and say how many there are.
+
+    Args:
+        failures: what was raised.
+        what: what could not be removed besides, as a plural.
+    """
+    if failures:
+        if len(failures) > 1:
+            failures[0].add_note(f"and {len(failures) - 1} more {what} could not be removed")
+        raise failures[0]
 
 
 class _Calls(Generic[T]):
@@ -66,10 +73,13 @@ class _Calls(Generic[T]):
         self,
         call: Callable[[T], object],
         things: Iterable[T],
-        stopped: threading.Event | None,
+        stopped: threading.Event | None = None,
+        *,
+        until_failure: bool = False,
     ) -> None:
         self._call = call
-        self._stopped = stopped
+        self._stopped = threading.Event() if stopped is None else stopped
+        self._until_failure = until_failure
         # no lock: taking from a deque and appending to a list are atomic
         self._queue = deque(enumerate(things))
         self._raised: list[tuple[int, Exception]] = []
@@ -104,8 +114,8 @@ class _Calls(Generic[T]):
                 raise
 
     def _call_next(self) -> bool:
-        if self._stopped is not None and self._stopped.is_set():
-            return False
+        if self._stopped.is_set():
+            self._queue.clear()
         try:
             number, thing = self._queue.popleft()
         except IndexError:
@@ -114,4 +124,6 @@ class _Calls(Generic[T]):
             self._call(thing)
         except Exception as err:
             self._raised.append((number, err))
+            if self._until_failure:
+                self._stopped.set()
         return True

@@ -6,7 +6,7 @@ theirs with the suite in `sqla_datastore.testing`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -55,14 +55,21 @@ class ObjectReader(Protocol):
     def view(self, offset: int, size_bytes: int) -> memoryview:
         """Return a read-only view of a range: a memory map where the storage can, else a copy."""
 
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Return ranges, each as `view` does, by few requests where a request takes long.
+
+        Args:
+            ranges: of each its offset and its size, in bytes.
+        """
+
     @property
     def maps(self) -> bool:
         """Whether `view` maps the object, so that its pages may change or be read later."""
 
 
 TAIL_BYTES = 64 * 1024
-"""How much of an object's end is read first: it tells what the object holds. A storage that can
-read it while it opens the object saves a round."""
+"""How much of an object's end is read first: it tells what the object holds. A storage reads it
+while it opens the object, where that saves a round."""
 
 
 class Storage(Protocol):
@@ -74,6 +81,9 @@ class Storage(Protocol):
 
     One that waits for no network may have an attribute ``is_local`` that is True: then values of
     asynchronous engines may be read on the event loop.
+
+    Storages are hashable. Where two of them are one place, they should be equal, so that neither
+    removes what the other has just written for a row.
     """
 
     @property
@@ -84,6 +94,20 @@ class Storage(Protocol):
     def url(self) -> str:
         """Where the base is, for messages; without secrets."""
 
+    @property
+    def place(self) -> str:
+        """What two storages share if, and only if, they have the same objects; without secrets.
+
+        An object is at the place, ``/`` and its path: so the place of a storage within another one
+        begins with that one's.
+        """
+
+    def exists(self) -> bool:
+        """Return whether the base is there: a folder may not be mounted, or not be made yet.
+
+        False only where other calls would take the missing base for an empty one, and not fail.
+        """
+
     def create(self, path: str) -> AbstractContextManager[ObjectWriter]:
         """Write a new object: leaving the block publishes it, an exception leaves nothing.
 
@@ -91,7 +115,10 @@ class Storage(Protocol):
         """
 
     def open(self, path: str) -> ObjectReader:
-        """Open an object for reading."""
+        """Open an object for reading, and read its size and its last `TAIL_BYTES`.
+
+        By one request where the storage can. The reader gives these bytes out again.
+        """
 
     def size_bytes(self, path: str) -> int:
         """Return an object's size."""
@@ -99,8 +126,9 @@ class Storage(Protocol):
     def list(self, folder: str) -> Iterator[StoredObject]:
         """Yield the objects below a folder, at any depth, in the order of their paths.
 
-        A folder that does not exist has none. An empty `folder` means the base. What is not an
-        object (an unfinished write, a symbolic link) is not listed.
+        That order is the one of Python's texts, whatever the storage's own. A folder that does not
+        exist has none. An empty `folder` means the base. What is not an object (an unfinished
+        write, a symbolic link) is not listed.
         """
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -110,7 +138,10 @@ class Storage(Protocol):
         """
 
     def make_durable(self, paths: Iterable[str]) -> None:
-        """Return once these published objects, and the folders that name them, survive a crash."""
+        """Return once these published objects, and the folders that name them, survive a crash.
+
+        Does nothing where they do as soon as they are published.
+        """
 
 
 @runtime_checkable

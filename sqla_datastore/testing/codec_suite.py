@@ -48,6 +48,9 @@ class _MemoryObject:
     def view(self, offset: int, size_bytes: int) -> memoryview:
         return memoryview(self._data)[offset : offset + size_bytes]
 
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        return [self.view(*each) for each in ranges]
+
 
 def encode_value(value: object) -> tuple[str, list[bytes]]:
     """Store one value as an entry of an object in memory, and return what was written for it.

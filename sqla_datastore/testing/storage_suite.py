@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, StorageError
-from sqla_datastore.storage.protocol import ObjectReader, Storage, StoredObject
+from sqla_datastore.storage.protocol import TAIL_BYTES, ObjectReader, Storage, StoredObject
 
 _MIB = 1024 * 1024
 _PIECE = 1_000_003
@@ -56,7 +56,7 @@ class StorageSuite:
         assert self.raw_read(storage, "runs/1/a.zip") == b"first second"
 
     def test_a_buffer_may_be_reused_after_write(self, storage: Storage) -> None:
-        """`write` has consumed its buffer when it returns."""
+        """`write` has taken what is in its buffer when it returns."""
         buffer = bytearray(b"aaaa")
         with storage.create("a.zip") as writer:
             writer.write(buffer)
@@ -65,11 +65,15 @@ class StorageSuite:
         assert self.raw_read(storage, "a.zip") == b"aaaabbbb"
 
     def test_large_objects_are_written_whole(self, storage: Storage) -> None:
-        """An object larger than any buffer, of pieces that are no multiple of one."""
-        data = bytes(range(256)) * (9 * _MIB // 256)
+        """An object larger than any buffer, of pieces that come in one that is used again."""
+        data = b"".join(number.to_bytes(4, "big") for number in range(5 * _MIB))
+        buffer = memoryview(bytearray(_PIECE))
         with storage.create("a.zip") as writer:
             for start in range(0, len(data), _PIECE):
-                writer.write(data[start : start + _PIECE])
+                piece = data[start : start + _PIECE]
+                buffer[: len(piece)] = piece
+                writer.write(buffer[: len(piece)])
+            buffer[:] = bytes(_PIECE)
         assert self.raw_read(storage, "a.zip") == data
 
     def test_an_empty_object_is_one(self, storage: Storage) -> None:
@@ -139,6 +143,29 @@ class StorageSuite:
         for get in _reads(storage.open("a.zip")):
             assert bytes(get(0, 2**60)) == b"data"
 
+    def test_many_ranges_are_read(self, storage: Storage) -> None:
+        """`read_many` returns each range, near or far, in the order that was asked for."""
+        data = bytes(range(256)) * (4 * _MIB // 256)
+        self.raw_write(storage, "a.zip", data)
+        ranges = [(7, 10), (17, 0), (3 * _MIB, 300_000), (0, 5), (len(data) - 5, 100)]
+        found = storage.open("a.zip").read_many(ranges)
+        assert [bytes(each) for each in found] == [data[at : at + size] for at, size in ranges]
+        assert all(each.readonly for each in found)
+        assert storage.open("a.zip").read_many([]) == []
+
+    @pytest.mark.parametrize("size", [0, 10, TAIL_BYTES - 1, TAIL_BYTES, TAIL_BYTES + 1, _MIB])
+    def test_the_tail_is_read(self, storage: Storage, size: int) -> None:
+        """What opening reads is given out once and again, whole and in parts."""
+        data = bytes(number % 251 for number in range(size))
+        self.raw_write(storage, "a.zip", data)
+        reader = storage.open("a.zip")
+        start = max(0, size - TAIL_BYTES)
+        for _ in range(2):
+            assert reader.size_bytes == size
+            assert reader.read(start, TAIL_BYTES) == data[start:]
+            assert reader.read(max(0, size - 7), 7) == data[-7:]
+            assert bytes(reader.view(max(0, size - 7), 3)) == data[-7:][:3]
+
     def test_views_are_read_only(self, storage: Storage) -> None:
         """Nobody changes an object through a view of it."""
         self.raw_write(storage, "a.zip", bytes(_MIB))
@@ -173,10 +200,10 @@ class StorageSuite:
         assert storage.open("runs/a.zip").size_bytes == 5
 
     def test_a_missing_object_is_named(self, storage: Storage) -> None:
-        """Opening, sizing and making durable what is not there names the URL."""
+        """Opening and sizing what is not there names the URL."""
         self.raw_write(storage, "runs/a.zip", b"12345")
         for path in ("runs/b.zip", "other/a.zip", "runs/a.zip/b.zip"):
-            for call in (storage.open, storage.size_bytes, lambda p: storage.make_durable([p])):
+            for call in (storage.open, storage.size_bytes):
                 with pytest.raises(MissingObjectError) as caught:
                     call(path)
                 assert caught.value.url == f"{storage.scheme}:///{path}"
@@ -233,6 +260,18 @@ class StorageSuite:
         storage.remove([])
         storage.make_durable([])
         assert self.raw_paths(storage) == set()
+
+    def test_a_base_that_holds_something_exists(self, storage: Storage) -> None:
+        """`exists` sees what was written; asking makes nothing."""
+        storage.exists()
+        assert self.raw_paths(storage) == set()
+        self.write(storage, "runs/a.zip", b"data")
+        assert storage.exists()
+
+    def test_a_storage_is_a_place(self, storage: Storage) -> None:
+        """`place` is the same each time, and a storage equals itself."""
+        assert storage.place == storage.place != ""
+        assert {storage: 1}[storage] == 1  # its hash, and that it equals itself
 
     def test_make_durable_is_idempotent(self, storage: Storage) -> None:
         """Once, twice, many at once."""

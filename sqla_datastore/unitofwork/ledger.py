@@ -334,10 +334,10 @@ class Ledger:
 
 
 def _by_storage(names: Iterable[ObjectName]) -> list[tuple[Storage, list[str]]]:
-    grouped: dict[int, tuple[Storage, list[str]]] = {}
+    grouped: dict[Storage, list[str]] = {}
     for storage, path in names:
-        grouped.setdefault(id(storage), (storage, []))[1].append(path)
-    return list(grouped.values())
+        grouped.setdefault(storage, []).append(path)
+    return list(grouped.items())
 
 
 def _run(undo: Undo) -> None:

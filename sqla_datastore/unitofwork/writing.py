@@ -9,9 +9,9 @@ own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.reservation import Reservation
@@ -22,11 +22,16 @@ from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import ObjectName
 from sqla_datastore.unitofwork.transaction import Transaction
 
+T = TypeVar("T")
+
 _Job: TypeAlias = "tuple[Storage, str, Any]"
 """Where an object goes, and what is written."""
 
-WRITERS = 8
-"""Objects of one flush that are written at the same time, where writing takes long."""
+AT_ONCE = 32
+"""Objects of one flush that are written, and folders that are listed, at the same time."""
+LARGE_AT_ONCE = 8
+"""Large objects that are: some storages hold a part of each in memory."""
+_LARGE = 1024 * 1024
 
 
 def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
@@ -43,16 +48,21 @@ def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
     folders = dict.fromkeys(folder for effect in effects for folder in effect.folders)
     # what these statements put there themselves lies there by now
     adopted = {name for effect in effects for name in effect.names} if folders else set()
-    found = off_loop(partial(_listed, folders)) if folders else ()
+    found = _listed(folders) if folders else ()
     transaction.ledger.listed(name for name in found if name not in adopted)
 
 
 def _listed(folders: Iterable[Folder]) -> list[ObjectName]:
-    return [
-        ObjectName(folder.storage, found.path)
-        for folder in folders
-        for found in folder.storage.list(folder.path)
-    ]
+    """Return what lies in folders, in their order."""
+    found: dict[Folder, list[ObjectName]] = {folder: [] for folder in folders}
+
+    def look(folder: Folder) -> None:
+        storage = folder.storage
+        found[folder] = [ObjectName(storage, each.path) for each in storage.list(folder.path)]
+
+    for err in _called_for_each(look, [*found], AT_ONCE):
+        raise err
+    return [name for names in found.values() for name in names]
 
 
 def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
@@ -66,9 +76,13 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     ]
     names = [ObjectName(storage, path) for storage, path, _ in jobs]
     transaction.ledger.write(names)
-    # no call is running any more: a thread that wrote on would outlive the rollback's removal
-    for err in _write_objects(jobs):
-        raise _explained(err, todo)
+    by_size: tuple[list[_Job], list[_Job]] = ([], [])
+    for job in jobs:
+        by_size[job[2].nbytes >= _LARGE].append(job)
+    for some, threads in zip(by_size, (AT_ONCE, LARGE_AT_ONCE), strict=True):
+        # none is running any more: a thread that wrote on would outlive the rollback's removal
+        for err in _called_for_each(_write_object, some, threads):
+            raise _explained(err, todo)
     transaction.ledger.wrote(names)
     # only when all are whole: after a failure each value is as it was, and can be tried again
     for reservation in todo:
@@ -88,13 +102,15 @@ def _explained(err: Exception, reserved: Iterable[Reservation]) -> Exception:
     return err
 
 
-def _write_objects(jobs: list[_Job]) -> list[Exception]:
-    """Write objects and return what was raised; the rest is not begun where a task is cancelled."""
-    if not jobs:
+def _called_for_each(call: Callable[[T], object], things: list[T], threads: int) -> list[Exception]:
+    """Return what calls raised; none is begun after a failure, or once a task is cancelled."""
+    if not things:
         return []
     stopped = threading.Event()
-    write = partial(call_for_each, _write_object, jobs, threads=WRITERS, stopped=stopped)
-    return off_loop(write, stopped)
+    calls = partial(
+        call_for_each, call, things, threads=threads, stopped=stopped, until_failure=True
+    )
+    return off_loop(calls, stopped)
 
 
 def _write_object(job: _Job) -> None:

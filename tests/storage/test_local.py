@@ -493,6 +493,13 @@ class TestDurability:
         )
         return names
 
+    @pytest.mark.parametrize("path", ["runs/b.zip", "other/a.zip", "runs/a.zip/b.zip"])
+    def test_a_missing_object_is_named(self, storage, path):
+        write(storage, "runs/a.zip")
+        with pytest.raises(MissingObjectError) as caught:
+            storage.make_durable([path])
+        assert caught.value.url == f"file:///{path}"
+
     @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
     @pytest.mark.parametrize("count", [1, 5])
     def test_files_and_folders_up_to_the_base_once(self, storage, base, synced, count):
@@ -639,7 +646,7 @@ class TestOpenStorage:
     @pytest.mark.parametrize(
         "url",
         [
-            "s3://bucket/x",
+            "ftp://bucket/x",
             "file://host/x",
             "file:///x?y=1",
             "file:///x#y",
@@ -654,7 +661,7 @@ class TestOpenStorage:
 
     def test_an_unknown_scheme_says_what_is_supported(self):
         with pytest.raises(ConfigurationError, match="file:///"):
-            open_storage("gs://bucket")
+            open_storage("ftp://bucket")
 
 
 def test_importing_loads_no_library():
@@ -897,6 +904,50 @@ class TestCallsForEach:
         failures = parallel.call_for_each(call, range(100), threads=8, at_once=at_once)
         assert sorted(called) == [*range(100)]
         assert [err.args[0] for err in failures] == [*range(3, 100, 10)]
+
+    @pytest.mark.parametrize("threads", [1, 4])
+    def test_none_is_begun_after_a_failure(self, monkeypatch, threads):
+        monkeypatch.setattr(parallel, "_SLOW_SECONDS", -1)
+        called = []
+
+        def call(number):
+            called.append(number)
+            raise ValueError(number)
+
+        failures = parallel.call_for_each(call, range(100), threads=threads, until_failure=True)
+        assert [err.args[0] for err in failures] == called == [0]
+
+    @pytest.mark.parametrize("threads", [1, 4])
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_none_is_begun_once_it_is_stopped(self, threads, at_once):
+        stopped, called = threading.Event(), []
+
+        def call(number):
+            called.append(number)
+            stopped.set()
+
+        kwargs = {"threads": threads, "at_once": at_once, "stopped": stopped}
+        assert parallel.call_for_each(call, range(100), **kwargs) == []
+        assert 1 <= len(called) <= threads
+        assert parallel.call_for_each(call, range(100), **kwargs) == []
+        assert 1 <= len(called) <= threads
+
+    def test_what_has_begun_is_waited_for(self, monkeypatch):
+        monkeypatch.setattr(parallel, "_SLOW_SECONDS", -1)
+        all_began, failed, done = threading.Barrier(4), threading.Event(), set()
+
+        def call(number):
+            if number:
+                all_began.wait(30)
+            if number == 1:
+                failed.set()
+                raise ValueError(number)
+            assert number == 0 or failed.wait(30)
+            done.add(number)
+
+        failures = parallel.call_for_each(call, range(5), threads=4, until_failure=True)
+        assert [err.args[0] for err in failures] == [1]
+        assert done == {0, 2, 3, 4}
 
     def test_an_interrupt_ends_it(self, monkeypatch):
         calls = parallel._Calls(lambda number: None, range(10))

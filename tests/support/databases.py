@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ def explicit_begin(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN")
 
 
-def make_engine(url: str | URL, storage: Storage | Path | None = None, **kwargs: Any) -> Engine:
+def make_engine(
+    url: str | URL, storage: Storage | Path | str | None = None, **kwargs: Any
+) -> Engine:
     """Create an engine with explicit transactions and, optionally, a bound storage."""
     engine = create_engine(url, **kwargs)
     if engine.dialect.name == "sqlite":
@@ -85,3 +87,19 @@ class Stored:
     def folders(self) -> set[str]:
         """Every folder below the base."""
         return {str(p.relative_to(self.base)) for p in self.base.rglob("*") if p.is_dir()}
+
+    def tree(self) -> dict[str, bytes]:
+        """The bytes of every file, and nothing for every folder, by path."""
+        files = {path: (self.base / path).read_bytes() for path in self.files()}
+        return files | {f"{folder}/": b"" for folder in self.folders()}
+
+    def put_back(self, wanted: Mapping[str, bytes]) -> None:
+        """Make the tree what it was."""
+        tree = self.tree()
+        for path in sorted(tree.keys() - wanted.keys(), reverse=True):
+            (self.base / path).rmdir() if path.endswith("/") else (self.base / path).unlink()
+        for path in sorted(wanted):
+            if path.endswith("/"):
+                (self.base / path).mkdir(exist_ok=True)
+            elif tree.get(path) != wanted[path]:
+                (self.base / path).write_bytes(wanted[path])

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, MetaData, String, event, select, text, type_coerc
 from sqla_datastore import DataStoreType
 from sqla_datastore.storage.urls import ObjectURL, is_in_row
 from support.databases import Stored, make_engine
+from support.object_stores import StoredInBucket
 
 
 def urls_of(engine: Engine, metadata: MetaData) -> list[str]:
@@ -25,7 +26,7 @@ def urls_of(engine: Engine, metadata: MetaData) -> list[str]:
 
 
 def assert_exact(
-    engine: Engine, metadata: MetaData, stored: Stored, count: int | None = None
+    engine: Engine, metadata: MetaData, stored: Stored | StoredInBucket, count: int | None = None
 ) -> None:
     """Assert that the storage holds what committed rows refer to and nothing else.
 

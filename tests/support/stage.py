@@ -23,6 +23,7 @@ from sqla_datastore.maintenance import CheckReport, DrainReport, GcReport, check
 from support.databases import Stored, make_engine
 from support.exactness import assert_exact
 from support.models import Base, Compact, Counter, Experiment, Keyed, Project, Run
+from support.object_stores import StoredInBucket
 from support.scenarios import BEFORE, A, B, Row, Scenario, number_of, value
 
 T = TypeVar("T")
@@ -33,10 +34,10 @@ class Stage:
 
     Args:
         url: an empty database.
-        stored: the storage's empty folder, seen without the library.
+        stored: the empty storage, seen without the library.
     """
 
-    def __init__(self, url: str, stored: Stored) -> None:
+    def __init__(self, url: str, stored: Stored | StoredInBucket) -> None:
         self.url = url
         self.stored = stored
         self.engine = make_engine(url, stored.base)
@@ -46,7 +47,7 @@ class Stage:
             session.add_all(_rows_before())
             session.commit()
         self._rows_before = self._raw_rows()
-        self._tree_before = self._tree()
+        self._tree_before = self.stored.tree()
         assert self.rows() == BEFORE
         self.assert_exact()
 
@@ -72,8 +73,8 @@ class Stage:
         """Put rows and objects back, behind the library's back."""
         if self._raw_rows() != self._rows_before:
             self._reset_rows()
-        if self._tree() != self._tree_before:
-            self._reset_tree()
+        if self.stored.tree() != self._tree_before:
+            self.stored.put_back(self._tree_before)
 
     def _reset_rows(self) -> None:
         with self.engine.begin() as connection:
@@ -83,16 +84,6 @@ class Stage:
                 if rows:
                     connection.execute(insert(table), rows)
 
-    def _reset_tree(self) -> None:
-        base, tree = self.stored.base, self._tree()
-        for path in sorted(tree.keys() - self._tree_before.keys(), reverse=True):
-            (base / path).rmdir() if path.endswith("/") else (base / path).unlink()
-        for path in sorted(self._tree_before):
-            if path.endswith("/"):
-                (base / path).mkdir(exist_ok=True)
-            elif tree.get(path) != self._tree_before[path]:
-                (base / path).write_bytes(self._tree_before[path])
-
     def _raw_rows(self) -> list[list[dict[str, Any]]]:
         with self.engine.connect() as connection:
             return [
@@ -100,20 +91,15 @@ class Stage:
                 for query in (select(table).order_by(table.c.id) for table in self._raw)
             ]
 
-    def _tree(self) -> dict[str, bytes]:
-        """Return the bytes of every file, and nothing for every folder, by path."""
-        files = {path: (self.stored.base / path).read_bytes() for path in self.stored.files()}
-        return files | {f"{folder}/": b"" for folder in self.stored.folders()}
-
     def is_untouched(self) -> bool:
         """Whether every row is as before and the storage holds the same bytes, nothing else."""
-        return self.holds_rows_before() and self._tree() == self._tree_before
+        return self.holds_rows_before() and self.stored.tree() == self._tree_before
 
     def holds_rows_before(self) -> bool:
         """Whether every row is as before, and so are the bytes of its objects."""
         if self._raw_rows() != self._rows_before:
             return False
-        tree = self._tree()
+        tree = self.stored.tree()
         assert self._tree_before.items() <= tree.items(), "a committed row is dangling"
         return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from typing_extensions import Buffer
@@ -181,3 +181,6 @@ class MemoryReader:
     def view(self, offset: int, size_bytes: int) -> memoryview:
         self.reads.append((offset, size_bytes))
         return memoryview(self.data)[offset : offset + size_bytes]
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        return [self.view(*each) for each in ranges]

@@ -26,6 +26,11 @@ class Watched:
         self._at = at
         self.scheme = storage.scheme
         self.url = storage.url
+        self.place = storage.place
+
+    def exists(self) -> bool:
+        self._at("exists", "before")
+        return self._storage.exists()
 
     @contextmanager
     def create(self, path: str) -> Iterator[ObjectWriter]:
@@ -95,3 +100,7 @@ class _Reader:
     def view(self, offset: int, size_bytes: int) -> memoryview:
         self._at("view", "before")
         return self._reader.view(offset, size_bytes)
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        self._at("read_many", "before")
+        return self._reader.read_many(ranges)
