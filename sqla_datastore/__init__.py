@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sqla_datastore.value.inspection import inspect
     from sqla_datastore.value.io import DataStoreIO
     from sqla_datastore.value.prefetching import aload, aprefetch, prefetch
+    from sqla_datastore.value.signing import sign
 
     __version__: str
 
@@ -70,6 +71,7 @@ __all__ = [
     "register_codec",
     "register_enum",
     "register_namedtuple",
+    "sign",
 ]
 
 # imported when first asked for, so that importing the package stays cheap
@@ -81,6 +83,7 @@ _MODULES = {
     "enable_removals": "sqla_datastore.removals.table",
     "inspect": "sqla_datastore.value.inspection",
     "prefetch": "sqla_datastore.value.prefetching",
+    "sign": "sqla_datastore.value.signing",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from itertools import accumulate
 from typing import Any, NoReturn, Self
 
@@ -195,6 +196,17 @@ class ObjectStorage:
         # a network is slow, and one need not find out
         at_once = self.scheme != "memory"
         raise_first(call_for_each(remove, paths, threads=_REMOVERS, at_once=at_once), "objects")
+
+    def sign(self, path: str, expires_seconds: float) -> str:
+        """Return a URL from which anybody can download an object; see `SignsURLs`."""
+        url = self._url(path)
+        if self.scheme == "memory":
+            raise StorageError(
+                f"{self.url!r} is this process's memory: nobody can fetch it", url=url
+            )
+        limit = timedelta(seconds=expires_seconds)
+        with object_errors(url, self.url):
+            return str(_obstore().sign(self._client(), "GET", self._keys.key(path), limit))
 
     def make_durable(self, paths: Iterable[str]) -> None:
         """Do nothing: an object is durable once the store has acknowledged it."""
