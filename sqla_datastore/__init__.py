@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sqla_datastore.types import DataStoreType
     from sqla_datastore.value.inspection import inspect
     from sqla_datastore.value.io import DataStoreIO
+    from sqla_datastore.value.prefetching import aload, aprefetch, prefetch
 
     __version__: str
 
@@ -58,10 +59,13 @@ __all__ = [
     "StorageError",
     "UnsupportedFormatError",
     "UnsupportedTypeError",
+    "aload",
+    "aprefetch",
     "bind_storage",
     "enable_removals",
     "inspect",
     "options",
+    "prefetch",
     "register_arrow_type",
     "register_codec",
     "register_enum",
@@ -72,8 +76,11 @@ __all__ = [
 _MODULES = {
     "DataStoreIO": "sqla_datastore.value.io",
     "DataStoreType": "sqla_datastore.types",
+    "aload": "sqla_datastore.value.prefetching",
+    "aprefetch": "sqla_datastore.value.prefetching",
     "enable_removals": "sqla_datastore.removals.table",
     "inspect": "sqla_datastore.value.inspection",
+    "prefetch": "sqla_datastore.value.prefetching",
 }
 
 

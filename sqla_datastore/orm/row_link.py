@@ -11,6 +11,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.orm import missing_objects
 from sqla_datastore.orm.edits_in_place import SessionWatch, rows_of, unlink
+from sqla_datastore.storage.off_loop import can_await
 from sqla_datastore.unitofwork.values_of_rows import is_edited
 from sqla_datastore.value.datastore import DataStore
 
@@ -29,12 +30,16 @@ class Home:
     Args:
         key: the attribute.
         session: the Session, or None.
+
+    Attributes:
+        is_async: whether an asynchronous engine is used.
     """
 
-    __slots__ = ("identities", "key", "session")
+    __slots__ = ("identities", "is_async", "key", "session")
 
     def __init__(self, key: str, session: Session | None) -> None:
         self.key = key
+        self.is_async = can_await()
         self.session = None if session is None else weakref.ref(session)
         # Session.close() makes a new identity map, so another one means that the row was detached
         self.identities = None if session is None else session.identity_map
@@ -56,6 +61,7 @@ class RowLink:
 
     __slots__ = (
         *("_identities", "_identity", "_key", "_row", "_session", "_state_id"),
+        "is_async",
         "was_displaced",
     )
 
@@ -68,6 +74,7 @@ class RowLink:
         self._identity = state.key
         home = home or Home(key, state.session)
         self._session, self._identities = home.session, home.identities
+        self.is_async = home.is_async
 
     @property
     def label(self) -> str:

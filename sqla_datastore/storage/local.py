@@ -54,6 +54,7 @@ class LocalStorage:
     """
 
     scheme = "file"
+    is_local = True
     _known: ClassVar[WeakValueDictionary[str, LocalStorage]] = WeakValueDictionary()
 
     def __new__(cls, base: str | os.PathLike[str], *_: Any, **__: Any) -> Self:

@@ -104,6 +104,11 @@ class ObjectStorage:
         """The base, as it was named; without credentials."""
         return str(self._bucket)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it waits for no network: memory."""
+        return self.scheme == "memory"
+
     def exists(self) -> bool:
         """Return True: where the bucket is missing, every call says so itself."""
         return True

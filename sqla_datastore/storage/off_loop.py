@@ -45,7 +45,7 @@ def off_loop(call: Callable[[], T], stopped: threading.Event | None = None) -> T
         asyncio.CancelledError: the task was cancelled. The call has ended by then.
         Exception: what the call raises.
     """
-    if not _can_await():
+    if not can_await():
         return call()
     future = _submit(partial(copy_context().run, call))
     if future is None:
@@ -59,6 +59,32 @@ def off_loop(call: Callable[[], T], stopped: threading.Event | None = None) -> T
         raise
 
 
+async def in_thread(call: Callable[[], T], stopped: threading.Event | None = None) -> T:
+    """Make a blocking call in a thread, and await it; for coroutines, outside of greenlets.
+
+    Args:
+        call: blocks.
+        stopped: set when the task is cancelled, so that the call can end early.
+
+    Returns:
+        What the call returns.
+
+    Raises:
+        asyncio.CancelledError: the task was cancelled. The call goes on where it has begun, so it
+            must leave nothing behind.
+        Exception: what the call raises.
+    """
+    future = _submit(partial(copy_context().run, call))
+    if future is None:
+        return call()
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        if stopped is not None:
+            stopped.set()
+        raise
+
+
 def handed_over(call: Callable[[], object]) -> None:
     """Make a blocking call, without waiting for it where an event loop cannot wait.
 
@@ -68,11 +94,12 @@ def handed_over(call: Callable[[], object]) -> None:
     Args:
         call: blocks; must not fail.
     """
-    if _can_await() or not _is_on_loop() or _submit(call) is None:
+    if can_await() or not is_on_loop() or _submit(call) is None:
         off_loop(call)
 
 
-def _can_await() -> bool:
+def can_await() -> bool:
+    """Return whether this is a greenlet in which SQLAlchemy runs an asynchronous engine."""
     try:
         return in_greenlet()
     except (ImportError, ValueError):
@@ -80,7 +107,8 @@ def _can_await() -> bool:
         return False
 
 
-def _is_on_loop() -> bool:
+def is_on_loop() -> bool:
+    """Return whether an event loop runs in this thread, and would stand still meanwhile."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -79,6 +79,9 @@ class Storage(Protocol):
     `StorageError` when the storage fails, `MissingObjectError` where an object is asked for that
     is not there.
 
+    One that waits for no network may have an attribute ``is_local`` that is True: then values of
+    asynchronous engines may be read on the event loop.
+
     Storages are hashable. Where two of them are one place, they should be equal, so that neither
     removes what the other has just written for a row.
     """

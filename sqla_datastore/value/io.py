@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import uuid
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 from typing_extensions import Buffer
@@ -16,32 +16,23 @@ from sqla_datastore.exceptions import (
     UnsupportedFormatError,
     UnsupportedTypeError,
 )
-from sqla_datastore.format import Plan
-from sqla_datastore.options import compression_level
-from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import refuse_owned_prefix
 from sqla_datastore.storage.binding import StorageLike, storage_given
-from sqla_datastore.storage.protocol import ObjectWriter, Storage
+from sqla_datastore.storage.off_loop import in_thread
+from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import (
-    MANAGED_SUFFIX,
     ObjectURL,
-    check_path,
     head_of,
     is_in_row,
     is_managed,
-    new_object_name,
-    quote_segment,
 )
-from sqla_datastore.value.byte_streams import pieces_of, stream_of
+from sqla_datastore.value.batch import ONLY, RAW_SUFFIX, Batch, managed_folder
+from sqla_datastore.value.byte_streams import stream_of
 from sqla_datastore.value.datastore import DataStore
 
 T = TypeVar("T")
 
-_RAW = ".bin"
-_OPEN = "open"
 _FOREIGN = "its name is none that DataStoreIO gives"
-_ONLY = "__value__"
-"""The name of the only entry of an object that holds a value other than a `DataStore`."""
 
 
 class DataStoreIO:
@@ -137,7 +128,7 @@ class DataStoreIO:
             return batch.serialize_write(obj, relative_path_prefix)
 
     @classmethod
-    def batch(cls, storage: StorageLike = None) -> Batch:
+    def batch(cls, storage: StorageLike = None) -> Batch[DataStoreIO]:
         """Return a ``with`` block whose objects are made durable together, or removed together.
 
         ::
@@ -214,11 +205,11 @@ class DataStoreIO:
             MissingObjectError: there is no such object.
             DamagedObjectError: its bytes are not what was written.
         """
-        if self._url.name.endswith(_RAW):
+        if self._url.name.endswith(RAW_SUFFIX):
             reason = "holds bytes as they were given to write(); use read() or open()"
             raise UnsupportedFormatError(f"{self.url!r} {reason}", url=self.url)
         ds = DataStore._at(self._place(), self.url)
-        value = ds[_ONLY] if list(ds) == [_ONLY] else ds
+        value = ds[ONLY] if list(ds) == [ONLY] else ds
         if expected_type is not None and not isinstance(value, expected_type):
             found = f"{type(value).__module__}.{type(value).__qualname__}"
             wanted = f"{expected_type.__module__}.{expected_type.__qualname__}"
@@ -259,13 +250,55 @@ class DataStoreIO:
                 object that was not written here.
             StorageError: the storage failed.
         """
-        folder, place = _folder(relative_path_prefix), storage_given(storage)
+        folder, place = managed_folder(relative_path_prefix), storage_given(storage)
         paths = [found.path for found in place.list(folder)]
         for path in paths:
             if not is_managed(path.rpartition("/")[2]):
                 url = str(ObjectURL(place.scheme, path))
                 raise RefusedURLError(url, f"{_FOREIGN}; nothing under the prefix was removed")
         place.remove(paths)
+
+    # -- for coroutines ----------------------------------------------------------------------------
+
+    @classmethod
+    async def awrite(
+        cls, data: Buffer | BinaryIO, relative_path_prefix: str, storage: StorageLike = None
+    ) -> DataStoreIO:
+        """As `write`, in a thread, while the event loop goes on.
+
+        Where the task is cancelled, nothing stays of the object.
+        """
+        return await _written(partial(cls.write, data, relative_path_prefix, storage))
+
+    @classmethod
+    async def aserialize_write(
+        cls, obj: object, relative_path_prefix: str, storage: StorageLike = None
+    ) -> DataStoreIO:
+        """As `serialize_write`, in a thread, while the event loop goes on.
+
+        Where the task is cancelled, nothing stays of the object.
+        """
+        return await _written(partial(cls.serialize_write, obj, relative_path_prefix, storage))
+
+    async def aread(self) -> bytes:
+        """As `read`, in a thread, while the event loop goes on."""
+        return await in_thread(self.read)
+
+    async def aread_deserialize(self, expected_type: type[T] | None = None) -> T:
+        """As `read_deserialize`, in a thread, while the event loop goes on.
+
+        `aload` loads the entries of a `DataStore`.
+        """
+        return await in_thread(partial(self.read_deserialize, expected_type))
+
+    async def aremove(self) -> None:
+        """As `remove`, in a thread, while the event loop goes on."""
+        await in_thread(self.remove)
+
+    @classmethod
+    async def adelete(cls, relative_path_prefix: str, storage: StorageLike = None) -> None:
+        """As `delete`, in a thread, while the event loop goes on."""
+        await in_thread(partial(cls.delete, relative_path_prefix, storage))
 
     def _place(self) -> Storage:
         place = self._storage = storage_given(self._storage)
@@ -293,153 +326,22 @@ class DataStoreIO:
         return cls(url, storage=storage)
 
 
-class Batch:
-    """A ``with`` block that writes objects and has one wait for the disk, at its end.
+async def _written(write: Callable[[], DataStoreIO]) -> DataStoreIO:
+    """Await a writing; nobody would know of its object where the task is cancelled."""
+    written, is_cancelled = await _finished(write)
+    if is_cancelled:
+        await _finished(written.remove)
+        raise asyncio.CancelledError
+    return written
 
-    Inside the block the objects can be read already, by others too; they are durable when it has
-    ended. An exception that leaves the block, KeyboardInterrupt too, removes all that the block has
-    written. So does a storage that cannot make them durable, because it fails or one was removed
-    meanwhile; then the end of the block raises. Whoever catches the error of one call inside the
-    block goes on with the other objects.
 
-    A batch is used for one block. Blocks of several batches may be nested: each decides about its
-    own objects alone. Several threads may write to one batch at the same time; wait for them inside
-    the block. A call that is still at work when the block ends raises and leaves nothing, and the
-    block may fail with it. A process that dies within the block leaves its objects.
-    """
-
-    __slots__ = ("_kind", "_paths", "_place", "_state")
-
-    def __init__(self, kind: type[DataStoreIO], place: Storage) -> None:
-        self._kind = kind
-        self._place = place
-        self._state = "not entered yet"
-        self._paths: dict[str, None] = {}
-
-    def __enter__(self) -> Batch:
-        """Begin the block; RuntimeError where the batch had one already."""
-        if self._state != "not entered yet":
-            raise RuntimeError(f"the batch is {self._state}; call DataStoreIO.batch() for another")
-        self._state = _OPEN
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Make all objects durable, or remove them after an error; blocks."""
-        self._state = "over"
-        paths = list(self._paths)
-        if error is not None:
-            self._remove(paths, error)
-            return
+async def _finished(call: Callable[[], T]) -> tuple[T, bool]:
+    """Return what a call in a thread returns, and whether the task was cancelled meanwhile."""
+    running = asyncio.ensure_future(in_thread(call))
+    is_cancelled = False
+    while not running.done():
         try:
-            if paths:
-                self._place.make_durable(paths)
-        except BaseException as err:
-            self._remove(paths, err)
-            raise
-
-    def write(self, data: Buffer | BinaryIO, relative_path_prefix: str) -> DataStoreIO:
-        """Write bytes as a new object, durable at the end of the block.
-
-        Args:
-            data: as for `DataStoreIO.write`.
-            relative_path_prefix: as for `DataStoreIO.write`.
-
-        Returns:
-            The object; it can be read now.
-
-        Raises:
-            TypeError: the data are no bytes.
-            RefusedURLError: the prefix is empty, leaves the base, or rows own it.
-            StorageError: the storage failed; nothing of this object was written.
-            RuntimeError: outside of the block.
-        """
-        pieces = pieces_of(data)
-
-        def write(writer: ObjectWriter) -> None:
-            for piece in pieces:
-                writer.write(piece)
-
-        name = f"{uuid.uuid4().hex}{_RAW}"
-        return self._written(f"{_folder(relative_path_prefix)}/{name}", [write])
-
-    def serialize_write(self, obj: object, relative_path_prefix: str) -> DataStoreIO:
-        """Write any value that an entry of a `DataStore` can have, or a `DataStore` itself.
-
-        Args:
-            obj: as for `DataStoreIO.serialize_write`; it is written now, later edits are not.
-            relative_path_prefix: as for `DataStoreIO.write`.
-
-        Returns:
-            The object; it can be read now.
-
-        Raises:
-            UnsupportedTypeError: no codec takes the value.
-            RefusedURLError: the prefix is empty, leaves the base, or rows own it.
-            StorageError: the storage failed; nothing of this value was written.
-            RuntimeError: outside of the block.
-        """
-        folder, plan = _folder(relative_path_prefix), _plan(obj)
-        name = new_object_name(len(plan.nested_values), MANAGED_SUFFIX)
-        return self._written(f"{folder}/{name}", [content.write for content in plan.objects])
-
-    def _written(self, first: str, writes: Sequence[Callable[[ObjectWriter], None]]) -> DataStoreIO:
-        """Write an object and those of its nested values, all or none."""
-        self._check_open()
-        url = ObjectURL(self._place.scheme, first)
-        made = self._kind(str(url), storage=self._place)
-        paths = [member.path for member in url.family()]
-        self._paths.update(dict.fromkeys(paths))  # before they are there: an interrupt finds them
-        try:
-            for path, write in zip(paths, writes, strict=True):
-                with self._place.create(path) as writer:
-                    write(writer)
-            self._check_open()  # else the end of the block may not have seen them
-        except BaseException as err:
-            self._remove(paths, err)
-            for path in paths:
-                self._paths.pop(path, None)
-            raise
-        return made
-
-    def _check_open(self) -> None:
-        if self._state != _OPEN:
-            raise RuntimeError(f"the batch is {self._state}; it writes inside its with block alone")
-
-    def _remove(self, paths: list[str], error: BaseException) -> None:
-        """Remove what was written; a failure becomes a note of the error that came first."""
-        try:
-            if paths:
-                self._place.remove(paths)
-        except Exception as err:
-            note = f"not all that was written could be removed again: {err}"
-            error.add_note(printable(note))
-
-
-def _folder(prefix: str) -> str:
-    """Return a prefix as a storage path."""
-    if not isinstance(prefix, str):
-        raise RefusedURLError(repr(prefix), "a prefix is a str")
-    segments = prefix.removesuffix("/").split("/")
-    if (
-        not prefix.isprintable()
-        or "\\" in prefix
-        or any(segment in ("", ".", "..") for segment in segments)
-    ):
-        raise RefusedURLError(prefix, "a prefix is plain text like 'models/run 1'")
-    path = check_path("/".join(map(quote_segment, segments)), url=prefix)
-    refuse_owned_prefix(path)
-    return path
-
-
-def _plan(obj: object) -> Plan:
-    if not isinstance(obj, DataStore):
-        return DataStore({_ONLY: obj})._plan(None, compression_level(None))
-    if list(obj) == [_ONLY]:
-        reason = f"a DataStore whose only entry is {_ONLY!r} would come back as that entry"
-        raise UnsupportedTypeError(f"{reason}; rename it", entry=_ONLY)
-    return obj._plan(None, compression_level(None))
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            is_cancelled = True
+    return running.result(), is_cancelled

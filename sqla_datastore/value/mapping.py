@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import (
+    Callable,
     ItemsView,
     Iterable,
     Iterator,
@@ -12,13 +13,18 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from sqla_datastore.exceptions import MissingObjectError, UnsupportedTypeError
+from sqla_datastore.exceptions import MissingObjectError, StorageError, UnsupportedTypeError
+from sqla_datastore.storage.off_loop import can_await, is_on_loop, off_loop
+from sqla_datastore.storage.urls import is_in_row
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.protocol import Storage
+
+T = TypeVar("T")
 
 
 class RowLink(Protocol):
@@ -39,6 +45,10 @@ class RowLink(Protocol):
 
     def is_for(self, state: Any, key: str) -> bool:
         """Return whether it is the link of this attribute of a row."""
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the row is one of an asynchronous engine's."""
 
     def is_of(self, table: Any, key: tuple[Any, ...] | None) -> bool:
         """Return whether the row is, or will be, the one of a table that has this primary key."""
@@ -181,7 +191,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         entry = self._index()[name]
         if entry.value is UNLOADED:
             try:
-                entry = self._loaded(name)
+                entry = self._reading(partial(self._loaded, name), name)
             except MissingObjectError as err:
                 raise self._explained(err) from err.__cause__
         if entry.fingerprint is not None:
@@ -273,9 +283,38 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         if entries is not None:
             return entries
         try:
-            return self._read_index()
+            return self._reading(self._read_index)
         except MissingObjectError as err:
             raise self._explained(err) from err.__cause__
+
+    def _reading(self, read: Callable[[], T], *names: str) -> T:
+        """Read from the storage: in a thread where an asynchronous engine is at work.
+
+        Args:
+            read: blocks.
+            names: the entries, for messages.
+
+        Raises:
+            StorageError: an event loop would stand still while a request is answered.
+        """
+        if is_on_loop() and not can_await() and self._is_async() and not self._is_near():
+            shown = ", ".join(["value", *map(repr, names)])
+            raise StorageError(
+                f"to read {self.url!r} here would block the event loop until a request is "
+                f"answered; await aload({shown}), or aprefetch(rows, …), before it is touched",
+                url=self.url,
+            )
+        return off_loop(read)
+
+    def _is_near(self) -> bool:
+        """Return whether to read it waits for no network."""
+        source = self._source
+        return source is None or is_in_row(source.url) or getattr(source.storage, "is_local", False)
+
+    def _is_async(self) -> bool:
+        """Return whether it is a row's, or nested in one, of an asynchronous engine."""
+        links = [value._row for value in self._lineage()]
+        return any(link is not None and link.is_async for link in links)
 
     def _read_index(self) -> dict[str, Entry]:
         source = self._source

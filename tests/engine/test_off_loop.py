@@ -41,6 +41,12 @@ class Item(Base):
     data: Mapped[DataStore] = mapped_column(DataStoreType())
 
 
+class Near(Watched):
+    """A storage that waits for no network, so that entries may be touched on the loop."""
+
+    is_local = True
+
+
 class Calls:
     """Notes in which threads a storage's calls are made, and can hold one until it is let go.
 
@@ -87,7 +93,7 @@ def run(database_for, stored, calls) -> Iterator[Callable]:
         # of the run before
         shutil.rmtree(stored.base)
         engine = AsyncEngine(engine_of(driver, database_for(PLAIN[driver]), stored.base))
-        bind_storage(engine, Watched(LocalStorage(stored.base), calls))
+        bind_storage(engine, Near(LocalStorage(stored.base), calls))
 
         async def body() -> None:
             try:
@@ -233,7 +239,7 @@ def test_a_call_that_fails_raises_in_the_task(run, stored):
 
     async def scenario(engine):
         await add(engine, 1)
-        bind_storage(engine, Watched(LocalStorage(stored.base), full))
+        bind_storage(engine, Near(LocalStorage(stored.base), full))
         with pytest.raises(StorageError, match="no space left"):
             await add(engine, 2)
 
@@ -266,7 +272,7 @@ def test_a_connection_that_nobody_has_any_more(run, calls, driver):
 def test_a_synchronous_session_on_a_loop_waits_itself(stored, tmp_path, calls):
     """As in a notebook: where nothing is awaited, files are gone when the call returns."""
     engine = make_engine(f"sqlite:///{tmp_path / 'sync.db'}", stored.base)
-    bind_storage(engine, Watched(LocalStorage(stored.base), calls))
+    bind_storage(engine, Near(LocalStorage(stored.base), calls))
     Base.metadata.create_all(engine)
 
     async def body() -> None:

@@ -31,6 +31,7 @@ from sqla_datastore import (
     options,
 )
 from sqla_datastore.storage import LocalStorage
+from sqla_datastore.value import batch as datastore_batch
 from sqla_datastore.value import io as datastore_io
 
 
@@ -284,7 +285,7 @@ class TestBatch:
         def refuse(path):
             raise RefusedURLError(path, "rows own it")
 
-        monkeypatch.setattr(datastore_io, "refuse_owned_prefix", refuse)
+        monkeypatch.setattr(datastore_batch, "refuse_owned_prefix", refuse)
         with pytest.raises(RefusedURLError, match="own"), DataStoreIO.batch() as batch:
             batch.write(b"a", "rows/1")
         assert not base.exists()
@@ -494,6 +495,7 @@ class TestPrefix:
             asked.append(path)
             raise RefusedURLError(path, "rows own it")
 
+        monkeypatch.setattr(datastore_batch, "refuse_owned_prefix", refuse)
         monkeypatch.setattr(datastore_io, "refuse_owned_prefix", refuse)
         for act in (
             lambda: DataStoreIO.write(b"a", "rows/1"),
