@@ -871,6 +871,7 @@ TYPES = [
     DataStoreType(folder="{table}/{pk}"),
     DataStoreType(folder="a/{b},{c}"),
     DataStoreType(Path("/data/path")),
+    DataStoreType("s3://bucket/prefix"),
 ]
 
 
@@ -882,7 +883,8 @@ def test_a_path_names_the_storage_of_a_column():
 @pytest.mark.parametrize(
     ("url", "error", "reason"),
     [
-        ("s3://bucket", ConfigurationError, "supported are a path and 'file:///absolute/path'"),
+        ("ftp://host", ConfigurationError, "supported are a path, 'file:///absolute/path', and"),
+        ("s3://user:pw@bucket", ConfigurationError, "'s3://…@bucket' names no bucket"),
         ("file://host/x", ConfigurationError, "a local folder is 'file:///absolute/path'"),
         ("file:///x?y", ConfigurationError, "has a query"),
         ("", ConfigurationError, "None stands for the default"),

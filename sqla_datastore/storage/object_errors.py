@@ -13,6 +13,7 @@ _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|[Bb]ucket does not exis
 # What stands behind these is the body of an answer, and the parameters of a request. Among them may
 # be a signature, or a token.
 _PRIVATE = re.compile(r":?\s*<.*|\?\S*", re.DOTALL)
+_SILENCE = re.compile("error sending request|[Tt]imed? ?out|error decoding response")
 
 _ADVICE = (
     (_NO_BUCKET, "the bucket does not exist: make it, or name another one"),
@@ -30,11 +31,12 @@ _ADVICE = (
         re.compile(r"status code: (429|503)|SlowDown|TooManyRequests"),
         "the store is busy, or asks for fewer requests: try again later",
     ),
-    (
-        re.compile("error sending request|[Tt]imed? ?out|error decoding response"),
-        "is the endpoint right, and does it answer? see options.request_seconds",
-    ),
+    (_SILENCE, "is the endpoint right, and does it answer? see options.request_seconds"),
 )
+
+
+class NoAnswerError(StorageError):
+    """The store does not answer, whichever object it is asked for."""
 
 
 @contextmanager
@@ -65,6 +67,5 @@ def translated(err: Exception, url: str, base: str) -> DataStoreError:
     reason = _PRIVATE.sub("", str(err).partition("\n")[0])
     reason += f" ({code[1]})" if code else ""
     advice = next((advice for found, advice in _ADVICE if found.search(text)), "")
-    return StorageError(
-        f"{url!r} in {base!r}: {reason}; {advice or 'see docs/object-stores.md'}", url=url
-    )
+    kind = NoAnswerError if _SILENCE.search(reason) else StorageError
+    return kind(f"{url!r} in {base!r}: {reason}; {advice or 'see docs/object-stores.md'}", url=url)

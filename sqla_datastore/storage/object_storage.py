@@ -6,6 +6,7 @@ parts. What an object store has acknowledged is durable.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -17,7 +18,7 @@ from typing_extensions import Buffer
 from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, StorageError
 from sqla_datastore.options import options
 from sqla_datastore.storage.buckets import Bucket, client, place_of, refuse_after_fork
-from sqla_datastore.storage.object_errors import object_errors
+from sqla_datastore.storage.object_errors import NoAnswerError, object_errors
 from sqla_datastore.storage.parallel import call_for_each, raise_first
 from sqla_datastore.storage.protocol import TAIL_BYTES, ObjectReader, ObjectWriter, StoredObject
 from sqla_datastore.storage.urls import ObjectURL, check_path
@@ -186,16 +187,25 @@ class ObjectStorage:
         )
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Remove objects, many at the same time; what is already gone is no error."""
-        store = self._client()
+        """Remove objects, many at the same time; what is already gone is no error.
+
+        Tries every one, unless the store does not answer at all.
+        """
+        store, stopped = self._client(), threading.Event()
 
         def remove(path: str) -> None:
-            with suppress(MissingObjectError), object_errors(self._url(path), self.url):
-                _obstore().delete(store, self._keys.key(path))
+            try:
+                with suppress(MissingObjectError), object_errors(self._url(path), self.url):
+                    _obstore().delete(store, self._keys.key(path))
+            except NoAnswerError:
+                # each of thousands would be waited for as long, after COMMIT; `gc` finds them
+                stopped.set()
+                raise
 
-        # a network is slow, and one need not find out
-        at_once = self.scheme != "memory"
-        raise_first(call_for_each(remove, paths, threads=_REMOVERS, at_once=at_once), "objects")
+        # a network is slow: one need not find out first
+        at_once = not self.is_local
+        failures = call_for_each(remove, paths, threads=_REMOVERS, at_once=at_once, stopped=stopped)
+        raise_first(failures, "objects")
 
     def sign(self, path: str, expires_seconds: float) -> str:
         """Return a URL from which anybody can download an object; see `SignsURLs`."""

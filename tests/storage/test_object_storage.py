@@ -341,6 +341,32 @@ class TestFaults:
         assert advice in self.failure(storage, call)
         assert len(proxy.seen) < 40
 
+    def test_a_store_that_does_not_answer_is_not_waited_for_again(self, configured, monkeypatch):
+        """Removing thousands of objects takes as long as removing 32."""
+        tried = []
+
+        def delete(store, key):
+            tried.append(key)
+            raise obstore.exceptions.GenericError("HTTP error: error sending request")
+
+        monkeypatch.setattr(obstore, "delete", delete)
+        storage = ObjectStorage.at("s3://bucket")
+        with pytest.raises(StorageError, match="endpoint"):
+            storage.remove(f"runs/{number}.zip" for number in range(1_000))
+        assert 1 <= len(tried) <= 32
+
+    def test_an_object_that_cannot_go_keeps_no_other(self, proxied):
+        storage, proxy = proxied
+        names = [f"runs/{number}.zip" for number in range(50)]
+        for name in names:
+            write(storage, name, b"x")
+        proxy.rule = lambda seen: (
+            Fault(status=403) if seen.method == "DELETE" and "/7.zip" in seen.target else None
+        )
+        with pytest.raises(StorageError, match="credentials"):
+            storage.remove(names)
+        assert paths(storage) == ["runs/7.zip"]
+
     def test_http_that_was_not_allowed(self, configured, s3_endpoint, bucket):
         configured(storage_options=s3_options(s3_endpoint, client_options={}))
         assert "allow_http" in self.failure(ObjectStorage.at(f"s3://{bucket}/base"), "create")
