@@ -37,6 +37,7 @@ from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
     from sqla_datastore.removals.table import enable_removals
+    from sqla_datastore.storage.schemes import register_storage
     from sqla_datastore.types import DataStoreType
     from sqla_datastore.value.inspection import inspect
     from sqla_datastore.value.io import DataStoreIO
@@ -71,6 +72,7 @@ __all__ = [
     "register_codec",
     "register_enum",
     "register_namedtuple",
+    "register_storage",
     "sign",
 ]
 
@@ -82,6 +84,7 @@ _MODULES = {
     "aprefetch": "sqla_datastore.value.prefetching",
     "enable_removals": "sqla_datastore.removals.table",
     "inspect": "sqla_datastore.value.inspection",
+    "register_storage": "sqla_datastore.storage.schemes",
     "prefetch": "sqla_datastore.value.prefetching",
     "sign": "sqla_datastore.value.signing",
 }
