@@ -185,14 +185,17 @@ class FsspecStorage:
             raise
 
     def _send_to_folder(self, key: str, held: Any) -> None:
-        for _ in range(_ATTEMPTS):
-            with suppress(NotImplementedError):
-                self._files.makedirs(key.rpartition("/")[0], exist_ok=True)
-            # another one's removal may have emptied the folder meanwhile, and taken it along
-            with suppress(FileNotFoundError):
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                with suppress(NotImplementedError):
+                    self._files.makedirs(key.rpartition("/")[0], exist_ok=True)
                 self._send(key, held)
+            except FileNotFoundError:
+                # another one's removal may have emptied the folder meanwhile, and taken it along
+                if not left:
+                    raise
+            else:
                 return
-        self._send(key, held)
 
     def _send(self, key: str, held: Any) -> None:
         size = held.seek(0, os.SEEK_END)
