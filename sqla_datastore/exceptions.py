@@ -165,11 +165,14 @@ class StorageError(DataStoreError, OSError):
 
     Attributes:
         url: the object or storage that was meant, or None.
+        no_answer: whether the storage did not answer at all. Then asking it for another object
+            would take as long, in vain.
     """
 
-    def __init__(self, message: str, *, url: str | None = None) -> None:
+    def __init__(self, message: str, *, url: str | None = None, no_answer: bool = False) -> None:
         super().__init__(message)
         self.url = url
+        self.no_answer = no_answer
 
 
 class StaleValueError(DataStoreError, RuntimeError):

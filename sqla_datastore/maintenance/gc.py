@@ -24,7 +24,7 @@ from sqla_datastore.maintenance.reports import (
     Orphan,
 )
 from sqla_datastore.maintenance.survey import Family, Survey, cutoff, leftovers, surveyed
-from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, is_there
+from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, those_there
 
 DAY_SECONDS = 86_400.0
 
@@ -184,7 +184,8 @@ class _GarbageCollector:
                 storage.remove_leftovers(left)
         except StorageError as err:
             self.failures.append(str(err))
-            doomed = [path for path in doomed if not is_there(storage, path)]
+            there = those_there(storage, doomed)
+            doomed = [path for path in doomed if path not in there]
             # which of them went nobody can tell; the next run finds the others
             left = []
         self.removed += len(doomed) + len(left)

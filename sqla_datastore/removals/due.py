@@ -26,7 +26,7 @@ from sqla_datastore.printable import printable
 from sqla_datastore.schema.declarations import present
 from sqla_datastore.storage.binding import storage_for
 from sqla_datastore.storage.off_loop import off_loop
-from sqla_datastore.storage.protocol import is_there
+from sqla_datastore.storage.protocol import those_there
 from sqla_datastore.storage.urls import names_behind
 
 if TYPE_CHECKING:
@@ -165,12 +165,9 @@ class DueRemovals:
             storage.remove([path for family in families.values() for path in family])
         except StorageError as err:
             self.failures.append(str(err))
-            # remove() has tried every path, but does not say which of them it could not remove
-            return {
-                url
-                for url, family in families.items()
-                if any(is_there(storage, path) for path in family)
-            }
+            # remove() does not say which of them it could not remove
+            there = those_there(storage, (path for family in families.values() for path in family))
+            return {url for url, family in families.items() if not there.isdisjoint(family)}
         return set()
 
     def _strike(self, connection: Connection, ids: list[int]) -> None:

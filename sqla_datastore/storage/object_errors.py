@@ -35,10 +35,6 @@ _ADVICE = (
 )
 
 
-class NoAnswerError(StorageError):
-    """The store does not answer, whichever object it is asked for."""
-
-
 @contextmanager
 def object_errors(url: str, base: str) -> Iterator[None]:
     """Turn what obstore raises into this library's errors.
@@ -67,5 +63,8 @@ def translated(err: Exception, url: str, base: str) -> DataStoreError:
     reason = _PRIVATE.sub("", str(err).partition("\n")[0])
     reason += f" ({code[1]})" if code else ""
     advice = next((advice for found, advice in _ADVICE if found.search(text)), "")
-    kind = NoAnswerError if _SILENCE.search(reason) else StorageError
-    return kind(f"{url!r} in {base!r}: {reason}; {advice or 'see docs/object-stores.md'}", url=url)
+    return StorageError(
+        f"{url!r} in {base!r}: {reason}; {advice or 'see docs/object-stores.md'}",
+        url=url,
+        no_answer=_SILENCE.search(reason) is not None,
+    )

@@ -18,7 +18,7 @@ from typing_extensions import Buffer
 from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, StorageError
 from sqla_datastore.options import options
 from sqla_datastore.storage.buckets import Bucket, client, place_of, refuse_after_fork
-from sqla_datastore.storage.object_errors import NoAnswerError, object_errors
+from sqla_datastore.storage.object_errors import object_errors
 from sqla_datastore.storage.parallel import call_for_each, raise_first
 from sqla_datastore.storage.protocol import TAIL_BYTES, ObjectReader, ObjectWriter, StoredObject
 from sqla_datastore.storage.urls import ObjectURL, check_path
@@ -197,9 +197,10 @@ class ObjectStorage:
             try:
                 with suppress(MissingObjectError), object_errors(self._url(path), self.url):
                     _obstore().delete(store, self._keys.key(path))
-            except NoAnswerError:
+            except StorageError as err:
                 # each of thousands would be waited for as long, after COMMIT; `gc` finds them
-                stopped.set()
+                if err.no_answer:
+                    stopped.set()
                 raise
 
         # a network is slow: one need not find out first

@@ -6,6 +6,7 @@ theirs with the suite in `sqla_datastore.testing`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from typing import Protocol, runtime_checkable
 from typing_extensions import Buffer
 
 from sqla_datastore.exceptions import MissingObjectError, StorageError
+from sqla_datastore.storage.parallel import call_for_each
+
+_LOOKERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,7 @@ class Storage(Protocol):
     def remove(self, paths: Iterable[str]) -> None:
         """Remove objects, and folders that became empty; what is already gone is no error.
 
-        Tries every path before it raises.
+        Tries every path before it raises, unless the storage does not answer at all.
         """
 
     def make_durable(self, paths: Iterable[str]) -> None:
@@ -203,3 +207,24 @@ def is_there(storage: Storage, path: str) -> bool:
     except StorageError:
         return True
     return True
+
+
+def those_there(storage: Storage, paths: Iterable[str]) -> set[str]:
+    """Return those of the objects that a storage has, or cannot tell.
+
+    Asks for many at the same time, and for no more once it does not answer.
+    """
+    there, stopped = set(paths), threading.Event()
+
+    def look(path: str) -> None:
+        try:
+            storage.size_bytes(path)
+        except MissingObjectError:
+            there.discard(path)
+        except StorageError as err:
+            if err.no_answer:
+                stopped.set()
+
+    for err in call_for_each(look, [*there], threads=_LOOKERS, stopped=stopped):
+        raise err
+    return there

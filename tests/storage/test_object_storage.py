@@ -23,6 +23,7 @@ from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, St
 from sqla_datastore.storage import LocalStorage, ObjectStorage, buckets, object_storage
 from sqla_datastore.storage.binding import check_storage, open_storage, storage_for
 from sqla_datastore.storage.object_errors import object_errors
+from sqla_datastore.storage.protocol import those_there
 from sqla_datastore.testing import StorageSuite
 
 obstore = pytest.importorskip("obstore")
@@ -353,6 +354,29 @@ class TestFaults:
         storage = ObjectStorage.at("s3://bucket")
         with pytest.raises(StorageError, match="endpoint"):
             storage.remove(f"runs/{number}.zip" for number in range(1_000))
+        assert 1 <= len(tried) <= 32
+
+    def test_what_is_there_is_asked_for_together(self, proxied):
+        storage, proxy = proxied
+        names = [f"runs/{number}.zip" for number in range(40)]
+        for name in names[::2]:
+            write(storage, name, b"x")
+        proxy.rule = lambda seen: Fault(status=403) if "/1.zip" in seen.target else None
+        proxy.latency = 0.02
+        # of the one that is refused nobody can tell
+        assert those_there(storage, names) == {*names[::2], "runs/1.zip"}
+        assert proxy.most_at_once > 5
+
+    def test_a_store_that_does_not_answer_is_not_asked_again(self, configured, monkeypatch):
+        tried = []
+
+        def head(store, key):
+            tried.append(key)
+            raise obstore.exceptions.GenericError("HTTP error: error sending request")
+
+        monkeypatch.setattr(obstore, "head", head)
+        names = {f"runs/{number}.zip" for number in range(1_000)}
+        assert those_there(ObjectStorage.at("s3://bucket"), names) == names
         assert 1 <= len(tried) <= 32
 
     def test_an_object_that_cannot_go_keeps_no_other(self, proxied):
