@@ -187,7 +187,8 @@ class FsspecStorage:
     def _send_to_folder(self, key: str, held: Any) -> None:
         for left in reversed(range(_ATTEMPTS)):
             try:
-                with suppress(NotImplementedError):
+                # os.makedirs says that a folder exists which has gone since
+                with suppress(NotImplementedError, FileExistsError):
                     self._files.makedirs(key.rpartition("/")[0], exist_ok=True)
                 self._send(key, held)
             except FileNotFoundError:
