@@ -20,6 +20,7 @@ from sqla_datastore import (
     bind_storage,
     options,
 )
+from sqla_datastore import alembic as _operations  # noqa: F401 - Alembic before 1.18 has no plugins
 from sqla_datastore.storage import binding
 
 
