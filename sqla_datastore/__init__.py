@@ -37,10 +37,12 @@ from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
     from sqla_datastore.removals.table import enable_removals
+    from sqla_datastore.storage.schemes import register_storage
     from sqla_datastore.types import DataStoreType
     from sqla_datastore.value.inspection import inspect
     from sqla_datastore.value.io import DataStoreIO
     from sqla_datastore.value.prefetching import aload, aprefetch, prefetch
+    from sqla_datastore.value.signing import sign
 
     __version__: str
 
@@ -70,6 +72,8 @@ __all__ = [
     "register_codec",
     "register_enum",
     "register_namedtuple",
+    "register_storage",
+    "sign",
 ]
 
 # imported when first asked for, so that importing the package stays cheap
@@ -80,7 +84,9 @@ _MODULES = {
     "aprefetch": "sqla_datastore.value.prefetching",
     "enable_removals": "sqla_datastore.removals.table",
     "inspect": "sqla_datastore.value.inspection",
+    "register_storage": "sqla_datastore.storage.schemes",
     "prefetch": "sqla_datastore.value.prefetching",
+    "sign": "sqla_datastore.value.signing",
 }
 
 

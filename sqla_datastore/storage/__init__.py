@@ -3,7 +3,8 @@
 `protocol` is what a storage does, `urls` how objects are named, `binding` which storage an engine
 has. `local` is the storage in a folder: `draft` writes one object, `listing` finds them, `posix`
 and `linux` are its system calls. `object_storage` is the storage in a bucket, which `buckets`
-names and reaches; `object_errors` says what went wrong there. `parallel` makes calls at the same
+names and reaches; `object_errors` says what went wrong there. `fsspec_storage` is the storage in a
+file system of fsspec. `schemes` knows which of them a URL names. `parallel` makes calls at the same
 time where they are slow, `off_loop` away from a running event loop.
 
 For authors of storages. `sqla_datastore.testing` has the suite that proves one, and
@@ -12,6 +13,7 @@ For authors of storages. `sqla_datastore.testing` has the suite that proves one,
 
 from __future__ import annotations
 
+from sqla_datastore.storage.fsspec_storage import FsspecStorage
 from sqla_datastore.storage.local import LocalStorage
 from sqla_datastore.storage.object_storage import ObjectStorage
 from sqla_datastore.storage.protocol import (
@@ -23,6 +25,7 @@ from sqla_datastore.storage.protocol import (
 )
 
 __all__ = [
+    "FsspecStorage",
     "KeepsLeftovers",
     "LocalStorage",
     "ObjectReader",

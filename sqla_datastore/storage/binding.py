@@ -13,9 +13,8 @@ from urllib.parse import unquote
 
 from sqla_datastore.exceptions import ConfigurationError, DefaultStorageWarning
 from sqla_datastore.options import options, storage_text
-from sqla_datastore.storage.buckets import SCHEMES, Bucket
 from sqla_datastore.storage.local import LocalStorage
-from sqla_datastore.storage.object_storage import ObjectStorage
+from sqla_datastore.storage.schemes import serves, storage_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect, Engine
@@ -146,8 +145,8 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
 
     Args:
         url: a path (``~`` is expanded, a relative one is taken from the working directory), a
-            ``file:///absolute/path`` URL, percent-encoded, or the URL of a bucket and a prefix in
-            it, as `ObjectStorage.at` takes it.
+            ``file:///absolute/path`` URL, percent-encoded, the URL of a bucket and a prefix in it,
+            as `ObjectStorage.at` takes it, or one that `register_storage` or fsspec knows.
 
     Raises:
         ConfigurationError: for an unknown scheme, an authority, a query, or an empty path.
@@ -155,8 +154,8 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
     text = os.fspath(url)
     if not isinstance(text, str):
         raise ConfigurationError(f"a storage is a str or a path of str, not {text!r}")
-    if _is_of_object_store(text):
-        return ObjectStorage.at(text)
+    if serves(text):
+        return storage_of(text)
     return LocalStorage(os.path.expanduser(_folder_of(text)))
 
 
@@ -168,15 +167,9 @@ def check_storage(url: str | os.PathLike[str]) -> str:
         ConfigurationError: as `open_storage`.
     """
     text = storage_text(url)
-    if _is_of_object_store(text):
-        Bucket.parse(text)
-    else:
+    if not serves(text):
         _folder_of(text)
     return text
-
-
-def _is_of_object_store(url: str) -> bool:
-    return url.partition("://")[0].lower() in SCHEMES and "://" in url
 
 
 def _folder_of(url: str) -> str:
@@ -192,7 +185,8 @@ def _path_of_url(url: str, scheme: str, rest: str) -> str:
     if scheme.lower() != "file":
         raise ConfigurationError(
             f"no storage serves {scheme + '://'!r} (of {url!r}); supported are a path, "
-            "'file:///absolute/path', and 's3://', 'gs://', 'az://', 'memory://' with a bucket"
+            "'file:///absolute/path', and 's3://', 'gs://', 'az://', 'memory://' with a bucket; "
+            "register_storage adds others, and pip install 'sqla_datastore[fsspec]' those of fsspec"
         )
     if not rest.startswith("/"):
         raise ConfigurationError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from itertools import accumulate
 from typing import Any, NoReturn, Self
 
@@ -206,6 +207,17 @@ class ObjectStorage:
         at_once = not self.is_local
         failures = call_for_each(remove, paths, threads=_REMOVERS, at_once=at_once, stopped=stopped)
         raise_first(failures, "objects")
+
+    def sign(self, path: str, expires_seconds: float) -> str:
+        """Return a URL from which anybody can download an object; see `SignsURLs`."""
+        url = self._url(path)
+        if self.scheme == "memory":
+            raise StorageError(
+                f"{self.url!r} is this process's memory: nobody can fetch it", url=url
+            )
+        limit = timedelta(seconds=expires_seconds)
+        with object_errors(url, self.url):
+            return str(_obstore().sign(self._client(), "GET", self._keys.key(path), limit))
 
     def make_durable(self, paths: Iterable[str]) -> None:
         """Do nothing: an object is durable once the store has acknowledged it."""

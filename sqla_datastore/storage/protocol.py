@@ -71,6 +71,8 @@ class ObjectReader(Protocol):
         """Whether `view` maps the object, so that its pages may change or be read later."""
 
 
+_WEEK_SECONDS = 7 * 24 * 3600
+
 TAIL_BYTES = 64 * 1024
 """How much of an object's end is read first: it tells what the object holds. A storage reads it
 while it opens the object, where that saves a round."""
@@ -164,6 +166,36 @@ class KeepsLeftovers(Protocol):
         A folder that has got a file meanwhile stays; what is already gone is no error. Tries every
         path before it raises.
         """
+
+
+@runtime_checkable
+class SignsURLs(Protocol):
+    """What a `Storage` offers beside, where its objects can be fetched without it."""
+
+    def sign(self, path: str, expires_seconds: float) -> str:
+        """Return a URL from which anybody can download an object, for so many seconds; no request.
+
+        Raises:
+            StorageError: it cannot, for example for lack of a key.
+        """
+
+
+def signed(storage: Storage, path: str, expires_seconds: float) -> str:
+    """Return a signed URL of an object; see `SignsURLs.sign`.
+
+    Raises:
+        ValueError: the time is no positive number, or more than a week, which stores refuse.
+        StorageError: the storage signs no URLs.
+    """
+    if not 0 < expires_seconds <= _WEEK_SECONDS:
+        raise ValueError(f"expires_seconds is at most {_WEEK_SECONDS}, not {expires_seconds!r}")
+    if isinstance(storage, SignsURLs):
+        return storage.sign(path, expires_seconds)
+    raise StorageError(
+        f"{storage.url!r} has no signed URLs, S3, Google Cloud Storage and Azure have; send the "
+        "bytes of DataStoreIO.open() or read() instead",
+        url=path,
+    )
 
 
 def is_there(storage: Storage, path: str) -> bool:

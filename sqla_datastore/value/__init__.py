@@ -4,5 +4,6 @@
 `datastore` makes a value of them. `saving` looks for edits (`fingerprint`), plans objects and
 switches to what was written; `holding` tells whether somebody still holds an entry. `equality` and
 `inspection` compare and describe. `prefetching` loads before the first touch, many values at once
-or for coroutines. `io` is `DataStoreIO`, whose `batch` writes, over `byte_streams`.
+or for coroutines. `signing` makes URLs for others. `io` is `DataStoreIO`, whose `batch` writes,
+over `byte_streams`.
 """

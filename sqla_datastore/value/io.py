@@ -19,7 +19,7 @@ from sqla_datastore.exceptions import (
 from sqla_datastore.schema.declarations import refuse_owned_prefix
 from sqla_datastore.storage.binding import StorageLike, storage_given
 from sqla_datastore.storage.off_loop import in_thread
-from sqla_datastore.storage.protocol import Storage
+from sqla_datastore.storage.protocol import Storage, signed
 from sqla_datastore.storage.urls import (
     ObjectURL,
     head_of,
@@ -217,6 +217,20 @@ class DataStoreIO:
                 f"{self.url!r} holds a value of type {found!r}, not {wanted!r}", type=type(value)
             )
         return cast("T", value)
+
+    def sign(self, expires_seconds: float) -> str:
+        """Return a URL from which anybody can download the object for a time; no request is made.
+
+        For a browser, so that its bytes do not pass through this process.
+
+        Args:
+            expires_seconds: how long, at most a week.
+
+        Raises:
+            StorageError: the storage has no such URLs (S3, Google Cloud Storage and Azure have), or
+                lacks the key for them.
+        """
+        return signed(self._place(), self._url.path, expires_seconds)
 
     # -- removing ----------------------------------------------------------------------------------
 

@@ -646,7 +646,7 @@ class TestOpenStorage:
     @pytest.mark.parametrize(
         "url",
         [
-            "ftp://bucket/x",
+            "nonsense://bucket/x",
             "file://host/x",
             "file:///x?y=1",
             "file:///x#y",
@@ -661,7 +661,7 @@ class TestOpenStorage:
 
     def test_an_unknown_scheme_says_what_is_supported(self):
         with pytest.raises(ConfigurationError, match="file:///"):
-            open_storage("ftp://bucket")
+            open_storage("nonsense://bucket")
 
 
 def test_importing_loads_no_library():
