@@ -1,7 +1,7 @@
 """The rows of one column, batch by batch, while others write.
 
 A page of rows is read in a short transaction, and a batch is written in one of its own. Between the
-two nothing is locked: a row is looked at once more under its lock before it is changed.
+two nothing is locked: whoever changes a row sees under its lock that it still holds what was read.
 """
 
 from __future__ import annotations

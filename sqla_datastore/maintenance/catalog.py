@@ -252,6 +252,18 @@ def _prefix(storage: Storage) -> str:
     return _place(storage)[1].rstrip("/") + "/"
 
 
+def is_one_place(one: Storage, other: Storage) -> bool:
+    """Return whether two storages have the same objects."""
+    return _place(one) == _place(other)
+
+
+def are_apart(one: Storage, other: Storage) -> bool:
+    """Return whether no object of two storages is the other one's too, under whatever path."""
+    one_base, other_base = _prefix(one), _prefix(other)
+    within = one_base.startswith(other_base) or other_base.startswith(one_base)
+    return one.scheme != other.scheme or not within
+
+
 def _bytewise(engine: Engine, url: Any) -> Any:
     """Return what sorts texts as Python does, whatever the column's collation."""
     name = engine.dialect.name
