@@ -26,6 +26,7 @@ from sqla_datastore import (
     DataStoreIO,
     DataStoreType,
     MissingObjectError,
+    RefusedURLError,
     StorageError,
     bind_storage,
     enable_removals,
@@ -255,6 +256,55 @@ def test_rows_get_the_other_scheme_and_come_back(engine, stored, target, toy):
     bind_storage(engine, target.base)
     assert_reads(engine)
     assert_exact(engine, Base.metadata, target)
+
+
+def test_who_reads_both_bases_reads_every_row_while_they_are_switched(engine, bound, stored, toy):
+    before, after = LocalStorage(stored.base), toy
+    readers = [bound(before), bound(after)]
+    bind_storage(readers[0], before, also_read=after)
+    bind_storage(readers[1], after, also_read=before)
+    seen = []
+
+    def progress(what, done, total):
+        seen.append({url.partition(":")[0] for url in urls_of(engine, Base.metadata)})
+        for reader in readers:
+            assert_reads(reader)
+
+    move(engine, Base.metadata, before, after, apply=True, batch_rows=4, progress=progress)
+    assert {"file", "toy", "data"} in seen
+    for reader in readers:
+        assert_reads(reader)
+    # where nothing else is said, the other scheme is refused as ever
+    bind_storage(readers[0], before)
+    with Session(readers[0]) as session, pytest.raises(RefusedURLError, match="serves file:"):
+        _ = session.get(Other, 0).data.n
+
+
+def test_what_is_replaced_while_rows_are_switched_goes_where_the_writer_is_bound_to(
+    engine, bound, stored, toy
+):
+    move(engine, Base.metadata, stored.base, toy, tables=[OTHERS], apply=True)
+    before, copied = contents(stored), dict(toy.objects)
+    bind_storage(engine, stored.base, also_read=toy)
+    with Session(engine) as session, session.begin():
+        session.get(Other, 0).data["more"] = 7  # its other entries are copied from the other base
+        session.delete(session.get(Other, 1))
+    # nothing is removed from the other one; the deleted row's folder goes where it is bound to
+    assert toy.objects == copied
+    kept = {path: data for path, data in before.items() if f"{OTHERS}/1/" not in path}
+    assert len(kept) == len(before) - 2
+    added = contents(stored).keys() - before.keys()
+    assert {path: data for path, data in contents(stored).items() if path not in added} == kept
+    assert len(added) == 2
+    assert row_url(engine, OTHERS, id=0).startswith("file:")
+    with Session(engine) as session:
+        data = session.get(Other, 0).data
+        assert (data.n, data.more, data.inner.k) == (0, 7, 0)
+    with pytest.raises(ConfigurationError, match="one scheme"):
+        bind_storage(engine, stored.base, also_read=stored.base)
+    assert move(engine, Base.metadata, stored.base, toy, apply=True).is_clean
+    bind_storage(engine, toy)
+    assert not check(engine, Base.metadata, deep=True).dangling
 
 
 def test_a_dry_run_switches_nothing(engine, stored, toy):
@@ -489,9 +539,9 @@ class Traffic:
 
     def _is_due(self, session, row, err, *, is_target):
         """Return whether it was replaced meanwhile, or is in the other base alone."""
-        url, storage = row.data.url, session.get_bind().dialect._sqla_datastore_storage
+        url = row.data.url
         session.rollback()
-        if row.data.url != url or not url.startswith(f"{storage.scheme}:"):
+        if row.data.url != url:
             return True
         # all of a value is there, or nothing yet
         return is_target and isinstance(err, MissingObjectError) and err.url == url
@@ -501,6 +551,9 @@ class Traffic:
 def test_writers_and_readers_go_on_meanwhile(engine, bound, stored, target, toy, switches):
     place = toy if switches else LocalStorage(target.base)
     there = bound(place)
+    if switches:
+        bind_storage(engine, stored.base, also_read=place)
+        bind_storage(there, place, also_read=stored.base)
     with Traffic(engine, there) as traffic:
         for _ in range(4):
             move(engine, Base.metadata, stored.base, place, apply=True, batch_rows=2)
