@@ -259,9 +259,14 @@ def is_one_place(one: Storage, other: Storage) -> bool:
 
 def are_apart(one: Storage, other: Storage) -> bool:
     """Return whether no object of two storages is the other one's too, under whatever path."""
-    one_base, other_base = _prefix(one), _prefix(other)
-    within = one_base.startswith(other_base) or other_base.startswith(one_base)
-    return one.scheme != other.scheme or not within
+    # whatever their schemes: storages of two kinds may be one folder
+    bases = _prefix(one), _prefix(other)
+    return not (
+        bases[0].startswith(bases[1])
+        or bases[1].startswith(bases[0])
+        # a bind mount gives a folder a second name that is no link
+        or (all(map(os.path.isdir, bases)) and os.path.samefile(*bases))
+    )
 
 
 def _bytewise(engine: Engine, url: Any) -> Any:

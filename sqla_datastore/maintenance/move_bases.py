@@ -99,8 +99,16 @@ class Bases:
         """Refuse to remove what columns would still be read from: their rows do not say where.
 
         Raises:
-            ConfigurationError: one of them is not read from the target.
+            ConfigurationError: one of them is not read from the target, or another column's base
+                is around or within the source, so that its URLs of the same objects are others.
         """
+        for column in catalog.columns:
+            storage = catalog.storage_of(column)
+            if not (is_one_place(storage, self.source) or are_apart(storage, self.source)):
+                raise ConfigurationError(
+                    f"{column.label} is read from {storage.url!r}, which lies around or within the "
+                    f"source {self.source.url!r}, so nothing is removed"
+                )
         for column in () if self.switches else columns:
             storage = catalog.storage_of(column)
             if not is_one_place(storage, self.target):

@@ -10,7 +10,6 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import unquote
-from weakref import WeakKeyDictionary
 
 from sqla_datastore.exceptions import ConfigurationError, DefaultStorageWarning
 from sqla_datastore.options import options, storage_text
@@ -34,7 +33,8 @@ _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTA
 
 _by_text: dict[str, Storage] = {}
 _warned: set[str] = set()
-_also_read: WeakKeyDictionary[Storage, Storage] = WeakKeyDictionary()
+# by the storage that is bound: a value knows its storage, and no engine
+_also_read: dict[Storage, Storage] = {}
 # Result processors know only the dialect, and the option engines of an engine share it. The storage
 # is an attribute of it: a query looks it up for each row.
 _BOUND = "_sqla_datastore_storage"

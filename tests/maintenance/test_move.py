@@ -379,6 +379,22 @@ def test_a_switch_is_no_removal(private_url, stored, toy):
     engine.dispose()
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_rows_of_the_schema_that_the_engine_translates_to_are_switched(engine, stored, toy):
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE SCHEMA tenant"))
+    tenant = engine.execution_options(schema_translate_map={None: "tenant"})
+    Base.metadata.create_all(tenant)
+    with Session(tenant) as session, session.begin():
+        session.add(Other(id=0, data=others(50)))
+    before = urls_of(engine, Base.metadata)
+    report = move(tenant, Base.metadata, stored.base, toy, apply=True)
+    assert (report.rows, report.copied, report.switched) == (1, 2, 1)
+    assert urls_of(engine, Base.metadata) == before
+    (url,) = urls_of(tenant, Base.metadata)
+    assert url.startswith("toy:///tenant.moved_others/0/")
+
+
 # -- interruptions ---------------------------------------------------------------------------------
 
 
@@ -639,6 +655,28 @@ def test_a_source_whose_copy_is_damaged_or_gone_stays(engine, stored, target):
     assert stored.files() == {*damaged.family_paths(), *shorter.family_paths()}
 
 
+def test_removing_can_be_interrupted_and_run_again(engine, stored, toy):
+    before = contents(stored)
+    move(engine, Base.metadata, stored.base, toy, apply=True)
+    bind_storage(engine, toy)
+    for number in range(6):  # before, amid and after the first removals, and the second ones
+        interrupt = interrupted_at(number)
+        source = Watched(
+            LocalStorage(stored.base),
+            lambda name, when, at=interrupt: at(name, when) if name == "remove" else None,
+        )
+        options = {"apply": True, "remove_source": True, "batch_rows": 2}
+        with pytest.raises(KeyboardInterrupt):
+            move(engine, Base.metadata, source, toy, **options)
+        assert toy.objects == before
+        assert_reads(engine)
+    assert 0 < len(stored.files()) < 26
+    assert move(engine, Base.metadata, stored.base, toy, apply=True, remove_source=True).is_clean
+    assert stored.files() == set()
+    assert toy.objects == before
+    assert_reads(engine)
+
+
 def test_what_the_source_does_not_remove_is_told(engine, stored, toy):
     class Stubborn(Watched):
         def remove(self, paths):
@@ -651,6 +689,43 @@ def test_what_the_source_does_not_remove_is_told(engine, stored, toy):
     assert len(stored.files()) == 2
     assert move(engine, Base.metadata, stored.base, toy, apply=True, remove_source=True).is_clean
     assert stored.files() == set()
+
+
+def test_one_folder_under_two_schemes_is_one_base(engine, stored):
+    """Removing the source would remove the copy."""
+
+    class Twin(LocalStorage):
+        scheme = "twin"
+
+    with pytest.raises(ConfigurationError, match="are one base"):
+        move(engine, Base.metadata, stored.base, Twin(stored.base), apply=True, remove_source=True)
+    assert len(stored.files()) == 26
+    assert_reads(engine)
+
+
+def test_nothing_is_removed_where_another_column_is_read_from_around_the_source(
+    private_url, tmp_path, toy
+):
+    class Near(DeclarativeBase):
+        pass
+
+    class Around(Near):
+        __tablename__ = "moved_around"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        data: Mapped[DataStore] = mapped_column(DataStoreType())
+        around: Mapped[DataStore | None] = mapped_column(DataStoreType(tmp_path / "all"))
+
+    source = Stored(tmp_path / "all" / "part")
+    engine = make_engine(private_url, source.base)
+    Near.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.add(Around(data=DataStore(a=1)))
+    before = source.files()
+    with pytest.raises(ConfigurationError, match="around or within"):
+        move(engine, Near.metadata, source.base, toy, apply=True, remove_source=True)
+    assert source.files() == before
+    assert toy.objects == {}
+    engine.dispose()
 
 
 # -- bad input -------------------------------------------------------------------------------------
