@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,17 @@ def test_digits_keeps_one_folder_for_each_row(digits):
     assert len(runs) == 4
     # the output, its nested coefficients and the metrics
     assert {len(list(run.iterdir())) for run in runs} == {3}
+
+
+def test_workers_summarize_what_they_load_by_themselves(database_url, tmp_path):
+    storage = tmp_path / "storage"
+    database = ["--database", database_url, "--storage", str(storage)]
+    lines = run("parallel_work.py", *database, "--samples", "3").splitlines()
+    assert len(lines) == 3
+    for number, line in enumerate(lines, 1):
+        found = re.search(r"800000 bytes, (\d+) sent .* is at (\d+), it was made at (\d+)", line)
+        sent, peak, made = map(int, found.groups())
+        assert sent < 500
+        assert peak == made == number
+    # a signal and a summary each, and nothing of the row's earlier states
+    assert len(list(storage.rglob("*.zip"))) == 6

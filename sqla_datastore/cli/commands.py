@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         CheckReport,
         DrainReport,
         GcReport,
+        MoveReport,
         Progress,
         RewriteReport,
         UsageReport,
@@ -42,6 +43,7 @@ def add_commands(commands: Commands) -> None:
     _add_drain(commands)
     _add_usage(commands)
     _add_rewrite(commands)
+    _add_move(commands)
 
 
 # -- demo ------------------------------------------------------------------------------------------
@@ -161,14 +163,7 @@ def _add_rewrite(commands: Commands) -> None:
     text = "write values anew as their columns say now: in the row or outside, and in which folder"
     rewrite = _add_maintenance(commands, "rewrite", text, _rewrite)
     rewrite.add_argument("--apply", action="store_true", help="write (default: a dry run)")
-    # BATCH_ROWS of maintenance, which would load SQLAlchemy for --help
-    rewrite.add_argument(
-        "--batch-rows",
-        metavar="N",
-        type=int,
-        default=100,
-        help="rows in one transaction (default: 100)",
-    )
+    _add_batch_rows(rewrite)
 
 
 def _rewrite(
@@ -182,6 +177,59 @@ def _rewrite(
         apply=arguments.apply,
         batch_rows=arguments.batch_rows,
         progress=progress,
+    )
+
+
+def _add_move(commands: Commands) -> None:
+    text = "copy the objects of rows to another base, verified"
+    move = _add_maintenance(commands, "move", text, _move)
+    move.add_argument(
+        "--from", dest="source", metavar="BASE", required=True, help="the base they are in"
+    )
+    move.add_argument(
+        "--to", dest="target", metavar="BASE", required=True, help="the base they are copied to"
+    )
+    move.add_argument(
+        "--tables",
+        metavar="A,B",
+        type=lambda text: text.split(","),
+        help="the tables to look at, separated by commas (default: all)",
+    )
+    move.add_argument("--apply", action="store_true", help="copy (default: a dry run)")
+    move.add_argument(
+        "--remove-source",
+        action="store_true",
+        help="remove what was copied from where it was; bind the application to the target first",
+    )
+    _add_batch_rows(move)
+
+
+def _move(
+    arguments: argparse.Namespace, engine: Engine, metadata: MetaData, progress: Progress
+) -> MoveReport:
+    from sqla_datastore.maintenance import move
+
+    return move(
+        engine,
+        metadata,
+        arguments.source,
+        arguments.target,
+        tables=arguments.tables,
+        apply=arguments.apply,
+        remove_source=arguments.remove_source,
+        batch_rows=arguments.batch_rows,
+        progress=progress,
+    )
+
+
+def _add_batch_rows(parser: argparse.ArgumentParser) -> None:
+    # BATCH_ROWS of maintenance, which would load SQLAlchemy for --help
+    parser.add_argument(
+        "--batch-rows",
+        metavar="N",
+        type=int,
+        default=100,
+        help="rows in one transaction (default: 100)",
     )
 
 

@@ -12,13 +12,14 @@ from sqla_datastore.maintenance import (
     DrainReport,
     Findings,
     GcReport,
+    MoveReport,
     RewriteReport,
     UsageReport,
 )
 from sqla_datastore.maintenance.reports import ColumnUsage
 from sqla_datastore.printable import printable
 
-Report: TypeAlias = CheckReport | DrainReport | GcReport | RewriteReport | UsageReport
+Report: TypeAlias = CheckReport | DrainReport | GcReport | MoveReport | RewriteReport | UsageReport
 
 _SHOWN = 100
 """How many findings of a kind are printed."""
@@ -40,7 +41,7 @@ def print_report(report: Report, *, as_json: bool) -> int:
         if as_json
         else "\n".join(map(printable, _lines(report)))
     )
-    if isinstance(report, (DrainReport, GcReport)) and report.failures:
+    if isinstance(report, (DrainReport, GcReport, MoveReport)) and report.failures:
         message = printable(f"not all was removed: {report.failures[0]}; run it again")
         print(f"sqla-datastore: error: {message}", file=sys.stderr)
         return 2
@@ -57,6 +58,8 @@ def _lines(report: Report) -> Iterator[str]:
         return _drain_lines(report)
     if isinstance(report, RewriteReport):
         return _rewrite_lines(report)
+    if isinstance(report, MoveReport):
+        return _move_lines(report)
     return _usage_lines(report)
 
 
@@ -144,6 +147,24 @@ def _rewrite_lines(report: RewriteReport) -> Iterator[str]:
 def _compressed(report: RewriteReport) -> str:
     verb = "compressed" if report.applied else "would compress"
     return f"{verb} {report.recompressed} as their columns say"
+
+
+def _move_lines(report: MoveReport) -> Iterator[str]:
+    yield from _finding_lines("rows without object", report.missing)
+    yield from _finding_lines("objects that were not copied", report.damaged)
+    would = "" if report.applied else "would be "
+    yield (
+        f"{report.rows} URLs in rows; {report.copied} objects {would}copied "
+        f"({report.copied_bytes} bytes), {report.present} were there; "
+        f"{report.switched} rows {would}switched"
+    )
+    if report.removed:
+        size = report.removed_bytes
+        yield f"{report.removed} objects {would}removed from the source ({size} bytes)"
+    if report.changed_meanwhile:
+        yield f"{report.changed_meanwhile} rows were changed meanwhile; run it again"
+    if not report.applied and (report.copied or report.switched or report.removed):
+        yield "run it with --apply to do so"
 
 
 def _usage_lines(report: UsageReport) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Maintenance of storages: `check`, `gc`, `usage`, `drain` and `rewrite`, and removal triggers.
+"""Maintenance of storages: `check`, `gc`, `usage`, `drain`, `rewrite`, `move`; removal triggers.
 
 ::
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 from sqla_datastore.maintenance.check import check
 from sqla_datastore.maintenance.drain import drain
 from sqla_datastore.maintenance.gc import gc
+from sqla_datastore.maintenance.move import move
 from sqla_datastore.maintenance.progress import Progress
 from sqla_datastore.maintenance.reports import (
     CheckReport,
@@ -33,6 +34,7 @@ from sqla_datastore.maintenance.reports import (
     ForeignName,
     GcReport,
     Leftover,
+    MoveReport,
     Orphan,
     RewriteReport,
     TypeUsage,
@@ -55,6 +57,7 @@ __all__ = [
     "ForeignName",
     "GcReport",
     "Leftover",
+    "MoveReport",
     "Orphan",
     "Progress",
     "RewriteReport",
@@ -65,6 +68,7 @@ __all__ = [
     "drain",
     "drop_removal_triggers",
     "gc",
+    "move",
     "rewrite",
     "usage",
 ]

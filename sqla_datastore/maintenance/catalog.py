@@ -6,6 +6,7 @@ transaction of its own.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -240,6 +241,23 @@ class Catalog:
 
 def _prefix(storage: Storage) -> str:
     return storage.place.rstrip("/") + "/"
+
+
+def is_one_place(one: Storage, other: Storage) -> bool:
+    """Return whether two storages have the same objects."""
+    return one.scheme == other.scheme and one.place == other.place
+
+
+def are_apart(one: Storage, other: Storage) -> bool:
+    """Return whether no object of two storages is the other one's too, under whatever path."""
+    # whatever their schemes: storages of two kinds may be one folder
+    bases = _prefix(one), _prefix(other)
+    return not (
+        bases[0].startswith(bases[1])
+        or bases[1].startswith(bases[0])
+        # a bind mount gives a folder a second name that is no link
+        or (all(map(os.path.isdir, bases)) and os.path.samefile(*bases))
+    )
 
 
 def _bytewise(engine: Engine, url: Any) -> Any:

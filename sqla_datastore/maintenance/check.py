@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from sqlalchemy import MetaData
 
 from sqla_datastore.dml.dialects import batch_size
-from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, MissingObjectError
+from sqla_datastore.exceptions import MissingObjectError
 from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.in_rows import ValueInRow, values_in_rows
 from sqla_datastore.maintenance.progress import Progress
@@ -29,13 +28,11 @@ from sqla_datastore.maintenance.survey import (
     Survey,
     cutoff,
     leftovers,
-    open_container,
+    problems_of,
     surveyed,
 )
 from sqla_datastore.storage.protocol import Storage, StoredObject
 from sqla_datastore.storage.urls import ObjectURL
-
-_MOST_PROBLEMS = 20
 
 
 def check(
@@ -149,7 +146,7 @@ class _Checker:
                     self._note_missing(storage, reference.source, reference.path, found.path)
 
     def _check_object(self, storage: Storage, path: str) -> None:
-        problems = _problems(storage, path, deep=self.deep)
+        problems = problems_of(storage, path, deep=self.deep)
         if problems:
             url = str(ObjectURL(storage.scheme, path))
             self.damaged.add(DamagedObject(url, problems, storage.url))
@@ -198,27 +195,3 @@ class _Checker:
             foreign=self.foreign.findings(),
             deep=self.deep,
         )
-
-
-def _problems(storage: Storage, path: str, *, deep: bool) -> tuple[str, ...]:
-    """Return what is wrong with an object, in words; nothing when it is undamaged.
-
-    Args:
-        storage: where it lies.
-        path: its path.
-        deep: compare headers, directory and the checksums of payloads too.
-
-    Raises:
-        MissingObjectError: it is gone.
-    """
-    try:
-        # opening verifies the index, and that it fits the object's size
-        container = open_container(storage, path)
-        return tuple(islice(container.check(deep=True), _MOST_PROBLEMS)) if deep else ()
-    except MissingObjectError:
-        # it went after it was listed: whether that is a fault, `_settle` asks
-        raise
-    except DamagedObjectError as err:
-        return (err.reason,)
-    except DataStoreError as err:
-        return (str(err),)

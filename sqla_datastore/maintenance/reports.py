@@ -320,6 +320,51 @@ class RewriteReport:
         return {"is_clean": self.is_clean, **_fields(self)}
 
 
+@dataclass(frozen=True)
+class MoveReport:
+    """What `move` did, or would do.
+
+    Attributes:
+        applied: whether it wrote and removed, or only told what it would.
+        rows: how many URLs of objects were looked at.
+        copied: how many objects were copied.
+        copied_bytes: their size.
+        present: how many objects the target had already.
+        switched: how many rows got the target's scheme.
+        changed_meanwhile: how many rows somebody else has changed meanwhile; the next run looks at
+            them.
+        missing: rows whose object neither source nor target has, or whose URL is of neither.
+        damaged: objects that were not copied, because they cannot be read as they were written, or
+            because the target has another one of their name.
+        removed: how many objects were removed from the source.
+        removed_bytes: their size.
+        failures: what the source said where it could not remove; the next run tries again.
+    """
+
+    applied: bool
+    rows: int
+    copied: int
+    copied_bytes: int
+    present: int
+    switched: int
+    changed_meanwhile: int
+    missing: Findings[DanglingRow]
+    damaged: Findings[DamagedObject]
+    removed: int
+    removed_bytes: int
+    failures: tuple[str, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is left to copy, to switch or to remove, and nothing stood in the way."""
+        left = self.changed_meanwhile or self.missing or self.damaged or self.failures
+        return not left and (self.applied or not (self.copied or self.switched or self.removed))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``json.dumps`` takes."""
+        return {"is_clean": self.is_clean, **_fields(self)}
+
+
 @dataclass(frozen=True, slots=True)
 class TypeUsage:
     """What the entries of one type take.
@@ -388,7 +433,9 @@ class UsageReport:
         return _plain(asdict(self))  # type: ignore[no-any-return]
 
 
-def _fields(report: CheckReport | DrainReport | GcReport | RewriteReport) -> dict[str, Any]:
+def _fields(
+    report: CheckReport | DrainReport | GcReport | MoveReport | RewriteReport,
+) -> dict[str, Any]:
     return {
         name: value.to_json() if isinstance(value, Findings) else _plain(value)
         for name, value in vars(report).items()

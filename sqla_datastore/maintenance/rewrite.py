@@ -6,19 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Column, MetaData, Select, String, and_, or_, select, type_coerce, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Column, MetaData, update
 
-from sqla_datastore.dml.dialects import locked_for_update
-from sqla_datastore.dml.row_queries import any_key, inherited_values, url_text
+from sqla_datastore.dml.row_queries import inherited_values, url_text
 from sqla_datastore.exceptions import (
-    ConfigurationError,
     DamagedObjectError,
     MissingObjectError,
     RefusedURLError,
     UnsupportedFormatError,
 )
 from sqla_datastore.format import Container
+from sqla_datastore.maintenance.batches import BATCH_ROWS, ColumnRows, RowText, in_attempts
 from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.progress import Progress, StepCounter
 from sqla_datastore.maintenance.reports import RewriteReport
@@ -30,9 +28,7 @@ from sqla_datastore.storage.protocol import Storage
 from sqla_datastore.storage.urls import DataURL, ObjectURL, head_of
 from sqla_datastore.value.datastore import DataStore
 
-BATCH_ROWS = 100
 _KINDS = ("in", "out", "folder", "compression")
-_ATTEMPTS = 5
 
 
 def rewrite(
@@ -63,7 +59,8 @@ def rewrite(
         What moved, or would move.
 
     Raises:
-        ConfigurationError: as `check`; or a table with values has no primary key.
+        ConfigurationError: as `check`; or a table with values has no primary key, or `batch_rows`
+            is below 1.
         StorageError: the storage failed; what was committed before stays.
         sqlalchemy.exc.SQLAlchemyError: the database failed, five times in a row for one batch.
     """
@@ -72,12 +69,8 @@ def rewrite(
     for column in catalog.columns:
         declared = declared_table(column.column.table)
         assert declared is not None
-        if not declared.table.primary_key:
-            raise ConfigurationError(
-                f"table {declared.table.name!r} has no primary key, by which rows are updated; "
-                "leave it out of the metadata"
-            )
-        _Rewriter(catalog, declared, column, report, batch_rows, apply=apply).run(
+        rows = ColumnRows(catalog.engine, column, batch_rows)
+        _Rewriter(catalog, declared, column, rows, report, apply=apply).run(
             StepCounter(progress, f"rewriting {column.label}")
         )
     return report.report(applied=apply)
@@ -122,8 +115,8 @@ class _Rewriter:
         catalog: Catalog,
         declared: DeclaredTable,
         column: DeclaredColumn,
+        rows: ColumnRows,
         counts: _Counts,
-        batch_rows: int,
         *,
         apply: bool,
     ) -> None:
@@ -132,16 +125,13 @@ class _Rewriter:
         self._declared = declared
         self._column = column
         self._storage: Storage = catalog.storage_of(column)
+        self._rows = rows
         self._counts = counts
-        self._batch_rows = batch_rows
         self._apply = apply
-        self._keys = list(declared.table.primary_key)
 
     def run(self, count: StepCounter) -> None:
         """Look at all rows, page by page; each page is a transaction of its own."""
-        last: tuple[Any, ...] | None = None
-        while page := self._page(last):
-            last = page[-1][0]
+        for page in self._rows.pages(*self._declared.needs):
             misplaced = list(self._misplaced(page))
             moved = self._write(misplaced) if self._apply and misplaced else misplaced
             for each in moved:
@@ -151,54 +141,27 @@ class _Rewriter:
             count(len(page))
         count.report()
 
-    def _page(
-        self, last: tuple[Any, ...] | None
-    ) -> list[tuple[tuple[Any, ...], str, dict[Column[Any], Any]]]:
-        """Return key, text and the values that the template needs of the next rows."""
-        needs = self._declared.needs
-        text = type_coerce(self._column.column, String())
-        query = select(*self._keys, text.label("datastore_url"), *needs).where(text.is_not(None))
-        if last is not None:
-            query = query.where(_after(self._keys, last))
-        query = query.order_by(*self._keys).limit(self._batch_rows)
-        count = len(self._keys)
+    def _values(self, row: RowText) -> dict[Column[Any], Any]:
+        """Return the values that the template needs of a row."""
+        values = dict(zip(self._declared.needs, row.more, strict=True))
+        if not self._declared.inherited_needs:
+            return values
         with self._engine.connect() as connection:
-            found = [tuple(row) for row in connection.execute(query)]
-            return [
-                (
-                    row[:count],
-                    row[count],
-                    inherited_values(
-                        connection,
-                        self._declared,
-                        dict(zip(needs, row[count + 1 :], strict=True)),
-                    ),
-                )
-                for row in found
-            ]
+            return inherited_values(connection, self._declared, values)
 
-    def _misplaced(
-        self, page: Sequence[tuple[tuple[Any, ...], str, dict[Column[Any], Any]]]
-    ) -> Iterator[_Misplaced]:
-        for key, text, values in page:
+    def _misplaced(self, page: Sequence[RowText]) -> Iterator[_Misplaced]:
+        for row in page:
             try:
-                kind = self._move_of(ObjectURL.parse(text), values)
+                kind = self._move_of(ObjectURL.parse(row.text), self._values(row))
             except (MissingObjectError, RefusedURLError, DamagedObjectError):
-                if self._holds(key, text):
+                if self._rows.holds(row.key, row.text):
                     # the business of `check`
                     self._counts.missing += 1
                 else:
                     self._counts.changed_meanwhile += 1
                 continue
             if kind is not None:
-                yield _Misplaced(key, text, kind)
-
-    def _holds(self, key: tuple[Any, ...], text: str) -> bool:
-        """Return whether a row still holds what was read of it."""
-        criterion, asked = any_key(self._keys, [key])
-        query = select(type_coerce(self._column.column, String())).where(criterion)
-        with self._engine.connect() as connection:
-            return bool(connection.scalar(query, asked) == text)
+                yield _Misplaced(row.key, row.text, kind)
 
     def _move_of(self, url: ObjectURL, values: dict[Column[Any], Any]) -> str | None:
         """Return where a value has to move, or None where it lies right."""
@@ -234,24 +197,16 @@ class _Rewriter:
 
     def _write(self, misplaced: Sequence[_Misplaced]) -> list[_Misplaced]:
         """Write a batch anew in a transaction; return those whose rows have not changed since."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return self._write_once(misplaced)
-            except DBAPIError:
-                # a deadlock with a writer, or a lock that was waited for too long
-                if attempt == _ATTEMPTS:
-                    raise
-        raise AssertionError  # the last attempt returned or raised
+        return in_attempts(lambda: self._write_once(misplaced))
 
     def _write_once(self, misplaced: Sequence[_Misplaced]) -> list[_Misplaced]:
         column = self._column.column
         moved = []
         with self._engine.begin() as connection:
-            query, asked = self._locking_query([each.key for each in misplaced])
-            found = {tuple(row[:-2]): row[-2:] for row in connection.execute(query, asked)}
+            found = self._rows.locked(connection, [each.key for each in misplaced], column)
             for each in misplaced:
-                text, value = found.get(each.key, (None, None))
-                if text != head_of(each.url):
+                text, value = found.get(each.key, ("", None))
+                if value is None or text != head_of(each.url):
                     continue
                 # a value of its own, so that it is written anew; entries are copied as they are
                 anew = DataStore(value)
@@ -259,7 +214,7 @@ class _Rewriter:
                     continue
                 statement = (
                     update(self._declared.table)
-                    .where(*(k == part for k, part in zip(self._keys, each.key, strict=True)))
+                    .where(*(k == part for k, part in zip(self._rows.keys, each.key, strict=True)))
                     # where rows are not locked: whoever was faster has put another value there
                     .where(url_text(column) == text)
                     .values({column: anew})
@@ -276,20 +231,3 @@ class _Rewriter:
             self._counts.unreadable += 1
             return False
         return True
-
-    def _locking_query(self, keys: list[tuple[Any, ...]]) -> tuple[Select[Any], dict[str, Any]]:
-        column = self._column.column
-        criterion, asked = any_key(self._keys, keys)
-        query = select(*self._keys, url_text(column).label("datastore_url"), column)
-        query = query.where(criterion)
-        return locked_for_update(query, column.table, self._engine.dialect), asked
-
-
-def _after(keys: Sequence[Column[Any]], last: Sequence[Any]) -> Any:
-    """Return the criterion of rows behind a key, without tuples: not every database has them."""
-    return or_(
-        *(
-            and_(*(a == b for a, b in zip(keys[:i], last, strict=False)), keys[i] > last[i])
-            for i in range(len(keys))
-        )
-    )

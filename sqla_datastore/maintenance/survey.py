@@ -7,10 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, TypeVar
 
-from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.exceptions import (
+    ConfigurationError,
+    DamagedObjectError,
+    DataStoreError,
+    MissingObjectError,
+)
 from sqla_datastore.format import Container
 from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.progress import Progress, StepCounter
@@ -24,6 +29,8 @@ _MISSING_BASE = (
     "the storage's base {!r} is no folder, or does not exist; give the right storage, or mount it "
     "(the first write creates it)"
 )
+
+_MOST_PROBLEMS = 20
 
 T = TypeVar("T")
 
@@ -180,6 +187,30 @@ def open_container(storage: Storage, path: str) -> Container:
     """
     url = str(ObjectURL(storage.scheme, path))
     return Container.open(storage.open(path), url, nested=not_loaded)
+
+
+def problems_of(storage: Storage, path: str, *, deep: bool) -> tuple[str, ...]:
+    """Return what is wrong with an object, in words; nothing when it is undamaged.
+
+    Args:
+        storage: where it lies.
+        path: its path.
+        deep: compare headers, directory and the checksums of payloads too.
+
+    Raises:
+        MissingObjectError: it is gone.
+    """
+    try:
+        # opening verifies the index, and that it fits the object's size
+        container = open_container(storage, path)
+        return tuple(islice(container.check(deep=True), _MOST_PROBLEMS)) if deep else ()
+    except MissingObjectError:
+        # it went after it was listed: whether that is a fault, the database is asked
+        raise
+    except DamagedObjectError as err:
+        return (err.reason,)
+    except DataStoreError as err:
+        return (str(err),)
 
 
 def not_loaded(_index: int) -> Any:

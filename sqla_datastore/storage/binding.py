@@ -34,6 +34,8 @@ _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTA
 
 _by_text: dict[str, Storage] = {}
 _warned: set[str] = set()
+# by the storage that is bound: a value knows its storage, and no engine
+_also_read: dict[Storage, Storage] = {}
 # Result processors know only the dialect, and the option engines of an engine share it. The storage
 # is an attribute of it: a query looks it up for each row.
 _BOUND = "_sqla_datastore_storage"
@@ -42,6 +44,8 @@ _BOUND = "_sqla_datastore_storage"
 def bind_storage(
     engine: Engine | Connection | AsyncEngine | AsyncConnection,
     url: str | os.PathLike[str] | Storage | None,
+    *,
+    also_read: str | os.PathLike[str] | Storage | None = None,
 ) -> None:
     """Keep the values of an engine's databases in a storage.
 
@@ -54,20 +58,46 @@ def bind_storage(
         engine: an engine, synchronous or asynchronous, or one of its connections.
         url: the storage's URL or path, or a ready `Storage`; replaces an earlier binding, and
             None removes it. A relative path is taken from the working directory now.
+        also_read: a storage of another scheme, where values are read whose URL has that scheme;
+            nothing is written or removed there. For the time in which `sqla_datastore.maintenance`
+            moves objects from one to the other. It belongs to the first storage, whatever engine
+            is bound to that, until a later call for it.
 
     Raises:
         TypeError: when the engine has no dialect or the storage is none.
-        ConfigurationError: when no storage serves the URL.
+        ConfigurationError: when no storage serves the URL, or both are of one scheme.
     """
     dialect = _dialect_of(engine)
     if url is None:
         vars(dialect).pop(_BOUND, None)
-    elif isinstance(url, (str, os.PathLike)):
-        vars(dialect)[_BOUND] = _opened(storage_text(url))
-    elif hasattr(url, "make_durable"):
-        vars(dialect)[_BOUND] = url
-    else:
-        raise TypeError(f"a storage is a URL, a path or a Storage, not {type(url).__name__!r}")
+        return
+    storage = _storage_of(url)
+    _also_read.pop(storage, None)
+    if also_read is not None:
+        other = _storage_of(also_read)
+        if other.scheme == storage.scheme:
+            raise ConfigurationError(
+                f"{storage.url!r} and {other.url!r} have one scheme, so URLs do not tell where to "
+                "read; give also_read of another one"
+            )
+        _also_read[storage] = other
+    vars(dialect)[_BOUND] = storage
+
+
+def _storage_of(url: str | os.PathLike[str] | Storage) -> Storage:
+    if isinstance(url, (str, os.PathLike)):
+        return _opened(storage_text(url))
+    if hasattr(url, "make_durable"):
+        return url
+    raise TypeError(f"a storage is a URL, a path or a Storage, not {type(url).__name__!r}")
+
+
+def storage_to_read(storage: Storage, scheme: str) -> Storage | None:
+    """Return the storage that serves URLs of a scheme for who is bound to a storage, if any."""
+    if storage.scheme == scheme:
+        return storage
+    other = _also_read.get(storage)
+    return other if other is not None and other.scheme == scheme else None
 
 
 def storage_for(url: str | None, dialect: Dialect | None) -> Storage:

@@ -157,10 +157,8 @@ class Source:
         shown = head_of(self.url)
         if isinstance(url, DataURL):
             reader: ObjectReader = url.reader()
-        elif url.scheme != self.storage.scheme:
-            raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")
         else:
-            reader = self.storage.open(url.path)
+            reader = self._serving(url).open(url.path)
         always = options.verify == "always"
         nested = _nested(self, url)
         container = Container.open(reader, shown, nested=nested, verify_always=always)
@@ -172,6 +170,14 @@ class Source:
                 found=container.nested_count,
             )
         return container
+
+    def _serving(self, url: ObjectURL) -> Storage:
+        from sqla_datastore.storage.binding import storage_to_read
+
+        storage = storage_to_read(self.storage, url.scheme)
+        if storage is None:
+            raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")
+        return storage
 
     def load(self, name: str) -> tuple[Any, tuple[Nestable, ...]]:
         """Decode an entry anew.

@@ -1,4 +1,4 @@
-"""The commands check, gc, drain and usage: output, exit statuses, and what they refuse."""
+"""The commands check, gc, drain, usage and move: output, exit statuses, what they refuse."""
 
 from __future__ import annotations
 
@@ -154,6 +154,48 @@ def test_drain_tells_what_the_storage_refused(application, photos, capsys, monke
 def test_drain_is_for_models_with_removals(application, capsys):
     assert application.run("drain") == 2
     assert "enable_removals" in error_of(capsys)
+
+
+# -- move ------------------------------------------------------------------------------------------
+
+
+def test_move_copies_and_then_removes_the_source(application, tmp_path, capsys):
+    target = tmp_path / "target"
+    bases = ["--from", str(application.storage), "--to", str(target)]
+    assert application.run("move", *bases) == 1
+    out = capsys.readouterr().out
+    assert "2 URLs in rows; 2 objects would be copied" in out
+    assert "run it with --apply to do so" in out
+    assert not target.exists()
+    before = {path.relative_to(application.storage) for path in application.files()}
+    assert application.run("move", *bases, "--apply", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["is_clean"], report["copied"], report["removed"]) == (True, 2, 0)
+    assert {path.relative_to(target) for path in target.rglob("*.zip")} == before
+    assert application.run("move", *bases, "--apply", "--remove-source") == 2
+    assert "bind the engine to the target" in error_of(capsys)
+    assert {path.relative_to(application.storage) for path in application.files()} == before
+    remove = [*bases, "--apply", "--remove-source", "--tables", "shots"]
+    assert application.run("move", *remove, storage=target) == 0
+    out = capsys.readouterr().out
+    assert "0 objects copied (0 bytes), 2 were there; 0 rows switched" in out
+    assert "2 objects removed from the source" in out
+    assert application.files() == set()
+    assert application.run("check", "--deep", storage=target) == 0
+
+
+def test_move_names_what_it_could_not_copy(application, tmp_path, capsys):
+    bases = ["--from", str(application.storage), "--to", str(tmp_path / "target")]
+    damaged, gone = sorted(application.files())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    gone.unlink()
+    assert application.run("move", *bases, "--apply") == 1
+    out = capsys.readouterr().out
+    assert "rows without object: 1\n  shots(id=2).data: file:///shots/2/" in out
+    assert "objects that were not copied: 1\n  file:///shots/1/" in out
+    for more, words in ((["--tables", "none"], "no table 'none'"), (["--to", "x://y"], "'x://'")):
+        assert application.run("move", *bases, *more) == 2
+        assert words in error_of(capsys)
 
 
 # -- statuses --------------------------------------------------------------------------------------
