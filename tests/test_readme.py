@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -130,7 +131,9 @@ def test_the_page_on_architecture_has_the_layers_of_the_contract():
 
 def test_the_lowest_versions_tested_are_those_that_are_allowed():
     allowed = {}
-    for requirement in PYPROJECT["project"]["dependencies"]:
+    project = PYPROJECT["project"]
+    extras = [project["optional-dependencies"][name] for name in ("object-stores", "fsspec")]
+    for requirement in chain(project["dependencies"], *extras):
         name, _, rest = requirement.partition(">=")
         allowed[name] = re.match(r"[0-9.]+", rest)[0]
     lines = (ROOT / "tests" / "lowest.txt").read_text().splitlines()
