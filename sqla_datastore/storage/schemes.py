@@ -65,8 +65,11 @@ def serves(url: str) -> bool:
     if scheme in SCHEMES:
         Bucket.parse(url)
         return True
-    return scheme not in _OWN and (
-        scheme in _registered or scheme in _installed() or scheme in _of_fsspec()
+    # a path has none; it must not import fsspec
+    return (
+        bool(scheme)
+        and scheme not in _OWN
+        and (scheme in _registered or scheme in _installed() or scheme in _of_fsspec())
     )
 
 
