@@ -140,7 +140,7 @@ class TestBinding:
             (1, TypeError),
             (b"x", TypeError),
             ("", ConfigurationError),
-            ("ftp://x", ConfigurationError),
+            ("nonsense://x", ConfigurationError),
         ],
     )
     def test_refuses_what_is_no_storage(self, engine, url, error):

@@ -883,7 +883,7 @@ def test_a_path_names_the_storage_of_a_column():
 @pytest.mark.parametrize(
     ("url", "error", "reason"),
     [
-        ("nonsense://host", ConfigurationError, "supported are a path, 'file:///absolute/path', and"),
+        ("what://host", ConfigurationError, "supported are a path, 'file:///absolute/path', and"),
         ("s3://user:pw@bucket", ConfigurationError, "'s3://…@bucket' names no bucket"),
         ("file://host/x", ConfigurationError, "a local folder is 'file:///absolute/path'"),
         ("file:///x?y", ConfigurationError, "has a query"),
