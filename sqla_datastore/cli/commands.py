@@ -53,13 +53,18 @@ def _add_demo(commands: Commands) -> None:
     demo = commands.add_parser(
         "demo",
         help="show in a minute what the library does",
-        description="Show what the library does, with SQLite and a local folder, and check it.",
+        description="Show what the library does, with SQLite and a storage, and check it.",
     )
     demo.add_argument(
         "--folder",
         type=Path,
         metavar="PATH",
         help="work in this folder, which is new or empty (default: a temporary one)",
+    )
+    demo.add_argument(
+        "--storage",
+        metavar="BASE",
+        help="keep the objects in this empty storage, for example s3://bucket/prefix",
     )
     demo.add_argument(
         "--keep", action="store_true", help="leave the database and the files to look at"
@@ -71,7 +76,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
     from sqla_datastore.cli import demo
 
     try:
-        demo.run(arguments.folder, keep=arguments.keep)
+        demo.run(arguments.folder, storage_url=arguments.storage, keep=arguments.keep)
     except demo.BrokenPromise as err:
         print(f"sqla-datastore: broken promise: {printable(err)}", file=sys.stderr)
         return 1

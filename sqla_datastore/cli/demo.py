@@ -20,9 +20,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_datastore import DataStore, DataStoreIO, DataStoreType, bind_storage
 from sqla_datastore.exceptions import StorageError
+from sqla_datastore.storage import KeepsLeftovers, Storage
+from sqla_datastore.storage.binding import open_storage
 
 Tree = dict[str, int]
-"""Sizes in bytes by path; a path that ends with a slash is a folder."""
+"""Sizes in bytes by path."""
 
 
 class Base(DeclarativeBase):
@@ -79,7 +81,7 @@ def delete(session: Session) -> None:
     session.commit()
 
 
-def write_pair(session: Session, storage: Path) -> None:
+def write_pair(session: Session, storage: Storage) -> None:
     run = session.get_one(Run, "adam-2")
     weights = {"layer": np.arange(4.0), "bias": 0.5}
     a = DataStoreIO.serialize_write(weights, "weights/adam-2", storage)
@@ -91,23 +93,28 @@ def write_pair(session: Session, storage: Path) -> None:
 # -- the demonstration -----------------------------------------------------------------------------
 
 
-def run(folder: Path | None = None, *, keep: bool = False) -> None:
+def run(folder: Path | None = None, *, storage_url: str | None = None, keep: bool = False) -> None:
     """Run the demonstration and print what it does.
 
     Args:
-        folder: where the database and the storage go; new or empty. By default a temporary folder.
+        folder: where the database goes, and the storage; new or empty. By default a temporary one.
+        storage_url: another storage, for example ``s3://bucket/prefix``; empty.
         keep: whether to leave them there.
 
     Raises:
         BrokenPromise: something that it claims did not hold.
-        StorageError: the folder holds something already.
+        StorageError: the folder or the storage holds something already, or the storage failed.
+        ConfigurationError: no storage serves the URL.
     """
-    with _workplace(folder, keep=keep) as place:
-        storage = place / "storage"
+    with (
+        _workplace(folder, keep=keep) as place,
+        _emptied(storage_url or place / "storage", keep=keep) as storage,
+    ):
         engine = create_engine(f"sqlite:///{place / 'demo.db'}")
         bind_storage(engine, storage)
         Base.metadata.create_all(engine)
-        print(f"Database and storage are in {place}\n\n{_source(Run)}")
+        where = f"{place}, the storage is {storage_url}" if storage_url else place
+        print(f"Database and storage are in {where}\n\n{_source(Run)}")
         try:
             with closing(Session(engine)) as session:
                 _two_values(session, storage)
@@ -120,7 +127,7 @@ def run(folder: Path | None = None, *, keep: bool = False) -> None:
         print(f"\nAll of it was checked. {kept if keep else 'The files are removed again.'}")
 
 
-def _two_values(session: Session, storage: Path) -> None:
+def _two_values(session: Session, storage: Storage) -> None:
     _step(1, "two values on one row", new_run, store)
     store(session)
     with Session(session.get_bind()) as another:
@@ -141,7 +148,7 @@ def _two_values(session: Session, storage: Path) -> None:
     _print_tree(storage)
 
 
-def _a_rollback(session: Session, storage: Path) -> None:
+def _a_rollback(session: Session, storage: Storage) -> None:
     _step(2, "a rollback leaves nothing behind", write_without_commit)
     before = _tree(storage)
     write_without_commit(session)
@@ -155,20 +162,25 @@ def _a_rollback(session: Session, storage: Path) -> None:
     _promise(session.get_one(Run, "adam-1").inputs.seed == 42, "and so are the rows")
 
 
-def _a_delete(session: Session, storage: Path) -> None:
+def _a_delete(session: Session, storage: Storage) -> None:
     _step(3, "a delete removes the row's folder", delete)
     before = _tree(storage)
     delete(session)
     _print_tree(storage)
     after = _tree(storage)
-    _promise(not (storage / "runs/adam-1").exists(), "the folder of adam-1 is gone")
+    left = list(storage.leftovers()) if isinstance(storage, KeepsLeftovers) else []
+    _promise(not left and not any(map(_is_of_deleted, after)), "the folder of adam-1 is gone")
     _promise(
-        after == {path: size for path, size in before.items() if "/adam-1/" not in path},
+        after == {path: size for path, size in before.items() if not _is_of_deleted(path)},
         "everything else is still there",
     )
 
 
-def _a_pair(session: Session, storage: Path) -> None:
+def _is_of_deleted(path: str) -> bool:
+    return path.startswith("runs/adam-1/")
+
+
+def _a_pair(session: Session, storage: Storage) -> None:
     _step(4, "objects that you manage yourself", write_pair)
     write_pair(session, storage)
     run = session.get_one(Run, "adam-2")
@@ -215,28 +227,43 @@ def _print_value(name: str, value: object) -> None:
     print(textwrap.indent(str(value), " " * 13))
 
 
-def _tree(base: Path) -> Tree:
-    return {
-        f"{path.relative_to(base)}{'/' if path.is_dir() else ''}": path.stat().st_size
-        for path in sorted(base.rglob("*"))
-    }
+def _tree(storage: Storage) -> Tree:
+    return {found.path: found.size_bytes for found in storage.list("")}
 
 
-def _print_tree(base: Path) -> None:
-    print(f"  {base.name}/")
-    for line in _branches(base, "  "):
+def _print_tree(storage: Storage) -> None:
+    print(f"  {storage.url.rstrip('/').rpartition('/')[2]}/")
+    for line in _branches(_tree(storage), "  "):
         print(line)
 
 
-def _branches(folder: Path, margin: str) -> Iterator[str]:
-    children = sorted(folder.iterdir())
-    for child in children:
-        corner, below = ("`-- ", "    ") if child is children[-1] else ("|-- ", "|   ")
-        if child.is_dir():
-            yield f"{margin}{corner}{child.name}/"
-            yield from _branches(child, margin + below)
-        else:
-            yield f"{margin}{corner}{child.name}  {child.stat().st_size:,} bytes"
+def _branches(tree: Tree, margin: str) -> Iterator[str]:
+    """Yield the lines of what lies in a folder, by its path there."""
+    names = sorted({path.partition("/")[0] for path in tree})
+    for name in names:
+        corner, below = ("`-- ", "    ") if name == names[-1] else ("|-- ", "|   ")
+        if name in tree:
+            yield f"{margin}{corner}{name}  {tree[name]:,} bytes"
+            continue
+        yield f"{margin}{corner}{name}/"
+        inner = f"{name}/"
+        yield from _branches(
+            {path[len(inner) :]: size for path, size in tree.items() if path.startswith(inner)},
+            margin + below,
+        )
+
+
+@contextmanager
+def _emptied(base: str | Path, *, keep: bool) -> Iterator[Storage]:
+    """Open a storage that is empty, and empty it again afterwards."""
+    storage = open_storage(base)
+    if next(storage.list(""), None) is not None:
+        raise StorageError(f"{storage.url!r} is not empty; give another prefix", url=storage.url)
+    try:
+        yield storage
+    finally:
+        if not keep:
+            storage.remove([found.path for found in storage.list("")])
 
 
 @contextmanager

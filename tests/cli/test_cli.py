@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import uuid
 
 import pytest
+from support import object_stores
 
-from sqla_datastore import __version__
+from sqla_datastore import __version__, options
 from sqla_datastore.cli import main as cli
 from sqla_datastore.exceptions import RefusedURLError
 from sqla_datastore.storage import LocalStorage
+from sqla_datastore.storage.binding import open_storage
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -121,8 +124,41 @@ def test_demo_says_which_promise_was_broken(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.fixture(params=["memory", "s3"])
+def base(request, monkeypatch):
+    """The URL of a storage that is empty, and no folder."""
+    name = f"b-{uuid.uuid4().hex}"
+    if request.param == "memory":
+        return f"memory://{name}/demo"
+    endpoint = request.getfixturevalue("s3_endpoint")
+    object_stores.request(endpoint, "PUT", f"/{name}")
+    monkeypatch.setattr(options, "storage_options", object_stores.s3_options(endpoint))
+    return f"s3://{name}/demo"
+
+
+def test_demo_in_an_object_store(base, capsys):
+    pytest.importorskip("obstore")
+    assert cli.main(["demo", "--storage", base]) == 0
+    out = capsys.readouterr().out
+    assert out.count("[ok]") == 10
+    scheme = base.partition(":")[0]
+    assert re.search(rf"inputs is at {scheme}:///runs/adam-1/[0-9a-f]{{32}}\.zip\n", out)
+    assert list(open_storage(base).list("")) == []
+
+
+def test_demo_leaves_a_storage_with_objects_alone(base, capsys):
+    pytest.importorskip("obstore")
+    with open_storage(base).create("thesis.txt") as writer:
+        writer.write(b"precious")
+    assert cli.main(["demo", "--storage", base]) == 2
+    assert f"{base!r} is not empty; give another prefix" in capsys.readouterr().err
+    assert [found.path for found in open_storage(base).list("")] == ["thesis.txt"]
+    assert cli.main(["demo", "--storage", f"{base}/below", "--keep"]) == 0
+    assert len(list(open_storage(f"{base}/below").list(""))) == 4
+
+
 def test_an_error_of_ours_is_one_line_with_status_2(monkeypatch, capsys):
-    def refuse(folder, *, keep):
+    def refuse(*_, **__):
         raise RefusedURLError("a\nb", "it has\n two lines")
 
     monkeypatch.setattr("sqla_datastore.cli.demo.run", refuse)
