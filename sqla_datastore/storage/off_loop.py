@@ -52,7 +52,7 @@ def off_loop(call: Callable[[], T], stopped: threading.Event | None = None) -> T
     if future is None:
         return call()
     try:
-        return await_only(asyncio.shield(asyncio.wrap_future(future)))
+        return await_only(asyncio.shield(_awaitable(future)))
     except BaseException as err:
         if stopped is not None:
             stopped.set()
@@ -143,4 +143,11 @@ def _wait_for(future: Future[T], err: BaseException) -> None:
     while not future.done():
         # a task may be cancelled again and again, as by anyio's scopes
         with suppress(asyncio.CancelledError):
-            await_only(asyncio.wait([asyncio.wrap_future(future)]))
+            await_only(asyncio.wait([_awaitable(future)]))
+
+
+def _awaitable(future: Future[T]) -> asyncio.Future[T]:
+    """Return what the loop awaits; what the call raises is told to the task alone, not logged."""
+    awaitable = asyncio.wrap_future(future)
+    awaitable.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return awaitable

@@ -89,7 +89,7 @@ class Failing:
 def test_a_call_that_fails(stage, name, caplog):
     """Whichever it is: all or nothing, nothing dangling, and gc finds what could not be removed."""
     scenario, number = SCENARIOS[name], 0
-    step = 7 if stage.stored.base.startswith("s3") else 1
+    step = 7 if stage.stored.base.startswith("s3") else 3
     while True:
         number += step
         failing = Failing(number)
