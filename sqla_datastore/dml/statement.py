@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from sqla_datastore.schema.folders import FolderTemplate, Schemas
-    from sqla_datastore.value.saving import ValuePlan
 
 
 @dataclass(frozen=True)
@@ -155,15 +154,15 @@ class Statement(ABC):
     def _encode(self, column: DeclaredColumn, reservation: Reservation) -> ObjectURL | None:
         """Plan a value, and return its URL if it is small enough to stay in the row, else None."""
         limit = column.type.inline_bytes
-        plan = reservation.plan = _planned(column, reservation.value)
+        level = compression_level(column.type.compression)
+        plan = reservation.plan = reservation.value._plan(column.label, level)
         nbytes = sum(each.nbytes for each in plan.objects)
-        is_compressed = compression_level(column.type.compression) is not None
-        if not is_tried(nbytes, limit, is_compressed=is_compressed):
+        if not is_tried(nbytes, limit, is_compressed=level is not None):
             return None
         objects = encoded(plan.objects, limit)
         if objects is None:
             # it was used up
-            reservation.plan = _planned(column, reservation.value)
+            reservation.plan = reservation.value._plan(column.label, level)
             return None
         return DataURL.holding(objects)
 
@@ -298,7 +297,3 @@ class Statement(ABC):
         tables = declared_tables(self.declared.table.metadata)
         storages = [self.storage(column) for each in tables for column in each.columns]
         return list(dict.fromkeys(storages))
-
-
-def _planned(column: DeclaredColumn, value: DataStore) -> ValuePlan:
-    return value._plan(column.label, compression_level(column.type.compression))

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Engine, String, inspect, select, type_coerce
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.pool import NullPool, QueuePool
-from sqlalchemy.util import concurrency
 
 from sqla_datastore.dml.dialects import statement_against_waiting
+from sqla_datastore.storage.off_loop import can_await
 
 logger = logging.getLogger("sqla_datastore")
 
@@ -83,7 +83,7 @@ def _held(session: Session, identity: Any, key: str) -> list[str | None] | None:
 
 def _is_free(engine: Engine) -> bool:
     """Return whether an engine has a connection to spare, at once."""
-    if engine.dialect.is_async and not concurrency.in_greenlet():
+    if engine.dialect.is_async and not can_await():
         return False
     pool = engine.pool
     # other pools hand out the Session's own connection, or have the only one

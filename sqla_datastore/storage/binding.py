@@ -158,10 +158,8 @@ def storage_given(storage: StorageLike, *, to_write: bool = False) -> Storage:
         ConfigurationError: when no storage serves the URL.
         sqlalchemy.exc.UnboundExecutionError: when the session has no engine for all classes.
     """
-    if isinstance(storage, (str, os.PathLike)):
-        return storage_for(storage_text(storage), None)
-    if hasattr(storage, "make_durable"):
-        return cast("Storage", storage)
+    if isinstance(storage, (str, os.PathLike)) or hasattr(storage, "make_durable"):
+        return _storage_of(cast("str | Storage", storage))
     bound = getattr(storage, "get_bind", lambda: storage)()
     dialect = None if bound is None else _dialect_of(bound)
     found = storage_for(None, dialect)

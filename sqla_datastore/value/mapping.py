@@ -190,10 +190,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
     def __getitem__(self, name: str) -> Any:
         entry = self._index()[name]
         if entry.value is UNLOADED:
-            try:
-                entry = self._reading(partial(self._loaded, name), name)
-            except MissingObjectError as err:
-                raise self._explained(err) from err.__cause__
+            entry = self._reading(partial(self._loaded, name), name)
         if entry.fingerprint is not None:
             entry.handed_out = True
             self._arm()
@@ -282,10 +279,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         entries = self._entries
         if entries is not None:
             return entries
-        try:
-            return self._reading(self._read_index)
-        except MissingObjectError as err:
-            raise self._explained(err) from err.__cause__
+        return self._reading(self._read_index)
 
     def _reading(self, read: Callable[[], T], *names: str) -> T:
         """Read from the storage: in a thread where an asynchronous engine is at work.
@@ -296,6 +290,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
 
         Raises:
             StorageError: an event loop would stand still while a request is answered.
+            MissingObjectError: the object is not there; with what the row tells.
         """
         if is_on_loop() and not can_await() and self._is_async() and not self._is_near():
             shown = ", ".join(["value", *map(repr, names)])
@@ -304,7 +299,10 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
                 f"answered; await aload({shown}), or aprefetch(rows, …), before it is touched",
                 url=self.url,
             )
-        return off_loop(read)
+        try:
+            return off_loop(read)
+        except MissingObjectError as err:
+            raise self._explained(err) from err.__cause__
 
     def _is_near(self) -> bool:
         """Return whether to read it waits for no network."""

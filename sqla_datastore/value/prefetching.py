@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqla_datastore.exceptions import MissingObjectError
 from sqla_datastore.storage.off_loop import in_thread
 from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.value.datastore import DataStore
@@ -91,10 +90,7 @@ def _prefetch(
 
 def _load(value: DataStore, names: Sequence[str] | None) -> None:
     for name in list(value) if names is None else names:
-        try:
-            entry = value._loaded(name)
-        except MissingObjectError as err:
-            raise value._explained(err) from err.__cause__
+        entry = value._reading(partial(value._loaded, name), name)
         for child in entry.children:
             assert isinstance(child, DataStore)
             _load(child, None)
