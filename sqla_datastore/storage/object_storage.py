@@ -182,7 +182,8 @@ class ObjectStorage:
     def _refuse_order(self, url: str, last: str, path: str) -> NoReturn:
         raise StorageError(
             f"{url!r} in {self.url!r} was listed in another order than that of its names "
-            f"({last!r} before {path!r}), as directory buckets are; use a general purpose bucket",
+            f"({last!r} before {path!r}), as directory buckets and SeaweedFS list them; use a general "
+            "purpose bucket, or folders of which no name begins with another one",
             url=url,
         )
 
