@@ -494,17 +494,6 @@ class TestCosts:
         assert proxy.most_at_once > 5
         assert paths(storage) == []
 
-    def test_a_listing_in_another_order_is_refused(self, proxied, monkeypatch):
-        storage, _ = proxied
-        for name in ("a.zip", "b.zip"):
-            write(storage, name, b"x")
-        real = obstore.list
-        monkeypatch.setattr(
-            obstore, "list", lambda *a, **k: [[*page][::-1] for page in real(*a, **k)]
-        )
-        with pytest.raises(StorageError, match="order"):
-            paths(storage)
-
     def test_what_is_uploaded_in_parts_takes_little_memory(self, configured, s3_endpoint, bucket):
         configured(storage_options=s3_options(s3_endpoint))
         storage, piece = ObjectStorage.at(f"s3://{bucket}"), bytes(256 * 1024)
