@@ -6,7 +6,8 @@ and no password. Object stores on moto, SeaweedFS and Azurite, which are started
 
 ``SQLA_DATASTORE_TEST_DATABASES`` and ``SQLA_DATASTORE_TEST_SERVERS`` (``moto``, ``seaweedfs``,
 ``azurite``) name those that must be there: one that is missing fails its tests instead of skipping
-them. ``SQLA_DATASTORE_TEST_STRIDE`` has tests that try every call of a scenario try every n-th only.
+them. ``SQLA_DATASTORE_TEST_STRIDE`` has tests that try every call of a scenario try every n-th
+only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Databases and servers that have to be there: without them their tests fail instead of skipping."""
+"""Databases and servers that have to be there: without them tests fail instead of skipping."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Servers of object stores, each a process of its own on free ports of loopback, which ends with it.
+"""Servers of object stores, each a process of its own on free ports of loopback.
 
 - moto, a server of S3 in Python; it serves the client of Google Cloud Storage too.
 - SeaweedFS, a server of S3 that checks signatures, from a wheel.
-- Azurite, Microsoft's emulator of Azure Blob Storage, from npm; installed once for each version into
-  the user's cache.
+- Azurite, Microsoft's emulator of Azure Blob Storage, from npm; each version is installed once,
+  into the user's cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Transactions on the servers of object stores: rows and objects agree, and nothing stays behind."""
+"""Transactions on servers of object stores: rows and objects agree, and nothing stays behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from sqla_datastore.exceptions import StorageError
 obstore = pytest.importorskip("obstore")
 pytestmark = pytest.mark.servers
 # the others run on moto's S3
-SOME = ["insert_rows", "replace", "delete_rows_that_own_folders", "savepoints", "rolled_back"]
+SOME = [
+    *("insert_rows", "replace", "delete_rows_that_own_folders", "savepoints", "edit_in_place"),
+    *("bulk_statements", "cascade_to_a_declared_folder", "rolled_back"),
+]
 
 
 @pytest.fixture(scope="module", params=BUCKETS)
