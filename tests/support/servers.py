@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -19,12 +20,14 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ACCOUNT = "lab"
 """The account and the access key that every server knows."""
 SECRET = "d0phbHJYVXRuRkVNSUVYQU1QTEVLRVk="  # base64, as Azure's are
+# below those that systems give to clients, who could take one before its server does
+_PORTS = range(20_000, 30_000)
 _STARTS_SECONDS = 30
 _INSTALLS_SECONDS = 200
 # a run that is killed cannot stop them
@@ -126,12 +129,15 @@ def _install(npm: str, folder: Path) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listened to just now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return ports that nobody listens to just now."""
+    found: list[int] = []
+    # the same seed may be set in several workers
+    ports = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
+    while len(found) < count:
+        with suppress(OSError), socket.socket() as each:
+            each.bind(("127.0.0.1", port := next(ports)))
+            found.append(port)
+    return found
 
 
 @contextmanager
