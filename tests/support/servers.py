@@ -29,7 +29,7 @@ SECRET = "d0phbHJYVXRuRkVNSUVYQU1QTEVLRVk="  # base64, as Azure's are
 # below those that systems give to clients, who could take one before its server does
 _PORTS = range(20_000, 30_000)
 _STARTS_SECONDS = 30
-_INSTALLS_SECONDS = 200
+_INSTALLS_SECONDS = 120
 # a run that is killed cannot stop them
 _LIVES_SECONDS = 3600
 # the last one that Node.js 20 runs
