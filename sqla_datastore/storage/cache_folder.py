@@ -93,9 +93,7 @@ class CacheFolder:
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _FLAGS, dir_fd=top)
             try:
                 copy = self._copy(descriptor, name)
-                if copy is not None and (
-                    copy.is_sound() or (len(copy.data) > _COMPARED and not compared)
-                ):
+                if copy is not None and _is_right(copy, compared=compared):
                     # the oldest are removed first
                     with suppress(OSError):
                         os.utime(descriptor)
@@ -236,6 +234,11 @@ class CacheFolder:
                 os.unlink(each.name, dir_fd=top)
             total -= each.size
         return total
+
+
+def _is_right(copy: Copy, *, compared: bool) -> bool:
+    is_large = len(copy.data) > _COMPARED
+    return (is_large and not compared) or copy.is_sound()
 
 
 def _found(top: int, name: str) -> list[_Found]:
