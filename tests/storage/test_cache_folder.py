@@ -1,4 +1,4 @@
-"""The folder of the local cache: what it keeps, its limit between processes, and what is damaged."""
+"""The folder of the local cache: what it keeps, damage, and its limit between processes."""
 
 from __future__ import annotations
 
