@@ -1,8 +1,8 @@
 """The folder of the local cache: copies of objects under names of their own, of limited size.
 
 Processes share it. A copy is written under a temporary name of its full size, verified, and
-renamed; then it is not changed any more. What all of them may do at one time only, making room and
-beginning a copy, is done under a lock on a file, which holds how many bytes there are.
+renamed; then it is not changed any more. Files get their names under a lock, so that who makes room
+sees them all. The lock's file holds how many bytes they take.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _COMPARED = 1024 * 1024
 # a map takes some 20 microseconds, and a process has 65,530 of them
 _MAPPED = 64 * 1024
 _LOCK_SECONDS = 5
+# what file systems say that cannot do it
+_NO_ALLOCATION = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -136,7 +138,8 @@ class CacheFolder:
                 if size_bytes > _COMPARED:
                     # a smaller one is compared whenever it is read: a power failure shows then
                     posix.sync(descriptor)
-                os.rename(part, f"{digest}.sqla-copy", src_dir_fd=top, dst_dir_fd=top)
+                with _locked(top):
+                    os.rename(part, f"{digest}.sqla-copy", src_dir_fd=top, dst_dir_fd=top)
             except BaseException:
                 with suppress(OSError):
                     os.unlink(part, dir_fd=top)
@@ -206,7 +209,7 @@ class CacheFolder:
             try:
                 # held until it is closed, by a crash at the latest
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.ftruncate(descriptor, size)
+                _allocate(descriptor, size)
             except BaseException:
                 os.close(descriptor)
                 os.unlink(part, dir_fd=top)
@@ -290,6 +293,19 @@ def _locked(top: int) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give a file its size, on the disk as well, so that a full one shows before the download."""
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as err:
+            if err.errno not in _NO_ALLOCATION:
+                raise
+        else:
+            return
+    os.ftruncate(descriptor, size)
 
 
 def _told_total(lock: int) -> int | None:

@@ -258,6 +258,28 @@ def test_a_full_disk_leaves_nothing(folder, path, monkeypatch):
     assert parts(path) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no such call")
+def test_a_full_disk_is_noticed_before_the_download(folder, path, monkeypatch):
+    def full(descriptor, offset, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    pieces = iter([bytes(100)])
+    with pytest.raises(OSError, match="No space"):
+        folder.add(name_of("a"), 100, pieces, lambda copy: None)
+    assert len(list(pieces)) == 1
+    assert parts(path) == []
+
+
+def test_file_systems_that_cannot_allocate(folder, monkeypatch):
+    def unknown(descriptor, offset, size):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown, raising=False)
+    assert put(folder, "a", 300 * KIB).is_sound()
+    assert get(folder, "a") == content("a", 300 * KIB)
+
+
 # -- processes -------------------------------------------------------------------------------------
 
 _BEGIN = """

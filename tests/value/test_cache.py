@@ -67,7 +67,13 @@ class Far(Watched):
 
     def __init__(self, folder: Path) -> None:
         self.asked: list[str] = []
-        super().__init__(LocalStorage(folder), lambda name, when: self.asked.append(name))
+        self.is_down = False
+        super().__init__(LocalStorage(folder), self._note)
+
+    def _note(self, name: str, when: str) -> None:
+        self.asked.append(name)
+        if self.is_down:
+            raise StorageError("the network is down")
 
 
 @pytest.fixture
@@ -440,15 +446,10 @@ def test_a_storage_that_fails_meanwhile_is_told(far, folder):
     ds = stored_at(far, value())
     found = reloaded(ds, far)
     assert list(found)
-
-    def fail(name, when):
-        raise StorageError("the network is down")
-
-    far._at, at = fail, far._at
-    found._source._container._reader._remote._at = fail
+    far.is_down = True
     with pytest.raises(StorageError, match="network"):
         _ = found.large
-    found._source._container._reader._remote._at = far._at = at
+    far.is_down = False
     assert list(folder.glob("*.sqla-part")) == copies(folder) == []
     assert_whole(found)
     assert len(copies(folder)) == 1
