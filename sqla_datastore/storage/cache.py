@@ -29,7 +29,7 @@ T = TypeVar("T")
 Verify = Callable[[ObjectReader], None]
 
 SHARE = 10
-"""An object is copied if it takes at most so manieth a part of the limit."""
+"""What the limit is divided by; an object that is larger than the result is not copied."""
 
 _PIECE = 8 * 1024 * 1024
 _warned: set[tuple[str, str]] = set()
@@ -72,6 +72,7 @@ class _Reader:
         self._copy: Copy | None = None
         self._remote: ObjectReader | None = None
         self._may_copy = True
+        self._was_damaged = False
         self.size_bytes = 0
 
     def open(self) -> None:
@@ -117,6 +118,7 @@ class _Reader:
                 return False
             logger.warning("the copy of %r in %r is damaged: dropped", self._path, self._place)
             self._unless_it_fails(lambda: self._folder.remove(self._digest))
+            self._was_damaged = True  # where it cannot be removed, it must not be found again
             self._remote = self._storage.open(self._path)
             self._copy = None
             return True
@@ -134,7 +136,7 @@ class _Reader:
             return self._copy
 
     def _found(self) -> Copy | None:
-        compared = options.verify == "always"
+        compared = self._was_damaged or options.verify == "always"
         return self._unless_it_fails(lambda: self._folder.find(self._digest, compared=compared))
 
     def _made(self) -> Copy | None:

@@ -216,7 +216,7 @@ def test_a_damaged_copy_is_removed(folder, path, how, size):
 
 
 def test_of_a_large_copy_the_size_is_looked_at(path):
-    folder, size = CacheFolder(str(path), 100 * KIB * KIB), 2 * KIB * KIB
+    folder, size = CacheFolder(str(path), 100 * KIB * KIB), 3 * KIB * KIB
     put(folder, "a", size)
     damage(file_of(path, "a"), "bit")
     assert get(folder, "a") is not None

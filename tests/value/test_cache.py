@@ -345,9 +345,23 @@ def test_a_damaged_copy_is_dropped_and_made_anew(far, folder, where):
 def test_a_copy_that_was_cut_off_is_made_anew(far, folder):
     ds = stored_at(far, value())
     assert_whole(reloaded(ds, far))
-    os.truncate(copies(folder)[0], MIB)
+    os.truncate(copies(folder)[0], MIB * 3 // 2)
     assert_whole(reloaded(ds, far))
     assert copies(folder)[0].stat().st_size > 2 * MIB
+
+
+def test_a_damaged_copy_that_cannot_be_removed_is_not_used(far, folder, monkeypatch, caplog):
+    ds = stored_at(far, value())
+    assert_whole(reloaded(ds, far))
+    flip(copies(folder)[0], PLACES["small payload"])
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    for name in ("unlink", "rename", "posix_fallocate", "ftruncate"):
+        monkeypatch.setattr(os, name, refuse, raising=False)
+    assert_whole(reloaded(ds, far))
+    assert "Read-only" in caplog.text
 
 
 def test_damage_is_not_copied_into_another_object(far, folder):
