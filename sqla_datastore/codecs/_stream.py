@@ -18,15 +18,7 @@ from typing_extensions import Buffer
 from ..exceptions import DataStoreError
 from ._compressed_stream import CompressedStream, compressed_stream, without_dictionaries
 from ._extensions import check_extensions, refuse_foreign, schema_refusal
-from ._messages import (
-    extensions,
-    is_compressed,
-    is_delta,
-    messages,
-    overlap,
-    storage_schema,
-    unpacked_nbytes,
-)
+from ._messages import facts, messages, storage_schema, unpacked_nbytes
 from .protocol import Decoder, Encoder
 
 _FREE_ROWS = 1 << 20
@@ -205,23 +197,22 @@ def _checked_messages(data: Buffer, unpacked: int | None, decoder: Decoder) -> t
     left = _FREE_PACKED + 2 * (unpacked or 0)
     for message in messages(data):
         count += 1
-        metadata = message.metadata
-        if is_compressed(metadata):
+        found = facts(message.metadata)
+        if found.is_compressed:
             if unpacked is None:
                 raise decoder.damaged("an Arrow stream is compressed, and its size is not known")
             left -= unpacked_nbytes(message)
             if left < 0:
                 raise decoder.damaged("an Arrow stream makes more bytes than it claims")
-        if is_delta(metadata):
+        if found.is_delta:
             raise decoder.damaged(
                 "a dictionary of an Arrow stream is added to, which this library never writes"
             )
-        if overlap(metadata):
+        if found.overlap:
             raise decoder.damaged("buffers of an Arrow stream overlap")
-        names = [name for _, name in extensions(metadata)]
-        for name in names:
+        for name in found.extensions:
             refuse_foreign(name, decoder)
-        storage = storage_schema(message) if names else storage
+        storage = storage_schema(message) if found.extensions else storage
     return storage, count
 
 
