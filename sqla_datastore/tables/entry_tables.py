@@ -51,7 +51,7 @@ def table_of(value: Any, name: str) -> tuple[str, Any]:
     if isinstance(value, dict):
         return DICT, pa.Table.from_pylist([_named(value)])
     codec = find_codec(value)
-    if codec is None or codec.mutable:
+    if codec is not None and codec.mutable:
         raise TypeError(f"{type(value).__name__} values make no table")
     return SCALAR, pa.table({name: pa.array([_scalar(value)])})
 

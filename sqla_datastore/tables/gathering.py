@@ -9,10 +9,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 
+from sqla_datastore.exceptions import CollectError
 from sqla_datastore.storage.off_loop import in_thread, off_loop
-from sqla_datastore.tables.pages import Page, PageReader
+from sqla_datastore.tables.pages import OTHER_TYPE, Page, PageReader
 from sqla_datastore.tables.row_query import Row, RowQuery
-from sqla_datastore.tables.schemas import Agreement
+from sqla_datastore.tables.schemas import Agreement, merged
 
 T = TypeVar("T")
 Read: TypeAlias = Callable[[Sequence[Row], threading.Event], T]
@@ -29,36 +30,34 @@ class Gathered:
     def __init__(self, reader: PageReader, schema: Any) -> None:
         self._reader = reader
         self._agreement = Agreement(reader.entry, schema)
+        self._rows = reader.empty().attached.schema
         self._pages: list[Page] = []
 
     def add(self, page: Page) -> None:
         """Take in a page; raises `CollectError` where it does not agree with those before."""
         self._agreement.add(page.forms)
+        try:
+            self._rows = merged(self._rows, page.attached.schema)
+        except pa.ArrowException as err:
+            raise CollectError(f"{err}; {OTHER_TYPE}") from err
         self._pages.append(page)
 
     def table(self) -> Any:
         """Return the table."""
-        pages, schema = self._pages or [self._reader.empty()], self._agreement.schema
-        return pa.concat_tables([self._reader.whole(page, schema) for page in pages])
+        return pa.concat_tables(self.tables(self._pages or [self._reader.empty()]))
+
+    def tables(self, pages: list[Page]) -> list[Any]:
+        """Return pages as tables of the schema that is known."""
+        return [self._reader.whole(page, self._rows, self._agreement.schema) for page in pages]
 
 
-class Stream:
-    """Pages that become batches of one schema, as soon as one is known.
-
-    Args:
-        reader: has read them.
-        schema: of the entries, where the user gives it.
-    """
-
-    def __init__(self, reader: PageReader, schema: Any) -> None:
-        self._reader = reader
-        self._agreement = Agreement(reader.entry, schema)
-        self._waiting: list[Page] = []
+class Stream(Gathered):
+    """Pages that become batches of one schema, as soon as one is known."""
 
     @property
     def schema(self) -> Any:
         """The schema of the batches, attached columns included, as far as it is known."""
-        return self._reader.whole(self._reader.empty(), self._agreement.schema).schema
+        return self.tables([self._reader.empty()])[0].schema
 
     @property
     def is_known(self) -> bool:
@@ -71,16 +70,18 @@ class Stream:
         Raises:
             CollectError: the page does not fit the schema.
         """
-        self._agreement.add(page.forms)
-        self._waiting.append(page)
+        if self._agreement.is_fixed:
+            self._agreement.add(page.forms)
+            self._pages.append(page)
+        else:
+            self.add(page)
         return self.rest() if self.is_known else []
 
     def rest(self) -> list[Any]:
         """Return the batches of the pages that are waiting; no other schema comes after this."""
         self._agreement.is_fixed = True
-        pages, self._waiting = self._waiting, []
-        tables = (self._reader.whole(page, self._agreement.schema) for page in pages)
-        return [batch for table in tables for batch in table.to_batches() if batch.num_rows]
+        pages, self._pages = self._pages, []
+        return [batch for table in self.tables(pages) for batch in table.to_batches()]
 
     def reader(self, pages: Iterator[Page]) -> Any:
         """Return the `pyarrow.RecordBatchReader` of all pages; reads until the schema is known."""

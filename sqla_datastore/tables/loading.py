@@ -53,9 +53,12 @@ class EntryLoader:
         def load(place: int) -> None:
             loaded[place] = self._loaded(rows[place])
 
+        # what waits for nothing is the interpreter's work, and threads make that slower
+        values = map(self._query.value_of, rows)
+        threads = 1 if all(value is None or value._is_near() for value in values) else LOADERS
         places = range(len(rows))
         for err in call_for_each(
-            load, places, threads=LOADERS, stopped=stopped, until_failure=True
+            load, places, threads=threads, stopped=stopped, until_failure=True
         ):
             raise err
         return loaded

@@ -22,6 +22,10 @@ Missing: TypeAlias = Literal["skip", "null"]
 
 _COPIED_BYTES = 128 * 1024
 """Of an entry: what is smaller was read with all of its object, and not mapped."""
+OTHER_TYPE = (
+    "a column of the rows is of another type than in rows before; select one of a known type: "
+    "sqlalchemy.cast(column, Integer).label('name')"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,9 @@ class PageReader:
             else:
                 tables.append(self._fitted(alike, schema))
         joined = pa.concat_tables(tables)
-        small = joined.nbytes < _COPIED_BYTES * len(parts)
+        # the longest one tells, since to ask each takes a tenth of all
+        longest = max(tables, key=len)
+        small = longest.nbytes * len(tables) < _COPIED_BYTES * len(parts)
         # else each would keep the memory of its whole object
         return joined.combine_chunks() if small else joined
 
@@ -144,14 +150,23 @@ class PageReader:
                 self.fit(part.row, part.table, schema)
             raise
 
-    def whole(self, page: Page, schema: Any) -> Any:
-        """Return a page as a table: the attached columns, and those of a schema.
+    def whole(self, page: Page, rows: Any, schema: Any) -> Any:
+        """Return a page as a table: the attached columns, and those of the entry.
+
+        Args:
+            page: the page.
+            rows: the schema of the attached columns.
+            schema: that of the entry; None where no row has it.
 
         Raises:
             CollectError: a value does not fit the schema, or two columns have one name.
         """
         schema = pa.schema([]) if schema is None else schema
-        self._refuse_clash(page.attached.column_names, schema.names)
+        self._refuse_clash(rows.names, schema.names)
+        try:
+            attached = fitted(page.attached, rows)
+        except pa.ArrowException as err:
+            raise CollectError(f"{err}; {OTHER_TYPE}") from err
         entries = page.entries
         if entries is None:
             entries = pa.table({"": pa.nulls(page.attached.num_rows)})
@@ -163,8 +178,8 @@ class PageReader:
                 self.fit(row, entries.slice(start, count), schema)
                 start += count
             raise
-        names = [*page.attached.column_names, *schema.names]
-        return pa.Table.from_arrays([*page.attached.columns, *entries.columns], names)
+        names = [*rows.names, *schema.names]
+        return pa.Table.from_arrays([*attached.columns, *entries.columns], names)
 
     def fit(self, row: Row, table: Any, schema: Any) -> None:
         """Raise `CollectError` where an entry's values do not fit a schema."""

@@ -153,9 +153,10 @@ def _arrow_type(sql: types.TypeEngine[Any]) -> tuple[Any, Callable[[Any], Any] |
     """Return the Arrow type of a SQL type, if one is sure before there are values."""
     if isinstance(sql, types.Enum):
         return pa.string(), lambda value: getattr(value, "name", value)
-    if isinstance(sql, types.Numeric) and sql.asdecimal:
-        known = sql.precision is not None and sql.scale is not None
-        return (pa.decimal128(sql.precision, sql.scale), None) if known else (None, None)
+    if getattr(sql, "asdecimal", False):
+        precision, scale = getattr(sql, "precision", None), getattr(sql, "scale", None)
+        is_known = precision is not None and scale is not None
+        return pa.decimal128(precision, scale) if is_known else None, None
     if isinstance(sql, types.DateTime) and sql.timezone:
         # some databases keep no zone and give none back
         return None, None
@@ -168,6 +169,7 @@ def _arrow_type(sql: types.TypeEngine[Any]) -> tuple[Any, Callable[[Any], Any] |
 _TYPES: tuple[tuple[type[Any], Any, Callable[[Any], Any] | None], ...] = (
     (types.Boolean, pa.bool_(), None),
     (types.Integer, pa.int64(), None),
+    (types.Float, pa.float64(), None),
     (types.Numeric, pa.float64(), None),
     (types.Uuid, pa.string(), str),
     (types.String, pa.string(), None),

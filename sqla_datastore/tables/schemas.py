@@ -60,7 +60,7 @@ class Agreement:
             self.schema = form.schema
             return
         try:
-            merged = _merged(self.schema, form.schema)
+            schema = merged(self.schema, form.schema)
         except pa.ArrowException as err:
             raise CollectError(
                 f"the entry {self._entry!r} of {form.row} does not agree with those before: {err}; "
@@ -68,8 +68,8 @@ class Agreement:
                 row=form.row,
                 entry=self._entry,
             ) from err
-        if self.is_fixed and not merged.equals(self.schema):
-            new = [field.name for field in merged if field not in [*self.schema]]
+        if self.is_fixed and not schema.equals(self.schema):
+            new = [field.name for field in schema if field not in [*self.schema]]
             raise CollectError(
                 f"the entry {self._entry!r} of {form.row} has columns that batches before do not "
                 f"have, or of another type: {', '.join(map(repr, new))}; give the schema=... of "
@@ -77,7 +77,7 @@ class Agreement:
                 row=form.row,
                 entry=self._entry,
             )
-        self.schema = merged
+        self.schema = schema
 
 
 def plain(schema: Any) -> Any:
@@ -100,7 +100,7 @@ def _read_by_all(arrow_type: Any) -> Any:
     )
 
 
-def _merged(one: Any, other: Any) -> Any:
+def merged(one: Any, other: Any) -> Any:
     """Return the schema that two plain ones can be cast to.
 
     Raises:
