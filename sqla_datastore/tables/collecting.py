@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from sqla_datastore.tables.pages import Missing, PageReader
     from sqla_datastore.tables.row_query import Attribute
 
-_ROWS = 256
-"""Whose entries are read before they are put together."""
-
 
 def collect(
     session: Session | scoped_session[Any] | Connection,
@@ -72,7 +69,7 @@ def collect(
 
     reader = _reader(statement, attribute, entry, columns, missing, schema)
     gathered = gathering.Gathered(reader, schema)
-    for page in gathering.read(session, reader.query, reader.read, _ROWS):
+    for page in gathering.read(session, reader.query, reader.read):
         gathered.add(page)
     return gathered.table()
 
@@ -132,7 +129,7 @@ async def acollect(
 
     reader = _reader(statement, attribute, entry, columns, missing, schema)
     gathered = gathering.Gathered(reader, schema)
-    async for page in gathering.aread(session, reader.query, reader.read, _ROWS):
+    async for page in gathering.aread(session, reader.query, reader.read):
         gathered.add(page)
     return gathered.table()
 
@@ -197,7 +194,7 @@ def collect_array(
     from sqla_datastore.tables.stacking import Stack
 
     stack = Stack(statement, attribute, entry, columns)
-    for found in gathering.read(session, stack.query, stack.read, _ROWS):
+    for found in gathering.read(session, stack.query, stack.read):
         stack.add(found)
     return stack.array()
 
@@ -215,7 +212,7 @@ async def acollect_array(
     from sqla_datastore.tables.stacking import Stack
 
     stack = Stack(statement, attribute, entry, columns)
-    async for found in gathering.aread(session, stack.query, stack.read, _ROWS):
+    async for found in gathering.aread(session, stack.query, stack.read):
         stack.add(found)
     return stack.array()
 

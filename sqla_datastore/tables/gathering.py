@@ -15,6 +15,9 @@ from sqla_datastore.tables.pages import OTHER_TYPE, Page, PageReader
 from sqla_datastore.tables.row_query import Row, RowQuery
 from sqla_datastore.tables.schemas import Agreement, merged
 
+_ROWS = 256
+"""Whose entries are read before they are put together."""
+
 T = TypeVar("T")
 Read: TypeAlias = Callable[[Sequence[Row], threading.Event], T]
 
@@ -102,18 +105,20 @@ class Stream(Gathered):
         return pa.RecordBatchReader.from_batches(self.schema, batches())
 
 
-def read(session: Any, query: RowQuery, call: Read[T], rows: int) -> Iterator[T]:
-    """Select some rows at a time, and yield what a call reads of them.
+def read(session: Any, query: RowQuery, call: Read[T], yield_per: int | None = None) -> Iterator[T]:
+    """Select rows, and yield what a call reads of some of them at a time.
 
     Args:
         session: a Session or a Connection.
         query: what is selected.
         call: reads; blocks.
-        rows: how many at a time.
+        yield_per: how many rows at a time, while the result stays open. None fetches all rows
+            first: they are short, and some drivers stream inside a transaction alone.
     """
-    result = session.execute(query.statement, execution_options={"yield_per": rows})
+    options = {} if yield_per is None else {"yield_per": yield_per}
+    result = session.execute(query.statement, execution_options=options)
     try:
-        for found in result.partitions(rows):
+        for found in result.partitions(yield_per or _ROWS):
             # an event, to end early where a task of an asynchronous engine is cancelled
             stopped = threading.Event()
             yield off_loop(partial(call, found, stopped), stopped)
@@ -121,12 +126,22 @@ def read(session: Any, query: RowQuery, call: Read[T], rows: int) -> Iterator[T]
         result.close()
 
 
-async def aread(session: Any, query: RowQuery, call: Read[T], rows: int) -> AsyncIterator[T]:
+async def aread(
+    session: Any, query: RowQuery, call: Read[T], yield_per: int | None = None
+) -> AsyncIterator[T]:
     """As `read`, for asynchronous sessions and connections."""
-    result = await session.stream(query.statement, execution_options={"yield_per": rows})
+    if yield_per is None:
+        for found in (await session.execute(query.statement)).partitions(_ROWS):
+            yield await _in_thread(call, found)
+        return
+    result = await session.stream(query.statement, execution_options={"yield_per": yield_per})
     try:
-        async for found in result.partitions(rows):
-            stopped = threading.Event()
-            yield await in_thread(partial(call, found, stopped), stopped)
+        async for found in result.partitions(yield_per):
+            yield await _in_thread(call, found)
     finally:
         await result.close()
+
+
+async def _in_thread(call: Read[T], rows: Sequence[Row]) -> T:
+    stopped = threading.Event()
+    return await in_thread(partial(call, rows, stopped), stopped)

@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from sqla_datastore.exceptions import CollectError
 
+_VIEWS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
+
 
 class Form(NamedTuple):
     """What an entry is: its kind and schema, and the row of the first one that was like it."""
@@ -95,9 +97,7 @@ def plain(schema: Any) -> Any:
 
 def _read_by_all(arrow_type: Any) -> Any:
     """Return the type that a view of text becomes: unify_schemas knows none."""
-    return {"string_view": pa.large_string(), "binary_view": pa.large_binary()}.get(
-        str(arrow_type), arrow_type
-    )
+    return _VIEWS.get(str(arrow_type), arrow_type)
 
 
 def merged(one: Any, other: Any) -> Any:
@@ -138,9 +138,18 @@ def fitted(table: Any, schema: Any) -> Any:
     lacks = pa.nulls(table.num_rows)
     names = {*table.column_names}
     columns = [
-        (table.column(field.name) if field.name in names else lacks).cast(field.type)
+        _cast(table.column(field.name) if field.name in names else lacks, field.type)
         for field in schema
     ]
     if not columns:
         return table.select([])
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _cast(column: Any, arrow_type: Any) -> Any:
+    try:
+        return column.cast(arrow_type)
+    except pa.ArrowNotImplementedError:  # before pyarrow 20 nothing casts views
+        if str(column.type) not in _VIEWS:
+            raise
+        return pa.array(column.to_pylist(), arrow_type)
