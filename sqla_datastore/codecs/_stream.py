@@ -166,7 +166,7 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
         reader = pa.ipc.open_stream(pa.py_buffer(data))
         schema = reader.schema
         check_field_names(schema)
-        is_plain = _PLAIN_TYPES.issuperset(schema.types)
+        is_plain = all(map(_is_plain, schema.types))
         if not is_plain and has_far_more_columns(schema, count, nbytes):
             raise decoder.damaged("nulls or unions are in too many batches of an Arrow stream")
         if storage is not None:
@@ -254,6 +254,11 @@ def shows_far_more(schema: Any, batches: Sequence[Any], nbytes: int) -> bool:
     return shown > _FREE_BYTES + 8 * nbytes
 
 
+def _is_plain(arrow_type: Any) -> bool:
+    # extension types of others need not be hashable
+    return not isinstance(arrow_type, pa.BaseExtensionType) and arrow_type in _PLAIN_TYPES
+
+
 def _shown(batch: Any) -> int:
     views = (each for each in _arrays_in(batch) if _is_view(each.type))
     # of 16 bytes each; the first four are its length
@@ -300,7 +305,7 @@ def check_field_names(schema: Any) -> None:
     """
     _ = schema.names
     for field in schema:
-        if not field.type.num_fields and field.type in _PLAIN_TYPES:
+        if _is_plain(field.type):
             continue
         for each in types_in(field.type):
             _ = [each.field(number).name for number in range(each.num_fields)]

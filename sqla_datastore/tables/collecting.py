@@ -83,22 +83,23 @@ def collect_batches(
     columns: Sequence[Attribute] | None = None,
     missing: Missing = "skip",
     schema: pa.Schema | None = None,
-    yield_per: int = 256,
+    batch_rows: int = 256,
 ) -> pa.RecordBatchReader:
     """Do what `collect` does batch by batch, for more than fits the memory.
 
-    The first rows are read at once: they make the schema where none is given. What comes later has
-    to fit it, and may lack columns. The statement's result stays open until the end.
+    The rows are selected at once, and take about half a kilobyte each. The entries of the first
+    ones are read at once, too: they make the schema where none is given. What comes later has to
+    fit it, and may lack columns. Then the Session is not needed any more, and any thread may read.
 
     Args:
-        session: as for `collect`; keep it open until the last batch was read.
+        session: as for `collect`.
         statement: as for `collect`.
         attribute: as for `collect`.
         entry: as for `collect`.
         columns: as for `collect`.
         missing: as for `collect`.
         schema: as for `collect`.
-        yield_per: how many rows' entries are in memory at the same time.
+        batch_rows: how many rows' entries are in memory at the same time.
 
     Returns:
         A reader, which iterates over record batches, and which DuckDB and others read by
@@ -111,7 +112,7 @@ def collect_batches(
 
     reader = _reader(statement, attribute, entry, columns, missing, schema)
     stream = gathering.Stream(reader, schema)
-    return stream.reader(gathering.read(session, reader.query, reader.read, yield_per))
+    return stream.reader(gathering.read(session, reader.query, reader.read, batch_rows))
 
 
 async def acollect(
@@ -143,14 +144,14 @@ async def acollect_batches(
     columns: Sequence[Attribute] | None = None,
     missing: Missing = "skip",
     schema: pa.Schema | None = None,
-    yield_per: int = 256,
+    batch_rows: int = 256,
 ) -> AsyncIterator[pa.RecordBatch]:
     """As `collect_batches`, for ``async for``: yields record batches of one schema."""
     from sqla_datastore.tables import gathering
 
     reader = _reader(statement, attribute, entry, columns, missing, schema)
     stream = gathering.Stream(reader, schema)
-    async for page in gathering.aread(session, reader.query, reader.read, yield_per):
+    async for page in gathering.aread(session, reader.query, reader.read, batch_rows):
         for batch in stream.batches(page):
             yield batch
     for batch in stream.rest():

@@ -105,43 +105,39 @@ class Stream(Gathered):
         return pa.RecordBatchReader.from_batches(self.schema, batches())
 
 
-def read(session: Any, query: RowQuery, call: Read[T], yield_per: int | None = None) -> Iterator[T]:
-    """Select rows, and yield what a call reads of some of them at a time.
+def read(session: Any, query: RowQuery, call: Read[T], rows: int = _ROWS) -> Iterator[T]:
+    """Select rows at once, and yield later what a call reads of some of them at a time.
+
+    Rows are short, and entries are not. So no cursor stays open, and whoever reads the stream may
+    do so in another thread than the one that the Session belongs to, as DuckDB does.
 
     Args:
         session: a Session or a Connection.
         query: what is selected.
         call: reads; blocks.
-        yield_per: how many rows at a time, while the result stays open. None fetches all rows
-            first: they are short, and some drivers stream inside a transaction alone.
+        rows: how many at a time.
     """
-    options = {} if yield_per is None else {"yield_per": yield_per}
-    result = session.execute(query.statement, execution_options=options)
-    try:
-        for found in result.partitions(yield_per or _ROWS):
-            # an event, to end early where a task of an asynchronous engine is cancelled
-            stopped = threading.Event()
-            yield off_loop(partial(call, found, stopped), stopped)
-    finally:
-        result.close()
+    found = _some(session.execute(query.statement).all(), rows)
+    return (off_loop(partial(call, each, stopped), stopped) for each, stopped in found)
 
 
 async def aread(
-    session: Any, query: RowQuery, call: Read[T], yield_per: int | None = None
+    session: Any, query: RowQuery, call: Read[T], rows: int = _ROWS
 ) -> AsyncIterator[T]:
     """As `read`, for asynchronous sessions and connections."""
-    if yield_per is None:
-        for found in (await session.execute(query.statement)).partitions(_ROWS):
-            yield await _in_thread(call, found)
-        return
-    result = await session.stream(query.statement, execution_options={"yield_per": yield_per})
-    try:
-        async for found in result.partitions(yield_per):
-            yield await _in_thread(call, found)
-    finally:
-        await result.close()
+    for each, stopped in _some((await session.execute(query.statement)).all(), rows):
+        yield await in_thread(partial(call, each, stopped), stopped)
 
 
-async def _in_thread(call: Read[T], rows: Sequence[Row]) -> T:
-    stopped = threading.Event()
-    return await in_thread(partial(call, rows, stopped), stopped)
+def _some(rows: Sequence[Row], count: int) -> Iterator[tuple[list[Row], threading.Event]]:
+    """Yield some rows at a time, and forget them: their values hold what was loaded.
+
+    Each with an event, to end early where a task of an event loop is cancelled.
+    """
+    if count < 1:
+        raise ValueError(f"batch_rows is 1 or more, not {count!r}")
+    left = [*rows]
+    left.reverse()
+    del rows
+    while left:
+        yield [left.pop() for _ in range(min(count, len(left)))], threading.Event()

@@ -55,7 +55,10 @@ class RowQuery:
             CollectError: a column cannot be attached.
         """
         if not isinstance(statement, Select):
-            raise TypeError(f"a select() says which rows to collect, not {statement!r}")
+            raise TypeError(
+                f"a select() says which rows to collect, not {type(statement).__name__!r}; for a "
+                "union write select(Run).where(Run.id.in_(…))"
+            )
         if not isinstance(getattr(attribute, "type", None), DeclaredType):
             raise TypeError(f"{attribute} is no column of DataStoreType")
         keys, table = _keys_of(attribute)

@@ -10,6 +10,7 @@ import gc
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -273,7 +274,7 @@ def test_columns_have_the_types_of_the_database_even_without_rows(tables, engine
         session.add(Run(id=2, data=DataStore(e=2)))
         session.commit()
         found = entries(session, columns=columns)
-        batches = collect_batches(session, RUNS, Run.data, "e", columns=columns, yield_per=1)
+        batches = collect_batches(session, RUNS, Run.data, "e", columns=columns, batch_rows=1)
         assert batches.read_all().equals(found)
     assert empty.num_rows == 0
     assert empty.schema == found.drop_columns(["e"]).schema
@@ -322,7 +323,7 @@ def test_what_is_not_flushed_is_flushed_as_before_any_query(session):
 def test_an_expression_without_a_type_has_that_of_its_values(session):
     add(session, 1, 2, 3)
     first = func.nullif(Run.id, 1, type_=NullType()).label("x")
-    batches = collect_batches(session, RUNS, Run.data, "e", columns=[first], yield_per=1)
+    batches = collect_batches(session, RUNS, Run.data, "e", columns=[first], batch_rows=1)
     with pytest.raises(CollectError, match=r"sqlalchemy\.cast"):
         batches.read_all()
     assert entries(session, columns=[first])["x"].to_pylist() == [None, 2, 3]
@@ -429,6 +430,8 @@ def test_what_is_no_statement_or_attribute_is_refused(session, arguments, messag
         collect(session, *arguments)
     with pytest.raises(ValueError, match="'skip' or 'null'"):
         entries(session, missing="drop")
+    with pytest.raises(ValueError, match="batch_rows is 1 or more"):
+        collect_batches(session, RUNS, Run.data, "e", batch_rows=0)
 
 
 # -- storage ---------------------------------------------------------------------------------------
@@ -515,7 +518,7 @@ def test_batches_hold_the_entries_of_some_rows(session, stored):
     opened = []
     place = Watched(LocalStorage(stored.base), lambda name, _: opened.append(name))
     bind_storage(session.get_bind(), place)
-    reader = collect_batches(session, RUNS, Run.data, "e", yield_per=3)
+    reader = collect_batches(session, RUNS, Run.data, "e", batch_rows=3)
     assert isinstance(reader, pa.RecordBatchReader)
     assert reader.schema.names == ["id", "a"]
     assert opened.count("open") == 3
@@ -527,17 +530,25 @@ def test_batches_hold_the_entries_of_some_rows(session, stored):
 
 def test_values_go_with_their_batch(session):
     add(session, *(pd.DataFrame({"a": [n]}) for n in range(40)))
-    reader = collect_batches(session, RUNS, Run.data, "e", yield_per=4)
+    reader = collect_batches(session, RUNS, Run.data, "e", batch_rows=4)
     for _ in reader:
         alive = sum(isinstance(each, Container) for each in gc.get_objects())
         assert alive <= 2 * 4
 
 
+def test_the_stream_needs_no_session_and_is_read_in_any_thread(session):
+    add(session, *(pd.DataFrame({"a": [n]}) for n in range(9)))
+    batches = collect_batches(session, RUNS, Run.data, "e", batch_rows=2)
+    session.close()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(batches.read_all).result()["a"].to_pylist() == [*range(9)]
+
+
 def test_batches_wait_for_the_first_entry(session):
     add(session, None, None, 3, None)
-    batches = collect_batches(session, RUNS, Run.data, "e", missing="null", yield_per=1)
+    batches = collect_batches(session, RUNS, Run.data, "e", missing="null", batch_rows=1)
     assert batches.read_all().to_pydict() == {"id": [1, 2, 3, 4], "e": [None, None, 3, None]}
-    skipped = collect_batches(session, RUNS, Run.data, "e", yield_per=1)
+    skipped = collect_batches(session, RUNS, Run.data, "e", batch_rows=1)
     assert skipped.read_all().to_pydict() == {"id": [3], "e": [3]}
     none = collect_batches(session, RUNS.where(Run.id > 9), Run.data, "e")
     assert none.read_all().schema == pa.schema([("id", pa.int64())])
@@ -545,13 +556,13 @@ def test_batches_wait_for_the_first_entry(session):
 
 def test_later_rows_fit_the_first_or_the_given_schema(session):
     add(session, {"x": 1.5}, {"x": 2}, {"y": 3})
-    reader = collect_batches(session, RUNS, Run.data, "e", yield_per=1)
+    reader = collect_batches(session, RUNS, Run.data, "e", batch_rows=1)
     assert reader.read_next_batch().to_pydict() == {"id": [1], "x": [1.5]}
     assert reader.read_next_batch().to_pydict() == {"id": [2], "x": [2.0]}
     with pytest.raises(CollectError, match=r"the row id=3 .* columns .* 'y'; give the schema"):
         reader.read_next_batch()
     schema = pa.schema([("x", pa.float64()), ("y", pa.int8())])
-    found = collect_batches(session, RUNS, Run.data, "e", yield_per=1, schema=schema).read_all()
+    found = collect_batches(session, RUNS, Run.data, "e", batch_rows=1, schema=schema).read_all()
     assert found["y"].to_pylist() == [None, None, 3]
     assert found.schema.field("y").type == pa.int8()
 
@@ -609,7 +620,8 @@ def test_coroutines_read_in_threads(session, stored, tmp_path):
         async with AsyncSession(engine) as session:
             found = await acollect(session, RUNS, Run.data, "e")
             batches = [
-                batch async for batch in acollect_batches(session, RUNS, Run.data, "e", yield_per=2)
+                batch
+                async for batch in acollect_batches(session, RUNS, Run.data, "e", batch_rows=2)
             ]
             numbers, _ = await acollect_array(session, RUNS, Run.data, "other")
             by_greenlet = await session.run_sync(collect, RUNS, Run.data, "e")
