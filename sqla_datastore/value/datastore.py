@@ -9,6 +9,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from sqlalchemy.exc import InvalidRequestError
@@ -253,6 +254,15 @@ class DataStore(EntryMapping):
         self._entries, self._changed = {}, True
         for name, value in items:
             self._put(name, Entry(value))
+
+    # -- pydantic ----------------------------------------------------------------------------------
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, handler: Any) -> Any:
+        """Be the type of a pydantic field: see ``docs/web.md``."""
+        from sqla_datastore.value.pydantic_schema import core_schema_of
+
+        return core_schema_of(partial(cls.coerce, "data"), handler)
 
     # -- rows --------------------------------------------------------------------------------------
 
