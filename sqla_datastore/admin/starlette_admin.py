@@ -38,7 +38,6 @@ class DataStoreField(TextAreaField):
     """A text area with the plain entries of a value as JSON; tables elsewhere."""
 
     rows: int = 12
-    default: Any = "{}"
     searchable: bool | None = False
     orderable: bool | None = False
     detail_template: str = "fields/detail/text.html"
@@ -71,7 +70,8 @@ class DataStoreConverter(ModelConverter):
     @converts("sqla_datastore.types.DataStoreType")
     def conv_datastore(self, *args: Any, **kwargs: Any) -> BaseField:  # noqa: D102
         common = self._field_common(*args, **kwargs)
-        return DataStoreField(**{**common, "default": common.get("default") or "{}"})
+        empty = "{}" if common.get("required") else None
+        return DataStoreField(**{**common, "default": empty})
 
 
 class DataStoreView(ModelView):

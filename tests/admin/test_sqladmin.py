@@ -41,6 +41,7 @@ class Run(Base):
 
 
 class RunAdmin(DataStoreView, model=Run):
+    save_as = True
     column_list = (Run.id, Run.title, Run.data)
 
 
@@ -147,6 +148,16 @@ def test_a_form_makes_a_row(client, engine, stored):
     assert save(client, '{"n": 1}', "/admin/run/create").status_code == 302
     assert value(engine) == {"n": 1}
     assert_exact(engine, Base.metadata, stored, 1)
+
+
+def test_a_row_that_is_saved_as_a_new_one_has_a_copy_of_all(client, engine, stored):
+    add(engine, weights=np.arange(3), note="old")
+    text = form_text(client).replace('"old"', '"new"')
+    assert save(client, text, save="Save as new").status_code == 302
+    assert value(engine)["note"] == "old"
+    assert np.array_equal(value(engine, 2)["weights"], np.arange(3))
+    assert value(engine, 2)["note"] == "new"
+    assert_exact(engine, Base.metadata, stored, 2)
 
 
 def test_a_form_of_an_earlier_value_is_refused(client, engine):
