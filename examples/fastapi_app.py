@@ -103,7 +103,6 @@ async def upload(title: Annotated[str, Form()], table: UploadFile, session: OneS
     run = Run(title=title, data=DataStore(table=frame, source=table.filename))
     session.add(run)
     await session.commit()
-    await session.refresh(run)
     return RunOut.model_validate(run)
 
 

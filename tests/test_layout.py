@@ -34,6 +34,7 @@ PUBLIC = [
     "sqla_datastore.maintenance",
     "sqla_datastore.storage",
     "sqla_datastore.testing",
+    "sqla_datastore.typed",
 ]
 IMPORTABLE = [*PUBLIC, *(name for name in OPTIONAL if importlib.util.find_spec(OPTIONAL[name]))]
 

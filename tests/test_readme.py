@@ -121,7 +121,9 @@ def test_the_page_on_architecture_has_the_layers_of_the_contract():
 def test_the_lowest_versions_tested_are_those_that_are_allowed():
     allowed = {}
     project = PYPROJECT["project"]
-    extras = [project["optional-dependencies"][name] for name in ("object-stores", "fsspec")]
+    extras = [
+        project["optional-dependencies"][name] for name in ("object-stores", "fsspec", "typed")
+    ]
     for requirement in chain(project["dependencies"], *extras):
         name, _, rest = requirement.partition(">=")
         allowed[name] = re.match(r"[0-9.]+", rest)[0]

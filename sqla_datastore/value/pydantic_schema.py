@@ -41,7 +41,7 @@ class DataStoreMetadata(TypedDict):
 
 
 def core_schema_of(
-    coerce: Callable[[Any], EntryMapping | None], handler: GetCoreSchemaHandler
+    coerce: Callable[[Mapping[str, Any]], EntryMapping], handler: GetCoreSchemaHandler
 ) -> core_schema.JsonOrPythonSchema:
     """Return the schema of a field: a value or a mapping goes in, metadata comes out as JSON.
 
@@ -94,7 +94,7 @@ def _as_json(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _validated(coerce: Callable[[Any], EntryMapping | None], value: Any) -> EntryMapping:
+def _validated(coerce: Callable[[Mapping[str, Any]], EntryMapping], value: Any) -> EntryMapping:
     """Return the value of a field.
 
     A mapping is encoded once, without I/O, so that what cannot be stored is refused here and not
@@ -106,7 +106,6 @@ def _validated(coerce: Callable[[Any], EntryMapping | None], value: Any) -> Entr
         raise PydanticCustomError("datastore", needed, facts)
     try:
         coerced = coerce(value)
-        assert coerced is not None
         if coerced is not value:
             plan(coerced, None)
     except UnsupportedTypeError as err:

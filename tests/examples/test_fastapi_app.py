@@ -92,6 +92,20 @@ def test_work_in_the_background_is_saved(client, stored):
     assert run["data"]["entries"]["summary"]["shape"] == [8, 2]
 
 
+def test_a_bucket_is_read_in_threads(tmp_path):
+    """Its requests would be an error where they held up the event loop."""
+    create_app = load_example("fastapi_app").create_app
+    app = create_app(f"sqlite+aiosqlite:///{tmp_path / 'runs.db'}", "memory://fastapi_app")
+    with TestClient(app) as client:
+        uploaded = upload(client).json()
+        assert client.get("/runs").json() == [uploaded]
+        assert client.get("/runs/1/entries/table").status_code == 200
+        assert client.post("/runs/1/summary").status_code == 202
+        assert "summary" in client.get("/runs").json()[0]["data"]["entries"]
+        response = client.get("/runs/1/object")
+        assert "manifest.json" in zipfile.ZipFile(io.BytesIO(response.content)).namelist()
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [

