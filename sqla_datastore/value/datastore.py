@@ -316,10 +316,11 @@ class DataStore(EntryMapping, Generic[S_co]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         """Be the type of a pydantic field: see ``docs/web.md``."""
+        from sqla_datastore.typed.annotations import schema_in
         from sqla_datastore.value.pydantic_schema import core_schema_of
 
-        (given,) = get_args(source) or (Any,)
-        schema = EntrySchema.of(given) if isinstance(given, type) and given is not Any else None
+        given = schema_in(get_args(source))
+        schema = None if given is None else EntrySchema.of(given)
         return core_schema_of(partial(cls._field, schema), handler)
 
     @classmethod
