@@ -40,9 +40,14 @@ class Run(Base):
     more: Mapped[DataStore | None] = mapped_column(DataStoreType())
 
 
-class RunAdmin(DataStoreView, model=Run):
-    save_as = True
-    column_list = (Run.id, Run.title, Run.data)
+def view() -> type[DataStoreView]:
+    """Return a view of its own for each site: the site enters its engine there."""
+
+    class RunAdmin(DataStoreView, model=Run):
+        save_as = True
+        column_list = (Run.id, Run.title, Run.data)
+
+    return RunAdmin
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,7 @@ def site(tmp_path_factory, stored):
         clients = {}
         for kind, engine in engines.items():
             app = Starlette()
-            Admin(app, engine).add_view(RunAdmin)
+            Admin(app, engine).add_view(view())
             clients[kind] = stack.enter_context(TestClient(app, follow_redirects=False))
         yield engines["sync"], clients
         clients["async"].portal.call(engines["async"].dispose)
