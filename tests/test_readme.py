@@ -12,23 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.pages import code_blocks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-def code_blocks(page: str = README) -> str:
-    """Return the Python blocks as one script in which every line has the page's number."""
-    lines, inside = [], False
-    for line in page.splitlines():
-        if inside and line == "```":
-            inside = False
-        lines.append(line if inside else "")
-        if line == "```python":
-            inside = True
-    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +27,7 @@ def workplace(tmp_path_factory):
     script = folder / "README.md"
     # the title's line is free for what the text asks of users of pandas 2
     on_pandas_2 = "import pandas; pandas.options.mode.copy_on_write = True"
-    script.write_text((on_pandas_2 if pd.__version__ < "3" else "") + code_blocks())
+    script.write_text((on_pandas_2 if pd.__version__ < "3" else "") + code_blocks(README))
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=folder,

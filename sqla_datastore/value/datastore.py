@@ -9,7 +9,8 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, cast, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, cast, get_args, overload
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm.attributes import flag_modified
@@ -309,6 +310,33 @@ class DataStore(EntryMapping, Generic[S_co]):
         self._entries, self._changed = {}, True
         for name, value in items:
             self._put(name, Entry(value))
+
+    # -- pydantic ----------------------------------------------------------------------------------
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Be the type of a pydantic field: see ``docs/web.md``."""
+        from sqla_datastore.typed.annotations import schema_in
+        from sqla_datastore.value.pydantic_schema import core_schema_of
+
+        given = schema_in(get_args(source))
+        schema = None if given is None else EntrySchema.of(given)
+        return core_schema_of(partial(cls._field, schema), handler)
+
+    @classmethod
+    def _field(cls, schema: EntrySchema | None, value: Mapping[str, Any]) -> DataStore:
+        """Make a value of a mapping, as the schema of a field says; return a value as it is.
+
+        Raises:
+            UnsupportedTypeError: the mapping cannot be one.
+            SchemaMismatchError: it is not what the schema says.
+        """
+        coerced = cls.coerce("data", value)
+        assert coerced is not None
+        # to look at a value that is stored would read its index
+        if schema is not None and coerced is not value:
+            coerced._check_entries(schema, None)
+        return coerced
 
     # -- rows --------------------------------------------------------------------------------------
 
