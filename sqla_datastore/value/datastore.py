@@ -509,14 +509,20 @@ class DataStore(EntryMapping):
             self._watch.going(self)
 
     def __repr__(self) -> str:
-        from sqla_datastore.value.inspection import text_of
+        from sqla_datastore.value.display import text_of
 
         return text_of(self)
 
     def _repr_html_(self) -> str:
-        from sqla_datastore.value.inspection import html_of
+        from sqla_datastore.value.display import html_of
 
         return html_of(self)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        try:
+            return list(self)
+        except Exception:  # a key was pressed, and nobody waits for an error
+            return []
 
 
 def _refuse_subclass(value: DataStore, column: str | None) -> None:
@@ -565,7 +571,8 @@ class _DataStoreCodec:
         return decoder.nested(node)
 
     def describe(self, node: Any) -> Description:  # noqa: ARG002
-        return Description("DataStore")
+        # its entries are in an object of its own, which tells their sizes
+        return Description("DataStore", nbytes=0)
 
 
 register_codec(_DataStoreCodec())
