@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqla_datastore.options import Level
     from sqla_datastore.storage.binding import StorageLike
     from sqla_datastore.storage.protocol import Storage
-    from sqla_datastore.value.inspection import Inspection
+    from sqla_datastore.value.display import Inspection
     from sqla_datastore.value.saving import ValuePlan
 
 
@@ -509,12 +509,12 @@ class DataStore(EntryMapping):
             self._watch.going(self)
 
     def __repr__(self) -> str:
-        from sqla_datastore.value.display import text_of
+        from sqla_datastore.value.inspection import text_of
 
         return text_of(self)
 
     def _repr_html_(self) -> str:
-        from sqla_datastore.value.display import html_of
+        from sqla_datastore.value.inspection import html_of
 
         return html_of(self)
 

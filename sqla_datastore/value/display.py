@@ -1,21 +1,19 @@
-"""How a value shows itself: the ``repr``, a table, and HTML for notebooks. Loads nothing."""
+"""What is known of a value, and how it is shown: as aligned text, and as HTML for notebooks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from html import escape
 from itertools import islice
 from typing import Final
 
+from sqla_datastore.codecs import Description
 from sqla_datastore.exceptions import RefusedURLError
 from sqla_datastore.printable import printable
 from sqla_datastore.storage.urls import DataURL, ObjectURL, is_in_row
-from sqla_datastore.value.entry import UNLOADED
-from sqla_datastore.value.inspection import Inspection, inspect
-from sqla_datastore.value.mapping import EntryMapping
-from sqla_datastore.value.previews import preview
 
-_SHOWN: Final = 20
+SHOWN: Final = 20
 _SHOWN_BY_INSPECT: Final = 200
 _WIDEST: Final = 40
 _WIDEST_TYPE: Final = 120
@@ -38,40 +36,41 @@ _STYLE: Final = (
 )
 
 
-def text_of(ds: EntryMapping) -> str:
-    """Return the ``repr``: a line for the value and one for each entry; never raises."""
-    try:
-        known = inspect(ds)
-        rows = _rows(known, _SHOWN)
-    except Exception as err:  # a repr that raises hides what a debugger wants to show
-        return f"<{_headline(ds)}; {_error(err)}>"
-    return "\n".join([f"<{_headline(ds, known)}>", *_aligned(rows), *_rest(known, _SHOWN)])
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection:
+    """The state of a value; prints as a table.
 
+    Attributes:
+        url: the object that holds it, or None until it is stored.
+        stored: whether an object holds it, or held it before it was changed.
+        changed: whether saving it would write something new. Entries edited in place count; one
+            that only looks edited may count too until the next flush has compared it.
+        loaded: the names of the entries whose values are in memory, in order.
+        entries: type, dtype, shape and ``nbytes`` by name, in order. That is the payload's own size
+            in bytes: ``nbytes`` for NumPy arrays and scalars, the length of bytes, the UTF-8 length
+            of text, the same before and after the value is stored. For frames, tables and
+            collections it is what their columns or items take, in memory before and in the object
+            after (headers included). For a nested `DataStore` it is the sum of its entries, once
+            its index was read. It is 0 where nobody can tell.
+    """
 
-def table_of(known: Inspection) -> str:
-    """Return what is known of a value as a table with titles."""
-    rows = _rows(known, _SHOWN_BY_INSPECT)
-    head = f"<Inspection {_summary(known.url, known, changed=known.changed)}>"
-    titles = [list(_TITLES)] if rows else []
-    return "\n".join([head, *_aligned([*titles, *rows]), *_rest(known, _SHOWN_BY_INSPECT)])
+    url: str | None
+    stored: bool
+    changed: bool
+    loaded: tuple[str, ...]
+    entries: dict[str, Description]
 
+    def __repr__(self) -> str:
+        rows = rows_of(self, _SHOWN_BY_INSPECT)
+        head = f"<Inspection {summary(self.url, self, changed=self.changed)}>"
+        titles = [list(_TITLES)] if rows else []
+        more = lines_of_rest(self, _SHOWN_BY_INSPECT)
+        return "\n".join([head, *aligned([*titles, *rows]), *more])
 
-def html_of(ds: EntryMapping) -> str:
-    """Return a value as an HTML table with previews of what is in memory; never raises."""
-    try:
-        known = inspect(ds)
-        rows = _rows(known, _SHOWN)
-        previews = [_preview_of(ds, name) for name in islice(known.entries, _SHOWN)]
-    except Exception as err:
-        return f"<pre>{escape(f'<{_headline(ds)}; {_error(err)}>')}</pre>"
-    return _html_table(_headline(ds, known), rows, previews, _rest(known, _SHOWN))
-
-
-def html_table_of(known: Inspection) -> str:
-    """Return what is known of a value as an HTML table."""
-    rows = _rows(known, _SHOWN_BY_INSPECT)
-    caption = f"Inspection {_summary(known.url, known, changed=known.changed)}"
-    return _html_table(caption, rows, [], _rest(known, _SHOWN_BY_INSPECT))
+    def _repr_html_(self) -> str:
+        caption = f"Inspection {summary(self.url, self, changed=self.changed)}"
+        rows = rows_of(self, _SHOWN_BY_INSPECT)
+        return html_table(caption, rows, [], lines_of_rest(self, _SHOWN_BY_INSPECT))
 
 
 def size_text(nbytes: int) -> str:
@@ -112,23 +111,16 @@ def name_text(name: str) -> str:
 # -- parts -----------------------------------------------------------------------------------------
 
 
-def _headline(ds: EntryMapping, known: Inspection | None = None) -> str:
-    changed = ds._changed if known is None else known.changed
-    return printable(f"{type(ds).__name__} {_summary(ds.url, known, changed=changed)}")
-
-
-def _summary(url: str | None, known: Inspection | None, *, changed: bool) -> str:
+def summary(url: str | None, known: Inspection | None, *, changed: bool) -> str:
+    """Return where a value is, whether it was changed, and how many entries it has."""
     number = 0 if known is None else len(known.entries)
     count = [] if known is None else [f"{number} {'entry' if number == 1 else 'entries'}"]
     edited = ["changed"] if changed and url is not None else []
     return printable(", ".join([place_text(url), *edited, *count]))
 
 
-def _error(err: Exception) -> str:
-    return printable(f"{type(err).__name__}: {err}")
-
-
-def _rows(known: Inspection, shown: int) -> list[list[str]]:
+def rows_of(known: Inspection, shown: int) -> list[list[str]]:
+    """Return the cells of the first entries: name, type, dtype, shape, size, state."""
     loaded = set(known.loaded)
     return [
         [
@@ -144,25 +136,29 @@ def _rows(known: Inspection, shown: int) -> list[list[str]]:
     ]
 
 
-def _rest(known: Inspection, shown: int) -> list[str]:
+def lines_of_rest(known: Inspection, shown: int) -> list[str]:
+    """Return a line that counts the entries that are not shown, if there are any."""
     more = len(known.entries) - shown
     return [f"  … and {more} more"] if more > 0 else []
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Return rows as lines whose columns are aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def _preview_of(ds: EntryMapping, name: str) -> str:
-    # not `ds[name]`: that would load, and hand out what may then be edited
-    entry = (ds._entries or {}).get(name)
-    return "" if entry is None or entry.value is UNLOADED else preview(entry.value)
-
-
-def _html_table(
+def html_table(
     caption: str, rows: list[list[str]], previews: list[str], rest: Iterable[str]
 ) -> str:
+    """Return rows as HTML in the colours of the page around it; everything is escaped.
+
+    Args:
+        caption: the line above the table.
+        rows: as `rows_of` returns them.
+        previews: one for each row; without any the column is left out.
+        rest: lines below the table.
+    """
     has_previews = any(previews)
     titles = [*_TITLES[:-1], "", "preview"] if has_previews else list(_TITLES)
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)

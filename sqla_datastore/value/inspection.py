@@ -1,48 +1,25 @@
-"""What is known of a value without loading it: `inspect`; `display` shows it."""
+"""What is known of a value without loading it: `inspect`, and the ``repr`` built on it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from html import escape
+from itertools import islice
 
 from sqla_datastore.codecs import Description, find_codec
+from sqla_datastore.printable import printable
+from sqla_datastore.value.display import (
+    SHOWN,
+    Inspection,
+    aligned,
+    html_table,
+    lines_of_rest,
+    rows_of,
+    summary,
+)
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable
 from sqla_datastore.value.mapping import EntryMapping
+from sqla_datastore.value.previews import preview
 from sqla_datastore.value.sizes import size_bytes
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Inspection:
-    """The state of a value; prints as a table.
-
-    Attributes:
-        url: the object that holds it, or None until it is stored.
-        stored: whether an object holds it, or held it before it was changed.
-        changed: whether saving it would write something new. Entries edited in place count; one
-            that only looks edited may count too until the next flush has compared it.
-        loaded: the names of the entries whose values are in memory, in order.
-        entries: type, dtype, shape and ``nbytes`` by name, in order. That is the payload's own size
-            in bytes: ``nbytes`` for NumPy arrays and scalars, the length of bytes, the UTF-8 length
-            of text, the same before and after the value is stored. For frames, tables and
-            collections it is what their columns or items take, in memory before and in the object
-            after (headers included). For a nested `DataStore` it is the sum of its entries, once
-            its index was read. It is 0 where nobody can tell.
-    """
-
-    url: str | None
-    stored: bool
-    changed: bool
-    loaded: tuple[str, ...]
-    entries: dict[str, Description]
-
-    def __repr__(self) -> str:
-        from sqla_datastore.value.display import table_of
-
-        return table_of(self)
-
-    def _repr_html_(self) -> str:
-        from sqla_datastore.value.display import html_table_of
-
-        return html_table_of(self)
 
 
 def inspect(ds: EntryMapping) -> Inspection:
@@ -119,3 +96,42 @@ def _type_name(cls: type) -> str:
     library = cls.__module__.partition(".")[0]
     is_ours = issubclass(cls, Nestable) or library in ("builtins", "datetime", "decimal", "uuid")
     return cls.__qualname__ if is_ours else f"{library}.{cls.__qualname__}"
+
+
+# -- text and HTML ---------------------------------------------------------------------------------
+
+
+def text_of(ds: EntryMapping) -> str:
+    """Return the ``repr``: a line for the value and one for each entry; never raises."""
+    try:
+        known = inspect(ds)
+        rows = rows_of(known, SHOWN)
+    except Exception as err:  # a repr that raises hides what a debugger wants to show
+        return f"<{_headline(ds)}; {_error(err)}>"
+    return "\n".join([f"<{_headline(ds, known)}>", *aligned(rows), *lines_of_rest(known, SHOWN)])
+
+
+def html_of(ds: EntryMapping) -> str:
+    """Return a value as an HTML table with previews of what is in memory; never raises."""
+    try:
+        known = inspect(ds)
+        rows = rows_of(known, SHOWN)
+        previews = [_preview_of(ds, name) for name in islice(known.entries, SHOWN)]
+    except Exception as err:
+        return f"<pre>{escape(f'<{_headline(ds)}; {_error(err)}>')}</pre>"
+    return html_table(_headline(ds, known), rows, previews, lines_of_rest(known, SHOWN))
+
+
+def _headline(ds: EntryMapping, known: Inspection | None = None) -> str:
+    changed = ds._changed if known is None else known.changed
+    return printable(f"{type(ds).__name__} {summary(ds.url, known, changed=changed)}")
+
+
+def _error(err: Exception) -> str:
+    return printable(f"{type(err).__name__}: {err}")
+
+
+def _preview_of(ds: EntryMapping, name: str) -> str:
+    # not `ds[name]`: that would load, and hand out what may then be edited
+    entry = (ds._entries or {}).get(name)
+    return "" if entry is None or entry.value is UNLOADED else preview(entry.value)

@@ -44,7 +44,7 @@ def preview(value: Any) -> str:
     """Return a short line that shows what a value is like, or "" where it has none; never raises.
 
     Args:
-        value: what is in memory; of an array the first numbers are read, which a memory map fetches.
+        value: what is in memory; of an array the first numbers are read.
     """
     try:
         return printable(_preview(value), WIDEST)
