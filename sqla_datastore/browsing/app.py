@@ -50,9 +50,12 @@ class _Query:
     """The query part of an address: which table, row, column and entry are asked for."""
 
     def __init__(self, request: Request) -> None:
-        # names of entries can have lone surrogates, in files of hostile strangers
         text = request.scope["query_string"].decode("latin-1")
-        self._pairs = parse_qsl(text, keep_blank_values=True, errors="surrogatepass")
+        try:
+            # names of entries can have lone surrogates, in files of hostile strangers
+            self._pairs = parse_qsl(text, keep_blank_values=True, errors="surrogatepass")
+        except UnicodeDecodeError:
+            self._pairs = parse_qsl(text, keep_blank_values=True)
 
     def one(self, name: str, default: str = "") -> str:
         return next((value for key, value in self._pairs if key == name), default)

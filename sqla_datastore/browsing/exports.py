@@ -50,7 +50,7 @@ def file_name(kind: str, *parts: str) -> str:
         >>> file_name("csv", "runs", "1/2", "loss curve")
         'runs-1_2-loss_curve.csv'
     """
-    stem = "-".join(re.sub(r"[^A-Za-z0-9._-]", "_", part)[:60] for part in parts).lstrip(".")
+    stem = "-".join(re.sub(r"[^A-Za-z0-9._-]", "_", part)[:60] for part in parts).lstrip(".-")
     return f"{stem or 'value'}.{kind}"
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import Column, Engine, MetaData, Select, event, func, select
+from sqlalchemy.exc import DataError
 
 from sqla_datastore.browsing.keys import key_text, parsed_key
 from sqla_datastore.exceptions import ConfigurationError
@@ -149,6 +150,8 @@ class Tables:
             NotThereError: there is no such table.
         """
         query = self._query(table, _SHOWN_COLUMNS).order_by(*self._keys(table))
+        if not _is_storable(search):
+            return Page((), has_more=False)
         if search:
             query = query.where(sa.or_(*(_contains(key, search) for key in self._keys(table))))
         found = self._fetch(query.offset(offset).limit(limit + 1))
@@ -166,12 +169,14 @@ class Tables:
             NotThereError: there is no such table, or no such row.
         """
         keys = self._keys(table)
+        if not _is_storable(key):
+            raise self._no_row(table, key)
         try:
             values = parsed_key(keys, key)
-        except ValueError as err:
+            wanted = [column == value for column, value in zip(keys, values, strict=True)]
+            found = self._fetch(self._query(table, None).where(*wanted).limit(1))
+        except (ValueError, OverflowError, DataError) as err:  # too large a number, for instance
             raise self._no_row(table, key, f" ({err})") from err
-        wanted = [column == value for column, value in zip(keys, values, strict=True)]
-        found = self._fetch(self._query(table, None).where(*wanted).limit(1))
         if not found:
             raise self._no_row(table, key)
         return self._row(table, found[0])
@@ -214,6 +219,11 @@ def listed(names: Sequence[str]) -> str:
     """Return some names for a message."""
     shown = ", ".join(map(repr, names[:_LISTED]))
     return f"{shown}, … ({len(names)} in all)" if len(names) > _LISTED else shown
+
+
+def _is_storable(text: str) -> bool:
+    """Return whether a text may be in a database: some drivers fail at what none can hold."""
+    return "\0" not in text and text.encode(errors="ignore").decode() == text
 
 
 def _is_plain(column: Column[Any]) -> bool:

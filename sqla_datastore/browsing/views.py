@@ -158,6 +158,8 @@ def _cut(value: Any, depth: int, left: list[int], view: View) -> Any:
     left[0] -= 1
     if isinstance(value, DataStore):
         return _Mark("<DataStore>")
+    if isinstance(value, int) and value.bit_length() > 4_000:  # Python refuses to print some
+        return _Mark(f"<int of {value.bit_length()} bits>")
     if isinstance(value, str):
         return value if len(value) <= _WIDEST_LINE else value[:_WIDEST_LINE] + "…"
     if isinstance(value, (bytes, bytearray)):
@@ -297,8 +299,8 @@ def _first_values(value: Any, view: View) -> None:
     first = value[tuple(slice(0, 8) for _ in range(value.ndim))]
     if first.ndim > 2:
         first = first[(0,) * (first.ndim - 2)]
-    shown = np.array2string(first, precision=5, threshold=200, max_line_width=110)
-    _add_lines(shown.splitlines(), view)
+    with np.printoptions(precision=5, threshold=200, linewidth=110):
+        _add_lines(str(first).splitlines(), view)
     if first.size < value.size:
         view.notes.append(f"values: {first.size} of {value.size}")
 
