@@ -18,6 +18,8 @@ README = (ROOT / "README.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
+LOWEST_EXTRAS = ("cli", "browse", "object-stores", "fsspec")
+
 
 def code_blocks(page: str = README) -> str:
     """Return the Python blocks as one script in which every line has the page's number."""
@@ -132,7 +134,7 @@ def test_the_page_on_architecture_has_the_layers_of_the_contract():
 def test_the_lowest_versions_tested_are_those_that_are_allowed():
     allowed = {}
     project = PYPROJECT["project"]
-    extras = [project["optional-dependencies"][name] for name in ("object-stores", "fsspec")]
+    extras = [project["optional-dependencies"][name] for name in LOWEST_EXTRAS]
     for requirement in chain(project["dependencies"], *extras):
         name, _, rest = requirement.partition(">=")
         allowed[name] = re.match(r"[0-9.]+", rest)[0]

@@ -101,8 +101,10 @@ class Guard:
             await _refuse(send, 403, "Open the address that sqla-datastore browse has printed.")
             return
         rest = urlencode([pair for pair in query if pair[0] != "token"])
+        # some servers have the query in it, too
+        raw, _, _ = (scope.get("raw_path") or b"/").partition(b"?")
         # a path that begins with two slashes would be another host's
-        path = "/" + scope.get("raw_path", b"/").decode("latin-1").lstrip("/\\")
+        path = "/" + raw.decode("latin-1").lstrip("/\\")
         cookie = f"{_COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/"
         location = path + (f"?{rest}" if rest else "")
         await _refuse(

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Final
 
 from sqla_datastore.printable import printable
+from sqla_datastore.value.entry import Nestable
 
 WIDEST: Final = 60
 """How many characters a preview has at most."""
@@ -34,6 +35,14 @@ class _Repr(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = _ITEMS
         self.maxstring = self.maxother = self.maxlong = WIDEST
 
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if level <= 0:
+            return "{…}"
+        # the base sorts
+        items = islice(x.items(), self.maxdict)
+        shown = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in items]
+        return "{" + _listed(shown, len(x)) + "}"
+
     def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002
         if type(x) in _SCALARS or isinstance(x, (bytes, bytearray)):
             return repr(x[:WIDEST]) if isinstance(x, (bytes, bytearray)) else repr(x)
@@ -47,15 +56,19 @@ def preview(value: Any) -> str:
         value: what is in memory; of an array the first numbers are read.
     """
     try:
-        return printable(_preview(value), WIDEST)
+        text = printable(_preview(value))
+        return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
     except Exception:  # a glimpse is not worth an error
         return ""
 
 
 def _preview(value: Any) -> str:
     kind = type(value)
+    if isinstance(value, Nestable):
+        # of a nested value: its names, as far as they are known
+        return _listed(list(value._entries or ()))
     if kind is str:
-        return value if len(value) <= WIDEST else f"{value[: WIDEST - 1]}…"
+        return value[: WIDEST + 1]
     if kind in (bytes, bytearray):
         return f"{bytes(value[:16]).hex(' ')} …" if len(value) > 16 else bytes(value).hex(" ")
     if kind in _SCALARS or kind in _COLLECTIONS:

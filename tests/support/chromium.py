@@ -43,6 +43,7 @@ def visit(url: str, folder: Path, *, dark: bool = False, size: tuple[int, int]) 
             chromium(),
             "--headless",
             "--disable-gpu",
+            "--disable-dev-shm-usage",
             "--hide-scrollbars",
             "--no-first-run",
             "--disable-extensions",

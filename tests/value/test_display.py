@@ -42,7 +42,8 @@ def test_entries_in_memory_have_previews():
         array=np.arange(10) / 4,
         frame=pd.DataFrame({"loss": [1.5], "epoch": [2]}),
         text="a < b",
-        items=[1, {"k": DataStore()}],
+        items=[1, {"k": DataStore(), "a": 2}],
+        nested=DataStore(k=1, l=2),
     )
     head, *rows = Cells(ds._repr_html_()).rows
     assert head == ["entry", "type", "dtype", "shape", "size", "", "preview"]
@@ -50,7 +51,8 @@ def test_entries_in_memory_have_previews():
         "array": "0, 0.25, 0.5, 0.75, 1, 1.25, …",
         "frame": "columns loss, epoch",
         "text": "a < b",
-        "items": "[1, {'k': <DataStore>}]",
+        "items": "[1, {'k': <DataStore>, 'a': 2}]",
+        "nested": "k, l",
     }
 
 
