@@ -98,6 +98,12 @@ def test_the_codec_of_the_docs_passes_its_suite(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_the_code_of_the_page_on_looking_runs(capsys):
+    page = ROOT / "docs" / "browse.md"
+    exec(compile(code_blocks(page.read_text()), page, "exec"), {})
+    assert "weights" in capsys.readouterr().out
+
+
 def test_the_readme_opens_with_one_sentence_and_two_commands():
     opening = README.partition("\n## ")[0]
     assert opening.splitlines()[0] == "# sqla_datastore"

@@ -128,7 +128,7 @@ class _Pages:
     def row(self, query: _Query) -> Response:
         row = self._tables.row(query.one("table"), query.one("key"))
         values = [(name, value, *self._entries(value)) for name, value in row.values.items()]
-        return self._page("row.html", row=row, values=values, most=_LISTED_ENTRIES)
+        return self._page("row.html", row=row, values=values)
 
     def entry(self, query: _Query) -> Response:
         row, column, value = self._value(query)
@@ -137,9 +137,7 @@ class _Pages:
             raise NotThereError("the address names no entry; go to its row")
         ref = find_entry(value, *path)
         if ref.is_nested:
-            nested = nested_value(value, path)
-            entries, error = self._entries(nested)
-            return self._entry_page(row, column, path, ref, None, nested, entries, error)
+            return self._entry_page(row, column, path, ref, None, nested_value(value, path))
         if ref.is_large and not query.one("load"):
             return self._entry_page(row, column, path, ref, None)
         return self._entry_page(row, column, path, ref, self._view(ref))
@@ -169,14 +167,14 @@ class _Pages:
         column, value = row.value(query.one("column") or None)
         return row, column, value
 
-    def _entries(self, value: DataStore | None) -> tuple[dict[str, Any], str]:
-        """Return the entries of a value, and why they cannot be told."""
+    def _entries(self, value: DataStore | None) -> tuple[dict[str, Any], int, str]:
+        """Return the first entries of a value, how many it has, and why they cannot be told."""
         if value is None:
-            return {}, ""
+            return {}, 0, ""
         try:
-            return entries_of(value), ""
+            return entries_of(value, _LISTED_ENTRIES), len(value), ""
         except DataStoreError as err:
-            return {}, printable(err)
+            return {}, 0, printable(err)
 
     def _view(self, ref: EntryRef) -> View:
         value = ref.load()
@@ -193,9 +191,8 @@ class _Pages:
         ref: EntryRef,
         view: View | None,
         nested: DataStore | None = None,
-        entries: dict[str, Any] | None = None,
-        error: str = "",
     ) -> Response:
+        entries, count, error = self._entries(nested)
         plots = [] if view is None else [(title, Markup(svg)) for title, svg in view.plots]  # noqa: S704 - numbers, and a title that is escaped
         return self._page(
             "entry.html",
@@ -206,9 +203,9 @@ class _Pages:
             view=view,
             plots=plots,
             nested=nested,
-            entries=entries or {},
+            entries=entries,
+            count=count,
             error=error,
-            most=_LISTED_ENTRIES,
         )
 
     def _message(self, status: int, title: str, reason: object) -> Response:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from sqla_datastore.browsing.rows import NotThereError, listed
 from sqla_datastore.codecs import Description
 from sqla_datastore.format.compression import STORED
 from sqla_datastore.value.datastore import DataStore
-from sqla_datastore.value.inspection import inspect
+from sqla_datastore.value.inspection import description_of
 
 LARGEST_BYTES: Final = 256 << 20
 """Entries that take more memory than this are loaded only when that was asked for."""
@@ -58,13 +59,17 @@ class EntryRef:
         return self.description.nbytes > LARGEST_BYTES and not self.is_mapped
 
 
-def entries_of(value: DataStore) -> dict[str, Description]:
-    """Return the descriptions of a value's entries by name; reads its index.
+def entries_of(value: DataStore, most: int | None = None) -> dict[str, Description]:
+    """Return the descriptions of a value's first entries by name; reads its index.
+
+    Args:
+        value: the value.
+        most: how many entries are described; None for all.
 
     Raises:
         DataStoreError: the index cannot be read.
     """
-    return inspect(value).entries
+    return {name: description_of(value, name) for name in islice(value, most)}
 
 
 def nested_value(value: DataStore, path: Sequence[str]) -> DataStore:
@@ -91,8 +96,7 @@ def find_entry(value: DataStore, *path: str) -> EntryRef:
     """
     *outer, name = path
     inner = nested_value(value, outer)
-    entries = entries_of(inner)
-    if name not in entries:
-        there = f"there are {listed(list(entries))}" if entries else "the value is empty"
+    if name not in inner:
+        there = f"there are {listed(list(inner))}" if inner else "the value is empty"
         raise NotThereError(f"there is no entry {name!r}; {there}")
-    return EntryRef(inner, name, entries[name])
+    return EntryRef(inner, name, description_of(inner, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def serve(
         announce: told the address to open, once it is bound.
 
     Raises:
-        ConfigurationError: the extra ``browse`` is not installed.
+        ConfigurationError: the extra ``browse`` is not installed, or the token is bad.
         OSError: the address cannot be bound.
     """
     try:
@@ -36,6 +37,10 @@ def serve(
         raise ConfigurationError(
             f"the page needs {err.name}; install it with pip install 'sqla_datastore[browse]'"
         ) from err
+    if token is not None and not re.fullmatch("[A-Za-z0-9._~-]{8,}", token):
+        raise ConfigurationError(
+            "a token has at least 8 letters, digits and '._~-'; leave it out for a random one"
+        )
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(32)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

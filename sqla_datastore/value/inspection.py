@@ -64,6 +64,11 @@ def inspect(ds: EntryMapping) -> Inspection:
     )
 
 
+def description_of(ds: EntryMapping, name: str) -> Description:
+    """Return what `inspect` tells of one entry; KeyError where there is none."""
+    return _description(name, ds._index()[name])
+
+
 def _is_edited(entry: Entry) -> bool:
     if entry.may_be_edited():
         return True

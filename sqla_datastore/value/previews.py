@@ -68,7 +68,7 @@ def _preview(value: Any) -> str:
         # of a nested value: its names, as far as they are known
         return _listed(list(value._entries or ()))
     if kind is str:
-        return value[: WIDEST + 1]
+        return str(value[: WIDEST + 1])
     if kind in (bytes, bytearray):
         return f"{bytes(value[:16]).hex(' ')} …" if len(value) > 16 else bytes(value).hex(" ")
     if kind in _SCALARS or kind in _COLLECTIONS:

@@ -145,6 +145,13 @@ def test_an_entry(client, path, parts):
     assert [part for part in parts if part not in text] == []
 
 
+def test_many_entries_are_cut(client, monkeypatch):
+    monkeypatch.setattr("sqla_datastore.browsing.app._LISTED_ENTRIES", 3)
+    text = shown(client, address("/row"))
+    assert text.count("/entry?") == 3
+    assert "the first 3 of 10 entries" in text
+
+
 def test_names_of_entries_may_be_anything(client):
     assert "<pre>1" in shown(client, address("/entry", HOSTILE, key=LAST))
     assert "<pre>2" in shown(client, address("/entry", "", key=LAST))

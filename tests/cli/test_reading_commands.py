@@ -226,9 +226,17 @@ def test_browse_asks_for_a_token_elsewhere(lab, monkeypatch, capsys):
     assert cli.main(["browse", MODELS, *lab.arguments, "--host", "0.0.0.0", "--port", "0"]) == 0
     token = capsys.readouterr().out.split()[0].partition("/?token=")[2]
     assert len(token) > 40
-    given = ["--port", "0", "--token", "mine"]
+    given = ["--port", "0", "--token", "my-own-token"]
     assert cli.main(["browse", MODELS, *lab.arguments, *given]) == 0
-    assert "/?token=mine " in capsys.readouterr().out
+    assert "/?token=my-own-token " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("token", ["", "short", "with space", "with;semicolon"])
+def test_browse_takes_no_token_that_lets_everybody_in(run, token):
+    pytest.importorskip("uvicorn")
+    status, out, err = run("browse", "--host", "0.0.0.0", "--port", "0", "--token", token)
+    assert (status, out) == (2, "")
+    assert "random one" in err
 
 
 def test_browse_without_its_libraries(run, monkeypatch):
