@@ -28,7 +28,7 @@ OPTIONAL = {
         "torch": "torch",
         "xarray": "xarray",
     }.items()
-}
+} | {"sqla_datastore.browsing.app": "starlette"}
 MODULES = [
     sqla_datastore,
     *(

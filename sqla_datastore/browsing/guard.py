@@ -89,7 +89,7 @@ class Guard:
                 await self._app(scope, receive, send)
             else:
                 await _refuse(send, 400, "Ask for this page as http://127.0.0.1 or localhost.")
-        elif self._is_token(_cookie(headers.get(b"cookie", ""))):
+        elif self._is_token(_cookie(headers.get(b"cookie", ""), _cookie_name(scope))):
             await self._app(scope, receive, send)
         else:
             await self._let_in(scope, send)
@@ -105,7 +105,7 @@ class Guard:
         raw, _, _ = (scope.get("raw_path") or b"/").partition(b"?")
         # a path that begins with two slashes would be another host's
         path = "/" + raw.decode("latin-1").lstrip("/\\")
-        cookie = f"{_COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/"
+        cookie = f"{_cookie_name(scope)}={self._token}; HttpOnly; SameSite=Strict; Path=/"
         location = path + (f"?{rest}" if rest else "")
         await _refuse(
             send, 303, "", (b"location", location.encode()), (b"set-cookie", cookie.encode())
@@ -123,9 +123,15 @@ def _is_own_name(host: str) -> bool:
     return is_loopback(name)
 
 
-def _cookie(header: str) -> str:
+def _cookie_name(scope: Scope) -> str:
+    """Return a name of this port's own: browsers send the cookies of a host to all its ports."""
+    server = scope.get("server")
+    return f"{_COOKIE}_{server[1] if server else ''}"
+
+
+def _cookie(header: str, name: str) -> str:
     try:
-        found = SimpleCookie(header).get(_COOKIE)
+        found = SimpleCookie(header).get(name)
     except CookieError:
         return ""
     return "" if found is None else found.value

@@ -54,6 +54,7 @@ def serve(
             access_log=False,
             server_header=False,
             lifespan="off",
+            ws="none",
             timeout_graceful_shutdown=3,
         )
         try:

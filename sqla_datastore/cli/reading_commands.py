@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -303,11 +304,12 @@ def _written(name: str, *, replace: bool) -> Iterator[BinaryIO]:
     if name == "-":
         yield sys.stdout.buffer
         return
-    path, part = Path(name), Path(f"{name}.part")
+    path = Path(name)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
     if path.exists() and not replace:
         raise ConfigurationError(f"there is a file {name!r} already; --force replaces it")
     try:
-        with part.open("wb") as out:
+        with part.open("xb") as out:
             yield out
         part.replace(path)
     finally:

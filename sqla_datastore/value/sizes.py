@@ -29,11 +29,12 @@ def size_bytes(value: Any) -> int:
         return len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, (bytes, bytearray)):
         return len(value)
+    if hasattr(type(value), "memory_usage") and _has_objects(value):
+        return int(_total(value.memory_usage(deep=value.size <= _COUNTED_ITEMS)))
     if hasattr(type(value), "nbytes"):
         return int(value.nbytes)
     if hasattr(type(value), "memory_usage"):
-        # the texts of object columns lie elsewhere, and to add them up touches each
-        return int(value.memory_usage(index=True, deep=value.size <= _COUNTED_ITEMS).sum())
+        return int(_total(value.memory_usage()))
     if hasattr(type(value), "estimated_size"):
         return int(value.estimated_size())
     return _by_codec(value)
@@ -55,6 +56,16 @@ def _entry_size_bytes(name: str, entry: Entry, seen: set[int]) -> int:
         assert entry.value is not UNLOADED
         return size_bytes(entry.value)
     return entry.source.describe(name).nbytes
+
+
+def _has_objects(value: Any) -> bool:
+    """Return whether a column of pandas holds objects, which lie elsewhere than its ``nbytes``."""
+    dtypes = value.dtypes if getattr(value, "ndim", 0) == 2 else [value.dtype]
+    return any(str(dtype) == "object" for dtype in dtypes)
+
+
+def _total(sizes: Any) -> Any:
+    return sizes.sum() if hasattr(sizes, "sum") else sizes
 
 
 def _by_codec(value: Any) -> int:

@@ -48,7 +48,7 @@ def test_a_token_is_needed_where_one_is_set():
     for given in ("", "?token=", "?token=wrong", "?token=%ff", "?token=right2"):
         answer = with_token.get(f"/rows{given}")
         assert (answer.status_code, "secret" in answer.text) == (403, False)
-    for cookie in ("", "sqla_datastore_browse=wrong", "=;;;\x01", "sqla_datastore_browse"):
+    for cookie in ("", "sqla_datastore_browse_80=wrong", "=;;;\x01", "sqla_datastore_browse_80"):
         assert with_token.get("/", headers={"cookie": cookie}).status_code == 403
 
 
@@ -64,6 +64,8 @@ def test_a_token_in_the_address_becomes_a_cookie_and_leaves_the_address():
     assert "SameSite=Strict" in cookie
     assert "right" not in answer.text
     assert with_token.get("/rows?table=x").text == "secret /rows table=x"
+    # the page of another port has a token of its own
+    assert with_token.get("http://lab.example:81/").status_code == 403
 
 
 def test_a_redirect_stays_here():

@@ -120,7 +120,8 @@ def test_a_nested_value_is_as_large_as_its_entries(storage):
 
 def test_texts_of_frames_count():
     texts = pd.DataFrame({"a": pd.Series(["x" * 1000] * 100, dtype=object)})
-    assert inspect(DataStore(v=texts)).entries["v"].nbytes > 100_000
+    for value in (texts, texts["a"], pd.Index(texts["a"])):
+        assert inspect(DataStore(v=value)).entries["v"].nbytes > 100_000
 
 
 def test_what_is_too_large_to_count_or_cannot_be_stored_has_no_size():
