@@ -31,7 +31,7 @@ OPTIONAL = {
         "codecs.xarray": "xarray",
         "value.pydantic_schema": "pydantic_core",
     }.items()
-}
+} | {"sqla_datastore.browsing.app": "starlette"}
 MODULES = [
     sqla_datastore,
     *(

@@ -19,6 +19,8 @@ README = (ROOT / "README.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
+LOWEST_EXTRAS = ("cli", "browse", "object-stores", "fsspec", "typed")
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -85,6 +87,12 @@ def test_the_codec_of_the_docs_passes_its_suite(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_the_code_of_the_page_on_looking_runs(capsys):
+    page = ROOT / "docs" / "browse.md"
+    exec(compile(code_blocks(page.read_text()), page, "exec"), {})
+    assert "weights" in capsys.readouterr().out
+
+
 def test_the_readme_opens_with_one_sentence_and_two_commands():
     opening = README.partition("\n## ")[0]
     assert opening.splitlines()[0] == "# sqla_datastore"
@@ -121,9 +129,7 @@ def test_the_page_on_architecture_has_the_layers_of_the_contract():
 def test_the_lowest_versions_tested_are_those_that_are_allowed():
     allowed = {}
     project = PYPROJECT["project"]
-    extras = [
-        project["optional-dependencies"][name] for name in ("object-stores", "fsspec", "typed")
-    ]
+    extras = [project["optional-dependencies"][name] for name in LOWEST_EXTRAS]
     for requirement in chain(project["dependencies"], *extras):
         name, _, rest = requirement.partition(">=")
         allowed[name] = re.match(r"[0-9.]+", rest)[0]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqla_datastore.options import Level
     from sqla_datastore.storage.binding import StorageLike
     from sqla_datastore.storage.protocol import Storage
-    from sqla_datastore.value.inspection import Inspection
+    from sqla_datastore.value.display import Inspection
     from sqla_datastore.value.saving import ValuePlan
 
 
@@ -602,6 +602,12 @@ class DataStore(EntryMapping, Generic[S_co]):
 
         return html_of(self)
 
+    def _ipython_key_completions_(self) -> list[str]:
+        try:
+            return list(self)
+        except Exception:  # a key was pressed, and nobody waits for an error
+            return []
+
 
 def _refuse_subclass(value: DataStore, column: str | None) -> None:
     """Refuse what would come back as a plain `DataStore`."""
@@ -649,7 +655,8 @@ class _DataStoreCodec:
         return decoder.nested(node)
 
     def describe(self, node: Any) -> Description:  # noqa: ARG002
-        return Description("DataStore")
+        # its entries are in an object of its own, which tells their sizes
+        return Description("DataStore", nbytes=0)
 
 
 register_codec(_DataStoreCodec())
