@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sqla_datastore.removals.table import enable_removals
     from sqla_datastore.storage.schemes import register_storage
     from sqla_datastore.types import DataStoreType
+    from sqla_datastore.value.file import File
     from sqla_datastore.value.inspection import inspect
     from sqla_datastore.value.io import DataStoreIO
     from sqla_datastore.value.prefetching import aload, aprefetch, prefetch
@@ -54,6 +55,7 @@ __all__ = [
     "DataStoreIO",
     "DataStoreType",
     "DefaultStorageWarning",
+    "File",
     "MissingObjectError",
     "RefusedStatementError",
     "RefusedURLError",
@@ -80,6 +82,7 @@ __all__ = [
 _MODULES = {
     "DataStoreIO": "sqla_datastore.value.io",
     "DataStoreType": "sqla_datastore.types",
+    "File": "sqla_datastore.value.file",
     "aload": "sqla_datastore.value.prefetching",
     "aprefetch": "sqla_datastore.value.prefetching",
     "enable_removals": "sqla_datastore.removals.table",

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm.attributes import flag_modified
 
-from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
+from sqla_datastore.codecs import (
+    Decoder,
+    Description,
+    Encoder,
+    announce_codecs,
+    register_codec,
+)
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.exceptions import (
     MissingObjectError,
@@ -569,3 +575,4 @@ class _DataStoreCodec:
 
 
 register_codec(_DataStoreCodec())
+announce_codecs("files", "sqla_datastore", "sqla_datastore.value.file_codec")

@@ -95,12 +95,14 @@ def _description(name: str, entry: Entry) -> Description:
 
 def _described(value: object) -> Description:
     """Describe an object in memory as its codec describes the stored one."""
-    cls = type(value)
+    cls, codec = type(value), find_codec(value)
+    if (describes := getattr(codec, "describe_value", None)) is not None:
+        return describes(value)  # type: ignore[no-any-return]
     # asked of the type: a column called "shape" is an attribute of its frame too
     dtype = getattr(value, "dtype", None) if hasattr(cls, "dtype") else None
     shape = getattr(value, "shape", None) if hasattr(cls, "shape") else None
     return Description(
-        type=getattr(find_codec(value), "described", None) or _type_name(cls),
+        type=getattr(codec, "described", None) or _type_name(cls),
         dtype=None if dtype is None else str(dtype),
         shape=shape if isinstance(shape, tuple) else None,
         nbytes=_size_bytes(value),
@@ -182,7 +184,7 @@ def _place(url: str) -> str:
         parsed = ObjectURL.parse(url)
     except RefusedURLError:
         return "in the row, damaged"
-    return f"in the row, {_size(parsed.size_bytes)}" if isinstance(parsed, DataURL) else url
+    return f"in the row, {size_text(parsed.size_bytes)}" if isinstance(parsed, DataURL) else url
 
 
 def _rows(known: Inspection) -> list[list[str]]:
@@ -193,7 +195,7 @@ def _rows(known: Inspection) -> list[list[str]]:
             printable(what.type, _WIDEST_TYPE),
             printable(what.dtype or "", _WIDEST_TYPE),
             "" if what.shape is None else printable(what.shape, _WIDEST_TYPE),
-            _size(what.nbytes),
+            size_text(what.nbytes),
             "loaded" if name in loaded and known.stored else "",
         ]
         for name, what in islice(known.entries.items(), _SHOWN)
@@ -211,7 +213,8 @@ def _shortened(name: str) -> str:
     return text if max(len(text), len(name)) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
-def _size(nbytes: int) -> str:
+def size_text(nbytes: int) -> str:
+    """Return a number of bytes as people read it."""
     size, unit = float(nbytes), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if size < 1024:

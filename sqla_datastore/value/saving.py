@@ -14,10 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqla_datastore.format import Plan, matches
+from sqla_datastore.format import EncodedEntry, Plan, matches
 from sqla_datastore.format import plan as plan_objects
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source, fingerprint_of
+from sqla_datastore.value.entry import (
+    UNLOADED,
+    Entry,
+    Nestable,
+    ReadsLater,
+    Source,
+    fingerprint_of,
+)
 from sqla_datastore.value.mapping import EntryMapping
 
 if TYPE_CHECKING:
@@ -81,7 +88,10 @@ def _holds(entry: Entry, name: str) -> bool:
     if not stored.has_nested:
         return matches(stored, entry.value, nested_entries=_no_entries)
     now, before = _encoded(name, entry.value), _encoded(name, entry.source.load(name)[0])
-    return _nested_urls(now) == _nested_urls(before) and _digest(now) == _digest(before)
+    # nodes first: a stream that is not stored yet can be read once, and its node is like no other
+    if _nested_urls(now) != _nested_urls(before) or _nodes(now) != _nodes(before):
+        return False
+    return _digest(now) == _digest(before)
 
 
 def _no_entries(_value: object) -> Mapping[str, object]:
@@ -95,6 +105,10 @@ def _encoded(name: str, value: object) -> Plan:
 
 def _nested_urls(family: Plan) -> list[str | None]:
     return [value.url for value in family.nested_values]  # type: ignore[attr-defined]
+
+
+def _nodes(family: Plan) -> list[str]:
+    return [part.node for part in family.objects[0].entries if isinstance(part, EncodedEntry)]
 
 
 def _digest(family: Plan) -> bytes:
@@ -174,7 +188,10 @@ def _is_plain(value: object) -> bool:
 
 
 class _Probe(pickle.Pickler):
-    """Pickles to nowhere, to see which memory is handed over; passes over nested values."""
+    """Pickles to nowhere, to see which memory is handed over; passes over nested values.
+
+    What reads later counts as memory, too: it must not stay in place.
+    """
 
     def __init__(self, buffers: list[pickle.PickleBuffer]) -> None:
         super().__init__(self, 5, buffer_callback=buffers.append)
@@ -185,7 +202,8 @@ class _Probe(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """Stand for a nested value, which looks after its own memory, and for large ones."""
-        if type(obj).__module__.partition(".")[0] in _WITHOUT_BUFFERS:
+        library = type(obj).__module__.partition(".")[0]
+        if library in _WITHOUT_BUFFERS or isinstance(obj, ReadsLater):
             self._buffers.append(pickle.PickleBuffer(b""))
             return tuple, ()
         return (tuple, ()) if isinstance(obj, Nestable) else NotImplemented
