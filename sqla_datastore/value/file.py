@@ -199,7 +199,7 @@ class File(ReadsLater):
     async def asave(self, path: str | os.PathLike[str]) -> Path:
         """As `save`, in a thread, while the event loop goes on.
 
-        Where the task is cancelled, nothing stays of the file.
+        Where the task is cancelled, saving ends early: the file is whole, or not there.
         """
         stopped = threading.Event()
         return await in_thread(partial(self._save, Path(path), stopped), stopped)

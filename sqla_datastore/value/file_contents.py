@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, BinaryIO, Final, NoReturn, Protocol, cast
+from typing import Any, BinaryIO, Final, NoReturn, Protocol
 
 from typing_extensions import Buffer
 
@@ -325,22 +325,26 @@ class _StreamContent:
             with self._errors(entry):
                 if at is not None:
                     self._stream.seek(at)
-                while piece := self._stream.read(PIECE):
-                    if at is not None:
-                        at += len(piece)
-                        self._refuse_moved(at, entry)
+                left = planned
+                while piece := self._read(entry):
+                    if at is not None and left is not None:
+                        at, left = at + len(piece), left - len(piece)
+                        if left < 0 or self._stream.tell() != at:
+                            raise self._changed(entry)
                     yield piece
-            if at is not None and planned is not None and at - cast("int", self._start) != planned:
+            if left:
                 raise self._changed(entry)
-            if piece is None:
-                raise StaleValueError(
-                    f"entry {entry!r}: its stream does not block and has no bytes yet; read it to "
-                    "its end first"
-                )
 
-    def _refuse_moved(self, at: int, entry: str) -> None:
-        if self._stream.tell() != at:
-            raise self._changed(entry)
+    def _read(self, entry: str) -> bytes:
+        piece = self._stream.read(PIECE)
+        if isinstance(piece, str):
+            raise StaleValueError(f"entry {entry!r}: its stream gives text; open it in binary mode")
+        if piece is None:
+            raise StaleValueError(
+                f"entry {entry!r}: its stream does not block, and has no bytes yet; pass one that "
+                "waits for them"
+            )
+        return piece  # type: ignore[no-any-return]
 
     def _changed(self, entry: str) -> StaleValueError:
         return StaleValueError(

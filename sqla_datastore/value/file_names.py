@@ -50,7 +50,8 @@ def _shortened(name: str) -> str:
     if len(name.encode()) <= _MAX_NAME:
         return name
     stem, suffix = os.path.splitext(name)
-    suffix = suffix if len(suffix.encode()) <= _MAX_NAME // 4 else ""
+    if len(suffix.encode()) > _MAX_NAME // 4:
+        stem, suffix = name, ""
     kept = stem.encode()[: _MAX_NAME - len(suffix.encode())]
     return kept.decode(errors="ignore") + suffix
 
