@@ -21,6 +21,12 @@ from sqla_datastore.value.file_contents import (
 )
 
 
+_GONE = (
+    "the row that the File was read from is gone, holds another value by now, or was rolled back; "
+    "get the File from the row again, or assign one of its path"
+)
+
+
 def stored_content(blob: StoredBlob, sha256: str, *, blocks_a_loop: bool) -> Content:
     """Return the bytes of a blob.
 
@@ -130,5 +136,4 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except MissingObjectError as err:
-        why = "the row that the File was read from is gone, or holds another value by now"
-        raise err.because(f"{why}; get the File from the row again") from err
+        raise err.because(_GONE) from err
