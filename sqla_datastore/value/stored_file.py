@@ -20,7 +20,6 @@ from sqla_datastore.value.file_contents import (
     refuse_other_hash,
 )
 
-
 _GONE = (
     "the row that the File was read from is gone, holds another value by now, or was rolled back; "
     "get the File from the row again, or assign one of its path"
