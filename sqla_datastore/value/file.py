@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -289,7 +290,7 @@ class File(ReadsLater):
         return self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((self._name, self._content_type))
+        return hash(self._identity())
 
     def _identity(self) -> tuple[object, ...]:
         return self._name, self._content_type, *self._content.identity
@@ -331,6 +332,8 @@ def _content_of(given: Any) -> tuple[Content, object]:
             return path_content(os.path.abspath(path)), path
     if isinstance(given, io.TextIOBase):
         raise TypeError("the stream gives text; open it in binary mode")
+    if iscoroutinefunction(getattr(given, "read", None)):
+        raise TypeError(f"{type(given).__name__}.read() is awaited; pass its binary stream, .file")
     if not hasattr(given, "read"):
         raise TypeError(
             f"a File is made of a path or a binary stream, not of {type(given).__name__!r}; bytes "

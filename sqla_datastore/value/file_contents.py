@@ -51,10 +51,6 @@ class Content(Protocol):
     def identity(self) -> tuple[object, ...]:
         """What is equal for equal contents; tells nothing of bytes that are not stored."""
 
-    @property
-    def place(self) -> str:
-        """Where they are, for people; empty where they are stored."""
-
     def payload(self, entry: str) -> FilePayload:
         """Return what is written of them; reads nothing yet.
 
@@ -174,10 +170,6 @@ class _PathContent:
     def identity(self) -> tuple[object, ...]:
         return "path", self._path
 
-    @property
-    def place(self) -> str:
-        return repr(self._path)
-
     def payload(self, entry: str) -> FilePayload:
         with self._errors(entry):
             status = self._status()
@@ -269,30 +261,31 @@ class _StreamContent:
         # now: whoever reads it before the flush must not shorten what is stored
         self._start: int | None = stream.tell() if seekable is not None and seekable() else None
         self._is_used = False
+        self._size: int | None = None
         # one File may be stored by several threads, in values of several rows
         self._lock = threading.Lock()
 
     @property
     def size_bytes(self) -> int | None:
-        if self._start is None:
-            return None
-        with self._lock:
-            at = self._stream.tell()
-            end: int = self._stream.seek(0, os.SEEK_END)
-            self._stream.seek(at)
-        return max(0, end - self._start)
+        # who only wants to know must not wait until another thread has stored it
+        return self._size if self._lock.locked() else self._measured()
+
+    def _measured(self) -> int | None:
+        if self._start is not None:
+            with self._lock:
+                at = self._stream.tell()
+                end: int = self._stream.seek(0, os.SEEK_END)
+                self._stream.seek(at)
+            self._size = max(0, end - self._start)
+        return self._size
 
     @property
     def identity(self) -> tuple[object, ...]:
         return "stream", id(self._stream)
 
-    @property
-    def place(self) -> str:
-        return "a stream"
-
     def payload(self, entry: str) -> FilePayload:
         with self._errors(entry):
-            size = self.size_bytes
+            size = self._measured()
         self._refuse_used(entry)
         return FilePayload(partial(self._pieces, entry, size), -1 if size is None else size)
 
@@ -337,14 +330,12 @@ class _StreamContent:
 
     def _read(self, entry: str) -> bytes:
         piece = self._stream.read(PIECE)
-        if isinstance(piece, str):
-            raise StaleValueError(f"entry {entry!r}: its stream gives text; open it in binary mode")
-        if piece is None:
-            raise StaleValueError(
-                f"entry {entry!r}: its stream does not block, and has no bytes yet; pass one that "
-                "waits for them"
-            )
-        return piece  # type: ignore[no-any-return]
+        if isinstance(piece, (bytes, bytearray, memoryview)):
+            return piece  # type: ignore[return-value]
+        raise StaleValueError(
+            f"entry {entry!r}: its stream gives {type(piece).__name__!r} and not bytes; open it in "
+            "binary mode, and so that it waits for its bytes"
+        )
 
     def _changed(self, entry: str) -> StaleValueError:
         return StaleValueError(

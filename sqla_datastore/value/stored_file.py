@@ -51,8 +51,6 @@ class _StoredContent:
     A reference is storage, URL, entry, offset and size.
     """
 
-    place = ""
-
     def __init__(
         self,
         blob: StoredBlob | None,
