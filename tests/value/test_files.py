@@ -314,6 +314,7 @@ class TestLaziness:
         assert stream.read(10) == LARGE[2_000_000:2_000_010]
         assert file.read() == many[0].read() == LARGE
         assert "read" in read
+        engine.dispose()
 
     def test_inspect_tells_size_and_content_type(self, engine, path):
         unsaved = inspect(DataStore(f=File(path), p=File(Pipe(b"123")))).entries
