@@ -24,7 +24,8 @@ class Payload(Protocol):
 
     One that learns something of its bytes while it hands them over, such as their hash, may have an
     attribute ``learned`` afterwards: a dict of texts in its entry's node, each of 64 hexadecimal
-    digits, and what stands in their place when the node is written.
+    digits, and what stands in their place when the node is written. Where it has a method `placed`,
+    that is called with the offset of its bytes in the object, and with their number.
     """
 
     @property

@@ -207,15 +207,17 @@ class _BlobWriter:
         )
 
     def _take_learned(self) -> None:
-        """Complete the nodes of what learned something while it was written."""
+        """Complete the nodes of what learned something while it was written, and tell it where."""
         index = 0
-        for part in self._parts:
+        for first, part in self._placed_parts():
             if isinstance(part, CopiedEntries):
                 index += len(part.names)
                 continue
             learned: dict[str, str] = {}
-            for payload in part.payloads:
+            for blob, payload in enumerate(part.payloads, first):
                 learned |= getattr(payload, "learned", {})
+                if (placed := getattr(payload, "placed", None)) is not None:
+                    placed(self._offsets[blob], self._sizes[blob])
             if learned:
                 self._nodes[index] = _completed(part.node, learned)
             index += 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -15,8 +16,13 @@ from sqla_datastore.exceptions import StorageError, UnsupportedTypeError
 from sqla_datastore.printable import printable
 from sqla_datastore.storage import posix
 from sqla_datastore.storage.off_loop import can_await, in_thread, is_on_loop, off_loop
-from sqla_datastore.value.entry import ReadsLater
-from sqla_datastore.value.file_contents import Content, path_content, stream_content
+from sqla_datastore.value.entry import ReadsLater, Source
+from sqla_datastore.value.file_contents import (
+    Content,
+    FilePayload,
+    path_content,
+    stream_content,
+)
 from sqla_datastore.value.file_names import (
     base_name,
     guessed_content_type,
@@ -25,7 +31,7 @@ from sqla_datastore.value.file_names import (
 )
 from sqla_datastore.value.file_tree import files_below, write_at, write_below
 from sqla_datastore.value.inspection import size_text
-from sqla_datastore.value.stored_file import unpickled
+from sqla_datastore.value.stored_file import content_in, unpickled
 
 
 class File(ReadsLater):
@@ -37,9 +43,9 @@ class File(ReadsLater):
         session.commit()
         run.data.report.save("copy.pdf")
 
-    The path or stream is read when the value is flushed. Afterwards the entry is a `File` that
-    reads from the stored object: the one that was assigned goes on reading from its path. A file
-    that changes while it is stored, or is gone, is a `StaleValueError`, and nothing is stored.
+    The path or stream is read when the value is flushed. From then on the File reads from the
+    stored object, until a rollback. A file that changes while it is stored, or is gone, is a
+    `StaleValueError`, and nothing is stored.
 
     A stored File reads as long as its object is there: get it from the row again after a commit
     that has replaced the value.
@@ -57,6 +63,7 @@ class File(ReadsLater):
         ValueError: the content type is none.
 
     Examples:
+        >>> import io
         >>> File(io.BytesIO(b"a,b\n"), name="../table.csv")
         <File 'table.csv', text/csv, 4 B, not stored>
     """
@@ -64,7 +71,7 @@ class File(ReadsLater):
     # pickles name the class by its public path, which stays when modules move
     __module__ = "sqla_datastore"
 
-    __slots__ = ("_content", "_content_type", "_name")
+    __slots__ = ("__weakref__", "_content", "_content_type", "_name")
 
     _content: Content
     _content_type: str
@@ -89,6 +96,10 @@ class File(ReadsLater):
         self = cls.__new__(cls)
         self._content, self._name, self._content_type = content, name, content_type
         return self
+
+    def _payload(self, entry: str) -> _Payload:
+        """Return what is written of it; see `Content.payload`."""
+        return _Payload(self, self._content.payload(entry))
 
     # -- what is known without its bytes -----------------------------------------------------------
 
@@ -290,7 +301,7 @@ class File(ReadsLater):
         return self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash(self._identity())
+        return hash((self._name, self._content_type))  # its bytes may be stored meanwhile
 
     def _identity(self) -> tuple[object, ...]:
         return self._name, self._content_type, *self._content.identity
@@ -316,6 +327,42 @@ class File(ReadsLater):
         shown = "size unknown" if size is None else size_text(size)
         state = "not stored" if self.sha256 is None else f"sha256 {self.sha256[:12]}…"
         return printable(f"<File {self._name!r}, {self._content_type}, {shown}, {state}>")
+
+
+class _Payload(FilePayload):
+    """What is written of a File, which reads from there once it is the value's."""
+
+    def __init__(self, file: File, payload: FilePayload) -> None:
+        vars(self).update(vars(payload))
+        self._file = file
+
+    def belongs_to(self, source: Source, entry: str, *, blocks_a_loop: bool) -> Callable[[], None]:
+        """Have the File read from the object that it was written to.
+
+        Args:
+            source: the object.
+            entry: the name of the entry.
+            blocks_a_loop: as for `Content`.
+
+        Returns:
+            What has it read again from where it read before, when the object is removed.
+        """
+        before = [self._file._content]
+        # a File that nobody has needs no restoring: its stream must not stay until COMMIT
+        found = weakref.ref(self._file, lambda _: before.clear())
+        after = content_in(
+            *(source, entry, self.offset, self.nbytes),
+            *(self.sha256,),
+            blocks_a_loop=blocks_a_loop,
+        )
+        self._file._content = after
+
+        def undo() -> None:
+            file = found()
+            if file is not None and file._content is after:
+                file._content = before[0]
+
+        return undo
 
 
 def _next_of(pieces: Iterator[Any]) -> bytes | None:

@@ -31,7 +31,7 @@ class _FileCodec:
     def encode(self, value: File, encoder: Encoder) -> JSON:
         # an encoder tells the place only through its errors
         place = getattr(encoder.unsupported(value, ""), "entry", None)
-        payload = value._content.payload(str(place))
+        payload = value._payload(str(place))
         return {
             "name": value.name,
             "content_type": value.content_type,

@@ -87,6 +87,7 @@ class FilePayload:
 
     Attributes:
         sha256: their hash in hexadecimal, or what stands for it in a node until they are written.
+        offset: where in the object they are, once it is written.
         learned: the hash by what stood for it, once they are written; see `Payload`.
         crc: their CRC-32 where it is known.
     """
@@ -107,6 +108,12 @@ class FilePayload:
         self.sha256 = sha256 or secrets.token_hex(32)
         self.learned: dict[str, str] = {}
         self.crc = None if stored is None else stored.crc
+        self.offset = -1
+
+    def placed(self, offset: int, nbytes: int) -> None:
+        """Remember where in the object the bytes are."""
+        self.offset, self.nbytes = offset, nbytes
+        self.sha256 = self.learned.get(self.sha256, self.sha256)
 
     def write_to(self, write: Callable[[Buffer], object]) -> None:
         """Hand over all bytes in order."""

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqla_datastore.format import EncodedEntry, Plan, matches
+from sqla_datastore.codecs.protocol import FILE_SUFFIX
+from sqla_datastore.format import EncodedEntry, ObjectPlan, Plan, matches
 from sqla_datastore.format import plan as plan_objects
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.entry import (
@@ -151,7 +152,7 @@ def _parts(entries: dict[str, Entry], outer: EntryMapping) -> dict[str, object]:
     container = resting = None
     for name, entry in entries.items():
         if entry is not resting:
-            if entry.source is None or entry.may_be_edited():
+            if entry.source is None or entry.may_be_edited() or _holds_files(entry, name):
                 parts[name] = entry.value
                 continue
             # the next ones are often the same, not loaded as well
@@ -163,6 +164,14 @@ def _parts(entries: dict[str, Entry], outer: EntryMapping) -> dict[str, object]:
         else:
             parts[name] = container
     return parts
+
+
+def _holds_files(entry: Entry, name: str) -> bool:
+    """Return whether what was handed out reads from its object, so that it has to follow it."""
+    if entry.value is UNLOADED or not entry.handed_out:
+        return False
+    assert entry.source is not None
+    return any(blob.suffix == FILE_SUFFIX for blob in entry.source.container().blobs(name))
 
 
 def _fingerprint_to_keep(entry: Entry) -> Fingerprint | Layout | None:
@@ -222,6 +231,7 @@ def switch(value: EntryMapping, storage: Storage, url: ObjectURL, planned: Value
         with_nested = planned.objects[numbers.get(id(each), -1) + 1].names_with_nested
         source = each._source_at(storage, str(its_url))
         undos.append(_switched(each, source, written, with_nested))
+        undos.extend(_with_files(each, source, planned.objects[numbers.get(id(each), -1) + 1]))
         for child in list(_children(each)):
             if id(child) in numbers and id(child) in planned.taken:
                 one(child, url.nested(numbers[id(child)]))
@@ -234,6 +244,17 @@ def switch(value: EntryMapping, storage: Storage, url: ObjectURL, planned: Value
             each()
 
     return undo
+
+
+def _with_files(value: EntryMapping, source: Source, written: ObjectPlan) -> Iterator[Undo]:
+    """Have what reads later read from the object that it was written to."""
+    for part in written.entries:
+        if not isinstance(part, EncodedEntry):
+            continue
+        for payload in part.payloads:
+            if (belongs_to := getattr(payload, "belongs_to", None)) is not None:
+                blocks = value._is_async() and not value._is_near()
+                yield belongs_to(source, part.name, blocks_a_loop=blocks)
 
 
 def _children(value: EntryMapping) -> Iterator[Any]:

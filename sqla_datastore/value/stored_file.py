@@ -45,6 +45,23 @@ def unpickled(kind: str, *about: Any) -> Content:
     return _StoredContent(None, *about)
 
 
+def content_in(
+    source: Source, entry: str, offset: int, nbytes: int, sha256: str, *, blocks_a_loop: bool
+) -> Content:
+    """Return the bytes of a blob that was written just now; its object is not opened yet.
+
+    Args:
+        source: the object.
+        entry: the name of the entry.
+        offset: where the blob lies.
+        nbytes: its size in bytes.
+        sha256: as for `stored_content`.
+        blocks_a_loop: as for `Content`.
+    """
+    reference = source.given, source.url, entry, offset, nbytes
+    return _StoredContent(None, sha256, reference, source, blocks_a_loop=blocks_a_loop)
+
+
 class _StoredContent:
     """The bytes of a blob, which is found by its reference when it is needed first.
 
@@ -56,6 +73,7 @@ class _StoredContent:
         blob: StoredBlob | None,
         sha256: str,
         reference: tuple[Any, ...] = (),
+        source: Source | None = None,
         *,
         blocks_a_loop: bool = False,
     ) -> None:
@@ -63,6 +81,7 @@ class _StoredContent:
         self.sha256 = sha256
         self.blocks_a_loop = blocks_a_loop
         self._reference = reference
+        self._source = source
 
     @property
     def size_bytes(self) -> int:
@@ -95,16 +114,16 @@ class _StoredContent:
         return stream_of_blob(blob, off_loop=self.blocks_a_loop)
 
     def reduced(self) -> tuple[object, ...]:
-        return "stored", self.sha256, self._reference or self._referenced()
+        storage, *about = self._reference or self._referenced()
+        where = storage if storage is None or isinstance(storage, str) else storage.url
+        return "stored", self.sha256, (where, *about)
 
     def _referenced(self) -> tuple[Any, ...]:
         assert self._found is not None
         blob, origin = self._found, self._found.source.origin
         if origin is None:
             raise TypeError("a File in an object that no storage holds cannot be pickled")
-        storage = origin.storage
-        where = storage if storage is None or isinstance(storage, str) else storage.url
-        return where, origin.url, blob.entry, blob.offset, blob.nbytes
+        return origin.storage, origin.url, blob.entry, blob.offset, blob.nbytes
 
     def _pieces(self) -> Generator[Buffer, None, None]:
         with _explained():
@@ -119,8 +138,9 @@ class _StoredContent:
         from sqla_datastore.value.datastore import DataStore
 
         storage, url, entry, offset, nbytes = self._reference
+        source = self._source or Source(storage, url, DataStore._at)
         with _explained():
-            container = Source(storage, url, DataStore._at).container()
+            container = source.container()
         blobs = container.blobs(entry) if entry in container else []
         for blob in blobs:
             if (blob.offset, blob.nbytes) == (offset, nbytes):

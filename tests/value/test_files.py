@@ -243,6 +243,59 @@ class TestStoring:
             session.commit()
             assert [file.read() for file in run.data.many] == [TEXT, b"more"]
 
+    def test_a_list_that_was_read_follows_its_value_from_object_to_object(self, engine, base):
+        def contents(files):
+            return [file.read() for file in files]
+
+        with Session(engine, expire_on_commit=False) as session:
+            run = Run(id=1, data=DataStore(files=[File(Pipe(LARGE))], n=1))
+            session.add(run)
+            session.commit()
+            kept = run.data.files
+            kept.append(File(Pipe(TEXT)))
+            session.flush()
+            kept.append(File(io.BytesIO(b"3")))
+            session.flush()
+            assert contents(kept) == [LARGE, TEXT, b"3"]
+            session.commit()
+            assert len(files(base)) == 1
+            run.data.n = 2
+            session.commit()
+            assert len(files(base)) == 1
+            assert contents(kept) == [LARGE, TEXT, b"3"]
+            with session.begin_nested() as savepoint:
+                kept.append(File(io.BytesIO(b"4")))
+                session.flush()
+                assert contents(kept) == [LARGE, TEXT, b"3", b"4"]
+                savepoint.rollback()
+            assert contents(kept[:3]) == contents(run.data.files) == [LARGE, TEXT, b"3"]
+            assert kept[3].sha256 is None
+            session.commit()
+            assert contents(pickle.loads(pickle.dumps(kept[:3]))) == [LARGE, TEXT, b"3"]
+        with Session(engine) as session:
+            assert contents(session.get_one(Run, 1).data.files) == [LARGE, TEXT, b"3"]
+        assert check(engine, Base.metadata, deep=True).is_clean
+
+    def test_the_file_that_was_given_reads_from_the_object_then(self, engine, path):
+        file, stream = File(path), File(Pipe(LARGE))
+        with Session(engine) as session:
+            session.add(Run(id=1, data=DataStore(f=file, s=stream, many=[stream])))
+            with pytest.raises(StaleValueError, match="was read already"):
+                session.flush()
+            session.rollback()
+            stream = File(Pipe(LARGE))
+            session.add(Run(id=1, data=DataStore(f=file, s=stream)))
+            session.flush()
+            path.unlink()
+            assert (file.read(), stream.read()) == (TEXT, LARGE)
+            assert file.sha256 == hashlib.sha256(TEXT).hexdigest()
+            session.add(Run(id=2, data=DataStore(again=[stream])))
+            session.flush()
+            session.rollback()
+        assert file.sha256 is None
+        with pytest.raises(StaleValueError, match="flush first"):
+            stream.read()
+
     def test_many_small_ones_are_packed(self, engine, base):
         value = stored(engine, t={str(n): File(io.BytesIO(b"%d" % n)) for n in range(1_200)})
         with zipfile.ZipFile(object_of(base, value)) as archive:
@@ -263,6 +316,8 @@ class TestStoring:
     def test_a_stored_one_is_copied_to_another_row(self, engine, path):
         path.write_bytes(LARGE)
         value = stored(engine, f=File(path))
+        left_behind = pickle.loads(pickle.dumps(value.f))
+        assert left_behind.read() == LARGE
         with Session(engine) as session:
             session.add(Run(id=2, data=DataStore(f=value.f, many=[value.f])))
             session.add(Packed(id=2, data=DataStore(f=value.f)))
@@ -271,10 +326,11 @@ class TestStoring:
             for copied in (session.get_one(Run, 2).data, session.get_one(Packed, 2).data):
                 assert copied.f.read() == LARGE
             assert session.get_one(Run, 2).data.many[0].read() == LARGE
+        assert value.f.read() == LARGE  # it follows what it was stored as last
         with pytest.raises(MissingObjectError, match="get the File from the row again"):
-            value.f.read()
+            left_behind.read()
         with pytest.raises(MissingObjectError):
-            value.f.open()
+            left_behind.open()
 
     def test_it_is_read_and_written_outside_of_rows(self, base, path):
         made = DataStoreIO.serialize_write(File(path), "files", storage=base)
