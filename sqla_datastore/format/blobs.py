@@ -12,7 +12,7 @@ from sqla_datastore.codecs.protocol import FILE_SUFFIX
 from sqla_datastore.exceptions import DamagedObjectError
 from sqla_datastore.format.archive import ALIGNMENT, crc32
 from sqla_datastore.format.compression import ARROW, DEFLATED, inflated
-from sqla_datastore.storage.protocol import ObjectReader
+from sqla_datastore.storage.protocol import ObjectReader, renewed
 
 # the checksum of so many bytes takes 0.1 to 0.4 milliseconds
 _ALWAYS_VERIFIED = 1024 * 1024
@@ -128,6 +128,10 @@ class ObjectBytes:
             raise DamagedObjectError(
                 self.url, "it was cut off", entry=entry, expected=f"{size} bytes", found=found
             )
+
+    def renew(self) -> None:
+        """Compare a local copy of the object, and read from the storage again if it is damaged."""
+        renewed(self._reader)
 
     @property
     def verifies_always(self) -> bool:

@@ -108,6 +108,7 @@ class _StoredContent:
     def open(self) -> BinaryIO:
         blob = self._blob()
         with _explained():
+            blob.source.renew()
             if blob.source.verifies_always:
                 blob.verify()
             blob.copy(0, min(1, blob.stored_nbytes))
@@ -127,6 +128,8 @@ class _StoredContent:
 
     def _pieces(self) -> Generator[Buffer, None, None]:
         with _explained():
+            # before the first piece: what was handed over cannot be read again
+            self._blob().source.renew()
             yield from self._blob().verified_pieces()
 
     def _blob(self) -> StoredBlob:

@@ -38,6 +38,7 @@ from sqla_datastore import (
     UnsupportedTypeError,
     bind_storage,
     inspect,
+    options,
 )
 from sqla_datastore.format import Container
 from sqla_datastore.format import manifest as manifest_module
@@ -371,6 +372,29 @@ class TestLaziness:
         assert file.read() == many[0].read() == LARGE
         assert "read" in read
         engine.dispose()
+
+    def test_a_damaged_copy_in_the_local_cache_is_read_anew(self, tmp_path, monkeypatch):
+        engine = create_engine(f"sqlite:///{tmp_path}/test.db")
+        bind_storage(engine, MemoryStorage())
+        Base.metadata.create_all(engine)
+        options.cache_folder = tmp_path / "cache"
+        try:
+            file = stored(engine, f=File(io.BytesIO(LARGE))).f
+            assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+            assert file.read() == LARGE
+            kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+            copies = [path for path in kept if path.stat().st_size > len(LARGE)]
+            assert len(copies) == 1
+            with Session(engine) as session:
+                file = session.get_one(Run, 1).data.f
+                with copies[0].open("r+b") as changed:
+                    changed.seek(1_000_000)
+                    changed.write(bytes(100))
+                assert opened(file) == LARGE
+                assert file.read() == LARGE
+        finally:
+            options.cache_folder = None
+            engine.dispose()
 
     def test_inspect_tells_size_and_content_type(self, engine, path):
         unsaved = inspect(DataStore(f=File(path), p=File(Pipe(b"123")))).entries
