@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         collect_batches,
     )
     from sqla_datastore.types import DataStoreType
+    from sqla_datastore.value.file import File
     from sqla_datastore.value.inspection import inspect
     from sqla_datastore.value.io import DataStoreIO
     from sqla_datastore.value.prefetching import aload, aprefetch, prefetch
@@ -65,6 +66,7 @@ __all__ = [
     "DataStoreIO",
     "DataStoreType",
     "DefaultStorageWarning",
+    "File",
     "MissingObjectError",
     "RefusedStatementError",
     "RefusedURLError",
@@ -98,6 +100,7 @@ __all__ = [
 _MODULES = {
     "DataStoreIO": "sqla_datastore.value.io",
     "DataStoreType": "sqla_datastore.types",
+    "File": "sqla_datastore.value.file",
     "acollect": "sqla_datastore.tables.collecting",
     "acollect_array": "sqla_datastore.tables.collecting",
     "acollect_batches": "sqla_datastore.tables.collecting",

@@ -93,6 +93,26 @@ def test_the_code_of_the_page_on_looking_runs(capsys):
     assert "weights" in capsys.readouterr().out
 
 
+def test_the_code_of_the_page_on_files_runs(tmp_path):
+    script = tmp_path / "files.py"
+    script.write_text(code_blocks((ROOT / "docs" / "files.md").read_text()))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("report.csv text/csv 16 ")
+    assert lines[1] == repr(b"step,loss\n")
+    assert lines[2].startswith("entry 'report': there is no file '/")
+    assert lines[3:] == ["may.pdf application/pdf", "['config.json', 'weights/0.bin']"]
+
+
 def test_the_readme_opens_with_one_sentence_and_two_commands():
     opening = README.partition("\n## ")[0]
     assert opening.splitlines()[0] == "# sqla_datastore"

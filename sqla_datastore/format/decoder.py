@@ -9,6 +9,7 @@ from sqla_datastore.codecs import codec_named
 from sqla_datastore.codecs.protocol import JSON, Codec, Description
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedFormatError
 from sqla_datastore.format.blobs import StoredBlob
+from sqla_datastore.format.compression import ARROW
 from sqla_datastore.format.manifest import MAX_DEPTH
 
 _BARE = {type(None): "NoneType", bool: "bool", int: "int", float: "float", str: "str"}
@@ -107,6 +108,13 @@ class EntryDecoder:
     def pieces(self, number: Any) -> Iterator[bytes]:
         """Yield a blob's bytes in pieces, once."""
         return self._taken_blob(number).verified_pieces()
+
+    def later(self, number: Any) -> StoredBlob:
+        """Return a blob, once, that is read when the value is used."""
+        blob = self._taken_blob(number)
+        if blob.method == ARROW:
+            raise self.damaged("Arrow has compressed what is no stream of Arrow's")
+        return blob
 
     def _taken_blob(self, number: Any) -> StoredBlob:
         if type(number) is not int or not 0 <= number < len(self._blobs):

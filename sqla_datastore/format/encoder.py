@@ -89,7 +89,13 @@ def matches(entry: StoredEntry, value: object, *, nested_entries: NestedEntries)
     if [blob.nbytes for blob in blobs] != [payload.nbytes for payload in encoded.payloads]:
         return False
     pairs = zip(blobs, encoded.payloads, strict=True)
-    return all(blob.crc == crc_of(payload) for blob, payload in pairs)
+    return all(blob.crc == _crc(payload) for blob, payload in pairs)
+
+
+def _crc(payload: Payload) -> int:
+    """Return a payload's checksum, without reading what is stored already."""
+    known: int | None = getattr(payload, "crc", None)
+    return crc_of(payload) if known is None else known
 
 
 def encoded_nbytes(value: object, nested: list[object]) -> int:

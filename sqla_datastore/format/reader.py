@@ -95,13 +95,14 @@ class Container:
         *,
         nested: Callable[[int], Any],
         verify_always: bool,
+        origin: Any = None,
     ) -> None:
         self.url = url
         self.names = tuple(manifest.names)
         self.nested_count = manifest.nested
         self.with_nested = frozenset(map(manifest.names.__getitem__, manifest.with_nested))
         self._reader = reader
-        self._bytes = ObjectBytes(reader, url, head, verify_always=verify_always)
+        self._bytes = ObjectBytes(reader, url, head, verify_always=verify_always, origin=origin)
         self._manifest = manifest
         self._nested = nested
         self.places = manifest.indexes
@@ -115,6 +116,7 @@ class Container:
         *,
         nested: Callable[[int], Any],
         verify_always: bool = False,
+        origin: Any = None,
     ) -> Container:
         """Read an object's index: one read of its last 64 KiB, and one more where that is short.
 
@@ -126,13 +128,15 @@ class Container:
             nested: gives the nested value of a number, not loaded; raises ValueError for a
                 number that the object cannot have.
             verify_always: verify large mapped blobs as well.
+            origin: handed on to blobs that are read later.
 
         Raises:
             DamagedObjectError: it is no object, or its index is not what was written.
             UnsupportedFormatError: it was written by a newer version.
         """
         manifest, head = _read_manifest(reader, url)
-        return cls(reader, url, manifest, head, nested=nested, verify_always=verify_always)
+        known = {"nested": nested, "verify_always": verify_always, "origin": origin}
+        return cls(reader, url, manifest, head, **known)
 
     @property
     def nbytes(self) -> int:

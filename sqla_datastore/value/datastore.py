@@ -16,7 +16,13 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm.attributes import flag_modified
 from typing_extensions import TypeVar
 
-from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
+from sqla_datastore.codecs import (
+    Decoder,
+    Description,
+    Encoder,
+    announce_codecs,
+    register_codec,
+)
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.exceptions import (
     MissingObjectError,
@@ -660,3 +666,4 @@ class _DataStoreCodec:
 
 
 register_codec(_DataStoreCodec())
+announce_codecs("files", "sqla_datastore", "sqla_datastore.value.file_codec")

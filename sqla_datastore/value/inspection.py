@@ -85,12 +85,14 @@ def _description(name: str, entry: Entry) -> Description:
 
 def _described(value: object) -> Description:
     """Describe an object in memory as its codec describes the stored one."""
-    cls = type(value)
+    cls, codec = type(value), find_codec(value)
+    if (describes := getattr(codec, "describe_value", None)) is not None:
+        return describes(value)  # type: ignore[no-any-return]
     # asked of the type: a column called "shape" is an attribute of its frame too
     dtype = getattr(value, "dtype", None) if hasattr(cls, "dtype") else None
     shape = getattr(value, "shape", None) if hasattr(cls, "shape") else None
     return Description(
-        type=getattr(find_codec(value), "described", None) or _type_name(cls),
+        type=getattr(codec, "described", None) or _type_name(cls),
         dtype=None if dtype is None else str(dtype),
         shape=shape if isinstance(shape, tuple) else None,
         nbytes=size_bytes(value),
