@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -306,14 +307,35 @@ def _written(name: str, *, replace: bool) -> Iterator[BinaryIO]:
         return
     path = Path(name)
     part = path.with_name(f".{uuid.uuid4().hex}.part")
-    if path.exists() and not replace:
-        raise ConfigurationError(f"there is a file {name!r} already; --force replaces it")
+    if os.path.lexists(path):
+        if not replace:
+            raise ConfigurationError(f"there is a file {name!r} already; --force replaces it")
+        if path.exists() and not path.is_file():
+            # to replace /dev/null by a file would harm all
+            raise ConfigurationError(f"{name!r} is no file that could be replaced")
     try:
         with part.open("xb") as out:
             yield out
-        part.replace(path)
+        _name(part, path, replace=replace)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _name(part: Path, path: Path, *, replace: bool) -> None:
+    """Give a finished file its name."""
+    if replace:
+        part.replace(path)
+        return
+    from sqla_datastore.storage import posix
+
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        posix.link_exclusively(part.name, path.name, folder)
+    except posix.NameTakenError as err:
+        # it was made meanwhile
+        raise ConfigurationError(f"there is a file {str(path)!r} by now; export again") from err
+    finally:
+        os.close(folder)
 
 
 # -- browse ----------------------------------------------------------------------------------------

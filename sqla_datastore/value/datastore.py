@@ -336,7 +336,7 @@ class DataStore(EntryMapping, Generic[S_co]):
 
     @classmethod
     def _field(cls, schema: EntrySchema | None, value: Mapping[str, Any]) -> DataStore:
-        """Make a value of a mapping, as the schema of a field says; return a value as it is.
+        """Make a value of a mapping, and return a value as it is; check what is not stored yet.
 
         Raises:
             UnsupportedTypeError: the mapping cannot be one.
@@ -345,7 +345,7 @@ class DataStore(EntryMapping, Generic[S_co]):
         coerced = cls.coerce("data", value)
         assert coerced is not None
         # to look at a value that is stored would read its index
-        if schema is not None and coerced is not value:
+        if schema is not None and coerced.url is None:
             coerced._check_entries(schema, None)
         return coerced
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -55,12 +56,18 @@ class TypedView(MutableMapping[str, Any]):
         return len(self._value)
 
     def __getattr__(self, name: str) -> Any:
+        # copy and pickle ask for such names before there is a value
+        if name.startswith("_"):
+            raise AttributeError(name)
         try:
             return self[name]
         except KeyError:
             raise AttributeError(f"{self._schema.name} has no entry {name!r}", name=name) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_") or hasattr(type(self), name):
+            # it would be read as something else
+            raise AttributeError(f"{name!r} cannot be set as an attribute; use typed[{name!r}]")
         self[name] = value
 
     def __delattr__(self, name: str) -> None:
@@ -68,6 +75,16 @@ class TypedView(MutableMapping[str, Any]):
             del self[name]
         except KeyError:
             raise AttributeError(f"the value has no entry {name!r}", name=name) from None
+
+    def __copy__(self) -> MutableMapping[str, Any]:
+        """Return a copy of the value: one that belongs to no row has no column to check it."""
+        return copy.copy(self._value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MutableMapping[str, Any]:
+        return copy.deepcopy(self._value, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return copy.copy, (self._value,)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._schema.fields})

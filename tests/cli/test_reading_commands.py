@@ -113,6 +113,31 @@ def test_export_names_the_file_after_the_entry(run, tmp_path):
     assert run("export", "experiments", str(FIRST), "history", "--to", "csv", "--force")[0] == 0
 
 
+EXPORT = ("export", "experiments", str(FIRST), "history", "--to", "csv", "-o")
+
+
+def test_export_replaces_nothing_unasked_and_no_device_ever(run, tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "not there yet")
+    assert "--force" in run(*EXPORT, "link.csv")[2]
+    assert (tmp_path / "link.csv").is_symlink()
+    os.mkfifo(tmp_path / "pipe.csv")
+    status, _, err = run(*EXPORT, "pipe.csv", "--force")
+    assert (status, (tmp_path / "pipe.csv").is_fifo()) == (2, True), err
+    assert "no file that could be replaced" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"link.csv", "pipe.csv"}
+
+
+def test_export_leaves_a_file_that_was_made_meanwhile(run, tmp_path, monkeypatch):
+    def write(value: object, kind: str, out: io.BufferedWriter) -> None:
+        (tmp_path / "x.csv").write_text("theirs")
+
+    monkeypatch.setattr("sqla_datastore.browsing.exports.export", write)
+    status, _, err = run(*EXPORT, "x.csv")
+    assert (status, (tmp_path / "x.csv").read_text()) == (2, "theirs"), err
+    assert "'x.csv'" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
 def test_export_formats(run, tmp_path):
     for kind, entry in [("parquet", "history"), ("npy", "weights"), ("json", "settings")]:
         arguments = ("experiments", str(FIRST), entry, "--to", kind, "-o", f"x.{kind}")

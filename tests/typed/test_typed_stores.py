@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 import re
@@ -239,6 +240,24 @@ class TestTyped:
         with pytest.raises(KeyError):
             run.scores.typed["lost"]
         assert not hasattr(run.features.typed, "other")
+
+    @pytest.mark.parametrize(
+        "copied",
+        [copy.copy, copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))],
+        ids=["copy", "deepcopy", "pickle"],
+    )
+    def test_a_copy_of_the_view_is_one_of_the_value(self, run, copied):
+        twin = copied(run.features.typed)
+        assert (type(twin), twin) == (DataStore, run.features)
+        assert twin is not run.features
+
+    def test_names_that_are_read_as_something_else_cannot_be_set(self, run, session):
+        session.add(other := Run(model={"kind": "cnn", "items": 1}))
+        session.commit()
+        for name in ("items", "_own"):
+            with pytest.raises(AttributeError, match=f"typed\\['{name}'\\]"):
+                setattr(other.model.typed, name, 2)
+        assert other.model.typed["items"] == 1
 
     def test_a_value_that_was_stored_before_the_schema_is_told_when_it_is_read(
         self, engine, tmp_path

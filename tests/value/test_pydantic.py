@@ -161,6 +161,13 @@ def test_a_mapping_is_checked_by_the_schema_of_its_field():
         TypedOut(data={"weights": np.zeros((2, 3)), "bias": 1})
 
 
+def test_a_value_is_checked_by_the_schema_of_its_field_until_it_is_stored(row):
+    with pytest.raises(pydantic.ValidationError, match="of type str, not numpy.ndarray"):
+        TypedOut(data=DataStore(weights="heavy"))
+    row.data.note  # noqa: B018 - what is loaded is not looked at either
+    assert TypedOut(data=row.data).data is row.data
+
+
 def test_json_that_is_no_object_is_refused():
     with pytest.raises(pydantic.ValidationError, match=r"valid dictionary|an object"):
         RunOut.model_validate_json('{"data": [1]}')
