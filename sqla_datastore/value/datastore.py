@@ -197,6 +197,7 @@ class DataStore(EntryMapping, Generic[S_co]):
         Raises:
             SchemaMismatchError: says which.
         """
+        self._take_edited_defaults()
         entries = self._index()
         schema.check_names(entries, column=column)
         for name, entry in entries.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from sqla_datastore.typed.entry_schema import EntrySchema
+from sqla_datastore.value.mapping import EntryMapping
 
 _SLOTS = ("_label", "_schema", "_value")
 
@@ -24,9 +25,9 @@ class TypedView(MutableMapping[str, Any]):
 
     _label: str
     _schema: EntrySchema
-    _value: MutableMapping[str, Any]
+    _value: EntryMapping
 
-    def __init__(self, value: MutableMapping[str, Any], schema: EntrySchema, label: str) -> None:
+    def __init__(self, value: EntryMapping, schema: EntrySchema, label: str) -> None:
         for name, given in zip(_SLOTS, (label, schema, value), strict=True):
             object.__setattr__(self, name, given)
 
@@ -37,7 +38,7 @@ class TypedView(MutableMapping[str, Any]):
             return value
         field = self._schema.fields.get(name)
         if field is not None and field.default is not None:
-            return field.default()
+            return self._value._default(name, field.default)
         if field is not None and field.is_required:
             self._schema.check_names(self._value, row=self._label)
         raise KeyError(name)
@@ -76,11 +77,11 @@ class TypedView(MutableMapping[str, Any]):
         except KeyError:
             raise AttributeError(f"the value has no entry {name!r}", name=name) from None
 
-    def __copy__(self) -> MutableMapping[str, Any]:
+    def __copy__(self) -> EntryMapping:
         """Return a copy of the value: one that belongs to no row has no column to check it."""
         return copy.copy(self._value)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> MutableMapping[str, Any]:
+    def __deepcopy__(self, memo: dict[int, Any]) -> EntryMapping:
         return copy.deepcopy(self._value, memo)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

@@ -162,7 +162,7 @@ def test_a_mapping_is_checked_by_the_schema_of_its_field():
 
 
 def test_a_value_is_checked_by_the_schema_of_its_field_until_it_is_stored(row):
-    with pytest.raises(pydantic.ValidationError, match="of type str, not numpy.ndarray"):
+    with pytest.raises(pydantic.ValidationError, match="type str, not numpy"):
         TypedOut(data=DataStore(weights="heavy"))
     row.data.note  # noqa: B018 - what is loaded is not looked at either
     assert TypedOut(data=row.data).data is row.data
