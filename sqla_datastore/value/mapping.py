@@ -381,6 +381,9 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
             name: entry for name, (entry, make) in missing.items() if not equal(entry.value, make())
         }
         left = {name: each for name, each in missing.items() if name not in edited}
+        if edited and not self._changed:
+            # first, since it may refuse: then they are found again
+            self.changed()
         self._defaults = left or None
         for name, entry in edited.items():
             self._put(name, entry)
