@@ -1,4 +1,7 @@
-"""Write a loaded value to a file that other programs read: Parquet, CSV, NPY, JSON, or our ZIP."""
+"""Write a loaded value to a file that other programs read: Parquet, CSV, NPY, JSON, or our ZIP.
+
+What is a file already is written as it is.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from typing import Any, BinaryIO, Final
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.datastore import DataStore
+from sqla_datastore.value.file import File
 from sqla_datastore.value.io import DataStoreIO
 
 
@@ -37,9 +41,9 @@ def export(value: Any, kind: str, out: BinaryIO) -> None:
         KINDS[kind](value, out)
     except (TypeError, ValueError, ArithmeticError, NotImplementedError) as err:
         shown = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        which = "" if kind == "zip" else ": zip takes everything"
         raise ConfigurationError(
-            f"{shown!r} cannot be written as {kind} ({err}); try another "
-            "format: zip takes everything"
+            f"{shown!r} cannot be written as {kind} ({err}); try another format{which}"
         ) from err
 
 
@@ -52,6 +56,16 @@ def file_name(kind: str, *parts: str) -> str:
     """
     stem = "-".join(re.sub(r"[^A-Za-z0-9._-]", "_", part)[:60] for part in parts).lstrip(".-")
     return f"{stem or 'value'}.{kind}"
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _file(value: Any, out: BinaryIO) -> None:
+    if not isinstance(value, (File, bytes, bytearray)):
+        raise TypeError("it is no file")
+    for piece in value.iter_bytes() if isinstance(value, File) else (value,):
+        out.write(piece)
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -186,6 +200,7 @@ def _zip(value: Any, out: BinaryIO) -> None:
 
 
 KINDS: Final[dict[str, Callable[[Any, BinaryIO], None]]] = {
+    "file": _file,
     "parquet": _parquet,
     "csv": _csv,
     "npy": _npy,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-_FORMATS = ("parquet", "csv", "npy", "json", "zip")
+_FORMATS = ("file", "parquet", "csv", "npy", "json", "zip")
 _SHOWN_ROWS = 50
 
 

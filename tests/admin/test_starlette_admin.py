@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import html
 import re
 
@@ -28,6 +29,11 @@ pytestmark = pytest.mark.libraries
 HOSTILE = "<script>alert(1)</script>"
 
 
+@dataclasses.dataclass
+class Settings:
+    lr: float
+
+
 class Base(DeclarativeBase):
     pass
 
@@ -38,10 +44,11 @@ class Run(Base):
     title: Mapped[str]
     data: Mapped[DataStore] = mapped_column(DataStoreType())
     more: Mapped[DataStore | None] = mapped_column(DataStoreType())
+    typed: Mapped[DataStore[Settings] | None] = mapped_column(DataStoreType())
 
 
 class RunView(DataStoreView):
-    fields = ("id", "title", "data", "more")
+    fields = ("id", "title", "data", "more", "typed")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,7 @@ def form_text(client, path="/admin/run/edit?pk=1", name="data"):
 
 def save(client, text, path="/admin/run/edit?pk=1", **others):
     token = re.search(r'name="([^"]*csrf[^"]*)"[^>]*value="([^"]*)"', client.get(path).text)
-    fields = {"title": "first", "data": text, "more": "", token[1]: token[2], **others}
+    fields = {"title": "first", "data": text, "more": "", "typed": "", token[1]: token[2], **others}
     return client.post(path, data=fields)
 
 
@@ -182,6 +189,21 @@ def test_what_cannot_be_stored_is_shown_again_with_a_reason(client, engine, stor
     assert message in html.unescape(response.text)
     assert HOSTILE not in response.text
     assert stored.files() == set()
+
+
+def test_what_the_schema_of_the_column_does_not_allow_is_shown_with_a_reason(
+    client, engine, stored
+):
+    add(engine, n=1)
+    before = stored.files()
+    for text in ('{"lr": "high"}', '{"n": 1}'):
+        response = save(client, form_text(client), typed=text)
+        assert response.status_code == 422
+        assert "Settings" in response.text
+    assert stored.files() == before
+    assert save(client, form_text(client), typed='{"lr": 0.5}').status_code == 303
+    with Session(engine) as session:
+        assert session.get(Run, 1).typed == {"lr": 0.5}
 
 
 def test_a_name_that_is_kept_cannot_be_taken(client, engine):
