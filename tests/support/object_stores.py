@@ -106,12 +106,16 @@ class Seen:
         target: path and query.
         sent: how many bytes its body had.
         got: how many bytes the answer's body had.
+        began: when it came, in seconds of `time.monotonic`.
+        ended: when it was answered, or given up.
     """
 
     method: str
     target: str
     sent: int = 0
     got: int = 0
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
 
 
 @dataclass
@@ -121,11 +125,15 @@ class Fault:
     Attributes:
         status: answer with it.
         drop: relay the request, and close the connection instead of answering.
+        cut_request: read half of the body, and close the connection.
+        cut_answer: send half of the answer's body, and close the connection.
         hang: seconds to wait before anything else.
     """
 
     status: int | None = None
     drop: bool = False
+    cut_request: bool = False
+    cut_answer: bool = False
     hang: float = 0.0
 
 
@@ -192,15 +200,27 @@ class FaultProxy:
                 thread.join()
 
     def _relay(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers.get("content-length", 0)))
-        seen = Seen(handler.command, handler.path, len(body))
+        size = int(handler.headers.get("content-length", 0))
+        seen = Seen(handler.command, handler.path, size)
         self.seen.append(seen)
         fault = self.rule(seen) or Fault()
+        body = handler.rfile.read(size // 2 if fault.cut_request else size)
         time.sleep(self.latency + fault.hang)
+        try:
+            self._answer(handler, seen, fault, body)
+        finally:
+            seen.ended = time.monotonic()
+
+    def _answer(
+        self, handler: BaseHTTPRequestHandler, seen: Seen, fault: Fault, body: bytes
+    ) -> None:
         if fault.status is not None:
             handler.send_response(fault.status)
             handler.send_header("content-length", "0")
             handler.end_headers()
+            return
+        if fault.cut_request:
+            handler.close_connection = True
             return
         status, headers, answer = self._ask(handler, body)
         if fault.drop:
@@ -214,6 +234,9 @@ class FaultProxy:
         for name, value in headers.items():
             handler.send_header(name, value)
         handler.end_headers()
+        if fault.cut_answer:
+            answer = answer[: len(answer) // 2]
+            handler.close_connection = True
         handler.wfile.write(answer)
 
     def _ask(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections import defaultdict
 from contextlib import contextmanager
 from itertools import accumulate, chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from sqla_datastore.storage import ObjectStorage
 from sqla_datastore.storage.binding import open_storage
 
 obstore = pytest.importorskip("obstore")
+MIB = 1024 * 1024
 FAULTY = ["insert_rows", "replace", "edit_in_place", "delete_rows", "savepoints"]
 
 
@@ -226,6 +229,25 @@ class TestRequests:
         # and one look into its folder, which may hold what a crash has left
         assert sorted(seen.method for seen in proxy.seen) == ["GET", "PUT"]
 
+    def test_deletes_are_two_rounds(self, proxied):
+        """Their folders are listed together, and their objects removed together."""
+        engine, proxy = proxied
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in range(20))
+            session.commit()
+            proxy.seen.clear()
+            proxy.latency = 0.02
+            for row in session.scalars(select(Keyed)).all():
+                session.delete(row)
+            session.commit()
+        for method in ("GET", "DELETE"):
+            spans = [(seen.began, seen.ended) for seen in proxy.seen if seen.method == method]
+            assert len(spans) == 20
+            assert overlapping(spans) > 10
+        assert len(proxy.seen) == 40
+        spans = [(seen.began, seen.ended) for seen in proxy.seen]
+        assert covered(spans) < sum(end - begin for begin, end in spans) / 4
+
     def test_one_entry_of_a_large_value_is_two_requests(self, proxied):
         engine, proxy = proxied
         rng = np.random.default_rng(1)
@@ -271,18 +293,37 @@ class TestRequests:
         assert [seen.method for seen in proxy.seen] == ["GET", "GET"]
 
 
+def overlapping(spans):
+    """Return how many of these (begin, end) there are at the same time at most."""
+    begins, ends = [(begin, 1) for begin, _ in spans], [(end, -1) for _, end in spans]
+    return max(accumulate(step for _, step in sorted(begins + ends)))
+
+
+def covered(spans):
+    """Return how long there is at least one of these (begin, end), in seconds."""
+    total, until = 0.0, 0.0
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
 class Slow:
     """A storage of which each request takes 20 milliseconds; notes when they began and ended.
 
     Attributes:
         spans: begin and end of each request, by its name.
+        most_held: how many bytes its unfinished objects had together at most.
     """
 
     SECONDS = 0.02
 
     def __init__(self, storage):
         self._storage = storage
+        self._lock = threading.Lock()
+        self._held = 0
         self.spans = defaultdict(list)
+        self.most_held = 0
 
     def __getattr__(self, name):
         return getattr(self._storage, name)
@@ -292,28 +333,37 @@ class Slow:
         time.sleep(self.SECONDS)
         self.spans[name].append((begin, time.monotonic()))
 
+    def _hold(self, size):
+        with self._lock:
+            self._held += size
+            self.most_held = max(self.most_held, self._held)
+
     @contextmanager
     def create(self, path):
-        with self._storage.create(path) as writer:
-            yield writer
-            self._wait("create")
+        sizes = []
+
+        def write(data):
+            writer.write(data)
+            sizes.append(memoryview(data).nbytes)
+            self._hold(sizes[-1])
+
+        try:
+            with self._storage.create(path) as writer:
+                yield SimpleNamespace(write=write)
+                self._wait("create")
+        finally:
+            self._hold(-sum(sizes))
 
     def list(self, folder):
         self._wait("list")
         return iter([*self._storage.list(folder)])
 
     def most_at_once(self, name):
-        begins = [(begin, 1) for begin, _ in self.spans[name]]
-        ends = [(end, -1) for _, end in self.spans[name]]
-        return max(accumulate(step for _, step in sorted(begins + ends)))
+        return overlapping(self.spans[name])
 
     def seconds(self):
         """Return how long at least one of them was waited for."""
-        total, until = 0.0, 0.0
-        for begin, end in sorted(chain.from_iterable(self.spans.values())):
-            total += max(0.0, end - max(begin, until))
-            until = max(until, end)
-        return total
+        return covered(chain.from_iterable(self.spans.values()))
 
 
 class TestLatency:
@@ -339,12 +389,28 @@ class TestLatency:
             session.commit()
         assert len([*storage.list("")]) == 200
 
-    def test_large_values_are_not_all_in_memory(self, slow):
+    @pytest.mark.parametrize("budget", [1, 5 * MIB, 64 * MIB])
+    def test_what_is_written_at_once_keeps_to_the_bytes_in_flight(self, slow, monkeypatch, budget):
         engine, storage = slow
+        monkeypatch.setattr(options, "in_flight_bytes", budget)
         with Session(engine) as session:
-            session.add_all(Keyed(id=n, data=DataStore(a=bytes(1 << 20))) for n in range(20))
+            session.add_all(Keyed(id=n, data=DataStore(a=bytes(MIB))) for n in range(20))
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in range(20, 30))
             session.commit()
-        assert 1 < storage.most_at_once("create") <= 8
+        # there is always one; the indexes of objects come on top
+        assert storage.most_held <= max(budget, MIB) + 30 * 1_000
+        assert storage.most_at_once("create") > min(3, budget // MIB)
+        assert len([*storage.list("")]) == 30
+
+    @pytest.mark.parametrize("workers", [1, 4])
+    def test_no_more_workers_than_the_option_says(self, slow, monkeypatch, workers):
+        engine, storage = slow
+        monkeypatch.setattr(options, "storage_workers", workers)
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in range(12))
+            session.commit()
+        assert storage.most_at_once("create") == workers
+        assert storage.most_at_once("list") == workers
 
     def test_a_store_that_is_down_is_not_asked_for_each_value(self, slow, monkeypatch):
         engine, storage = slow
