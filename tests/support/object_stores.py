@@ -9,11 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from sqla_datastore import options
 
 _STARTS_SECONDS = 30
 # moto looks for an object and makes it in two steps, so that of two writers both could win
@@ -267,13 +270,19 @@ class StoredInBucket:
         self.base = base
         self._client = client
         self._prefix = base.partition("://")[2].partition("/")[2]
+        self._read: dict[tuple[str, str], bytes] = {}
 
-    def files(self) -> set[str]:
-        """Every object."""
+    def _listed(self) -> dict[str, str]:
+        """The entity tag of every object, by path: what it is told by besides its name."""
         import obstore
 
         pages = obstore.list(self._client, self._prefix or None)
-        return {found["path"].removeprefix(f"{self._prefix}/") for page in pages for found in page}
+        objects = (found for page in pages for found in page)
+        return {each["path"].removeprefix(f"{self._prefix}/"): each["e_tag"] for each in objects}
+
+    def files(self) -> set[str]:
+        """Every object."""
+        return {*self._listed()}
 
     def folders(self) -> set[str]:
         """What stands before a slash in the paths of objects: there are no other folders."""
@@ -284,9 +293,11 @@ class StoredInBucket:
         """The bytes of every object, by path."""
         import obstore
 
-        return {
-            path: bytes(obstore.get(self._client, self._key(path)).bytes()) for path in self.files()
-        }
+        listed = self._listed()
+        for path, tag in listed.items() - self._read.keys():
+            data = bytes(obstore.get(self._client, self._key(path)).bytes())
+            self._read[path, tag] = data
+        return {path: self._read[path, tag] for path, tag in listed.items()}
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}".lstrip("/")
@@ -301,3 +312,39 @@ class StoredInBucket:
         for path, data in wanted.items():
             if tree.get(path) != data:
                 obstore.put(self._client, self._key(path), data)
+
+    def wait_until_quiet(self) -> None:
+        """Wait until no request arrives any more of a process that was killed."""
+        last, now = None, self._listed()
+        while last != now:
+            # no event tells of it
+            time.sleep(0.02)
+            last, now = now, self._listed()
+
+
+@contextmanager
+def stored_on_s3(endpoint: str) -> Iterator[StoredInBucket]:
+    """Make a bucket on a server, and have `options.storage_options` reach it meanwhile."""
+    import obstore.store
+
+    name = f"b-{uuid.uuid4().hex}"
+    request(endpoint, "PUT", f"/{name}")
+    client = obstore.store.S3Store(name, **s3_options(endpoint))
+    with reached(endpoint):
+        yield StoredInBucket(f"s3://{name}/base", client)
+
+
+@contextmanager
+def reached(endpoint: str, **others: Any) -> Iterator[None]:
+    """Have `options.storage_options` name a server for a while."""
+    before, options.storage_options = options.storage_options, s3_options(endpoint, **others)
+    try:
+        yield
+    finally:
+        options.storage_options = before
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """Return the variables that name a server in another process."""
+    named = {f"AWS_{name.upper()}": value for name, value in CREDENTIALS.items()}
+    return {**named, "AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true"}

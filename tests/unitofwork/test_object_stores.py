@@ -17,7 +17,13 @@ from sqlalchemy.orm import Session
 from support.databases import make_engine
 from support.exactness import assert_exact
 from support.models import Base, Keyed
-from support.object_stores import FaultProxy, StoredInBucket, request, s3_options
+from support.object_stores import (
+    FaultProxy,
+    StoredInBucket,
+    request,
+    s3_options,
+    stored_on_s3,
+)
 from support.scenarios import BEFORE, SCENARIOS
 from support.stage import Stage
 from support.watched import Watched
@@ -29,7 +35,7 @@ from sqla_datastore.maintenance import check, gc, usage
 from sqla_datastore.storage import ObjectStorage
 from sqla_datastore.storage.binding import open_storage
 
-obstore = pytest.importorskip("obstore")
+pytest.importorskip("obstore")
 MIB = 1024 * 1024
 FAULTY = ["insert_rows", "replace", "edit_in_place", "delete_rows", "savepoints"]
 
@@ -37,20 +43,12 @@ FAULTY = ["insert_rows", "replace", "edit_in_place", "delete_rows", "savepoints"
 @pytest.fixture(scope="module", params=["memory", "s3"])
 def stored(request):
     """An empty storage, seen without the library."""
-    name = f"b-{uuid.uuid4().hex}"
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "s3":
-            yield _stored_on_s3(name, request.getfixturevalue("s3_endpoint"), patch)
-        else:
-            base = f"memory://{name}/base"
-            yield StoredInBucket(base, open_storage(base)._store)
-
-
-def _stored_on_s3(name, endpoint, patch):
-    request(endpoint, "PUT", f"/{name}")
-    patch.setattr(options, "storage_options", s3_options(endpoint))
-    client = obstore.store.S3Store(name, **s3_options(endpoint))
-    return StoredInBucket(f"s3://{name}/base", client)
+    if request.param == "s3":
+        with stored_on_s3(request.getfixturevalue("s3_endpoint")) as stored:
+            yield stored
+    else:
+        base = f"memory://b-{uuid.uuid4().hex}/base"
+        yield StoredInBucket(base, open_storage(base)._store)
 
 
 @pytest.fixture(scope="module")
