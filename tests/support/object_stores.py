@@ -19,6 +19,7 @@ from typing import Any
 from sqla_datastore import options
 
 _STARTS_SECONDS = 30
+_RELAYS_SECONDS = 60
 # moto looks for an object and makes it in two steps, so that of two writers both could win
 _SERVER = """
 import sys, threading
@@ -130,7 +131,7 @@ class Fault:
         drop: relay the request, and close the connection instead of answering.
         cut_request: read half of the body, and close the connection.
         cut_answer: send half of the answer's body, and close the connection.
-        hang: seconds to wait before anything else.
+        hang: seconds to wait before anything else, or until the proxy's `release`.
     """
 
     status: int | None = None
@@ -157,12 +158,21 @@ class FaultProxy:
     latency: float = 0.0
     seen: list[Seen] = field(default_factory=list)
     most_at_once: int = 0
-    _in_flight: int = 0
+    in_flight: int = 0
+    _released: threading.Event = field(default_factory=threading.Event)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def release(self) -> None:
+        """Have what hangs go on, and wait until every request was relayed or given up."""
+        self._released.set()
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self.in_flight, _RELAYS_SECONDS)
+        self._released.clear()
 
     @contextmanager
     def running(self) -> Iterator[str]:
         """Serve for a while; give the endpoint."""
-        proxy, lock = self, threading.Lock()
+        proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -175,14 +185,15 @@ class FaultProxy:
                     self.close_connection = True
 
             def relay(self) -> None:
-                with lock:
-                    proxy._in_flight += 1
-                    proxy.most_at_once = max(proxy.most_at_once, proxy._in_flight)
+                with proxy._changed:
+                    proxy.in_flight += 1
+                    proxy.most_at_once = max(proxy.most_at_once, proxy.in_flight)
                 try:
                     proxy._relay(self)
                 finally:
-                    with lock:
-                        proxy._in_flight -= 1
+                    with proxy._changed:
+                        proxy.in_flight -= 1
+                        proxy._changed.notify_all()
 
             do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = relay
 
@@ -199,6 +210,7 @@ class FaultProxy:
             try:
                 yield f"http://127.0.0.1:{server.server_address[1]}"
             finally:
+                self._released.set()
                 server.shutdown()
                 thread.join()
 
@@ -208,7 +220,8 @@ class FaultProxy:
         self.seen.append(seen)
         fault = self.rule(seen) or Fault()
         body = handler.rfile.read(size // 2 if fault.cut_request else size)
-        time.sleep(self.latency + fault.hang)
+        time.sleep(self.latency)
+        self._released.wait(fault.hang)
         try:
             self._answer(handler, seen, fault, body)
         finally:
@@ -222,7 +235,7 @@ class FaultProxy:
             handler.send_header("content-length", "0")
             handler.end_headers()
             return
-        if fault.cut_request:
+        if fault.cut_request or (len(body) < seen.sent):
             handler.close_connection = True
             return
         status, headers, answer = self._ask(handler, body)

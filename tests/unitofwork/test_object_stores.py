@@ -18,8 +18,10 @@ from support.databases import make_engine
 from support.exactness import assert_exact
 from support.models import Base, Keyed
 from support.object_stores import (
+    Fault,
     FaultProxy,
     StoredInBucket,
+    reached,
     request,
     s3_options,
     stored_on_s3,
@@ -111,6 +113,83 @@ def test_a_call_that_fails(stage, name, caplog):
         if failing.call is None:
             break
     assert number > step
+
+
+FAULTS = {
+    "busy": Fault(status=503),
+    "answer lost": Fault(drop=True),
+    "request cut": Fault(cut_request=True),
+    "answer cut": Fault(cut_answer=True),
+    "no answer": Fault(hang=60),
+}
+REQUEST_SECONDS = 0.4
+# which requests fail, once or from then on: these make 20, and 12
+NUMBERS = {
+    ("savepoints", False): (3, 10, 17),
+    ("savepoints", True): (6, 15),
+    ("edit_in_place", False): (2, 9),
+    ("edit_in_place", True): (5,),
+}
+
+
+class FailingRequests:
+    """Fails the n-th request to a proxy, and perhaps all that follow.
+
+    Attributes:
+        met: the methods of those that failed.
+    """
+
+    def __init__(self, number, fault, *, stays):
+        self.met = []
+        self._left = number
+        self._fault = fault
+        self._stays = stays
+        self._lock = threading.Lock()
+
+    def __call__(self, seen):
+        with self._lock:
+            self._left -= 1
+            if self._left > 0 or (self._left < 0 and not self._stays):
+                return None
+            self.met.append(seen.method)
+            return self._fault
+
+
+@pytest.fixture(scope="module")
+def s3_proxy(s3_endpoint):
+    proxy = FaultProxy(s3_endpoint)
+    with proxy.running() as endpoint:
+        yield proxy, endpoint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", ["s3"], indirect=True)
+@pytest.mark.parametrize("stays", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["savepoints", "edit_in_place"])
+def test_a_request_that_fails(stage, s3_proxy, monkeypatch, name, fault, stays):
+    """Our error or none, all or nothing, nothing dangling; and `gc` finds what is left."""
+    scenario, (proxy, endpoint) = SCENARIOS[name], s3_proxy
+    for number in NUMBERS[name, stays]:
+        stage.reset()
+        engine = stage.engine_for(scenario, stage.stored.base)
+        proxy.rule = failing = FailingRequests(number, FAULTS[fault], stays=stays)
+        with monkeypatch.context() as patch, reached(endpoint):
+            patch.setattr(options, "request_seconds", REQUEST_SECONDS)
+            try:
+                scenario.run(engine, scenario.make())
+            except StorageError:
+                expected = BEFORE
+            else:
+                expected = scenario.after
+        engine.dispose()
+        # a request that was given up may arrive all the same
+        proxy.release()
+        assert failing.met
+        assert stage.rows() == expected
+        if not stage.is_exact():
+            assert stage.collect().removed
+            stage.assert_exact()
 
 
 @pytest.fixture
