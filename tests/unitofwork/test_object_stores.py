@@ -357,6 +357,17 @@ class TestRequests:
                 session.get(Keyed, 1).data[name]
             assert [seen.method for seen in proxy.seen] == ["GET", "GET"]
 
+    def test_a_deep_check_reads_an_object_at_once(self, proxied):
+        engine, proxy = proxied
+        with Session(engine) as session:
+            session.add(Keyed(id=1, data=DataStore(a=np.arange(9), b=[1, 2], c="x")))
+            session.add(Keyed(id=2, data=DataStore(a=np.arange(90_000), b=np.arange(90_000))))
+            session.commit()
+        proxy.seen.clear()
+        assert check(engine, Base.metadata, deep=True).is_clean
+        # the listing, the small one, the end and the whole of the larger one
+        assert [seen.method for seen in proxy.seen] == ["GET"] * 4
+
     def test_what_is_compressed_is_read_at_once(self, proxied):
         engine, proxy = proxied
         values = np.random.default_rng(1).integers(0, 9, 2_000_000)
