@@ -48,6 +48,7 @@ _PAIR = struct.Struct("<2H")
 _DESCRIPTOR = struct.Struct("<4s3I")
 _DESCRIPTOR64 = struct.Struct("<4sI2Q")
 _ALIGN = struct.Struct("<3H")
+_ZIP64 = struct.Struct("<2H2Q")
 
 _LOCAL_SIGN, _CENTRAL_SIGN, _END_SIGN = b"PK\3\4", b"PK\1\2", b"PK\5\6"
 _END64_SIGN, _LOCATOR_SIGN = b"PK\6\6", b"PK\6\7"
@@ -152,11 +153,8 @@ class ZipWriter:
             size: of its data, in bytes.
             crc: their checksum, where it is known: then nothing stands behind the data.
         """
-        has_zip64 = size >= ZIP64_SIZE
-        if crc is None:
-            return self._begin(Member(name, 0, 0, 0, 0, 0, has_zip64=has_zip64), size)
-        member = Member(name, 0, 0, size, crc, size, has_zip64=has_zip64)
-        return self._begin(member, size, is_complete=True)
+        self._size = size
+        return self._begin(name, size, crc, has_zip64=size >= ZIP64_SIZE)
 
     def begin_compressed(self, name: str, nbytes: int, *, is_deflated: bool) -> int:
         """Start a member whose size is known at its end, and return the offset of its data.
@@ -167,30 +165,32 @@ class ZipWriter:
             is_deflated: whether ZIP has to know of it, and `end_deflated` will be called.
         """
         has_zip64 = nbytes + nbytes // 64 + BUFFER >= ZIP64_SIZE
-        member = Member(name, 0, 0, 0, 0, 0, is_deflated=is_deflated, has_zip64=has_zip64)
-        return self._begin(member, None)
+        self._size = None
+        return self._begin(name, 0, None, is_deflated=is_deflated, has_zip64=has_zip64)
 
-    def _begin(self, member: Member, size: int | None, *, is_complete: bool = False) -> int:
-        # as if its checksum was to follow: the other form is as long
-        member = member._replace(header_offset=self.position, has_descriptor=not is_complete)
-        header = _local_header(member)
+    def _begin(
+        self, name: str, size: int, crc: int | None, *, has_zip64: bool, is_deflated: bool = False
+    ) -> int:
+        offset = self.position
+        start = offset + _local_size(offset, name, has_zip64=has_zip64)
+        figures = (0, 0, 0) if crc is None else (size, crc, size)
+        flags = is_deflated, has_zip64, crc is None
+        self._begun = Member(name, offset, start, *figures, *flags)
+        header = _local_header(self._begun)
         self._make_room(len(header))
         if len(header) > len(self._buffer) - self._filled:
             self._flush()  # half of a header could not be completed any more
-        self._append(header)
-        self._begun, self._size = member._replace(data_offset=self.position), size
-        # the checksum is that of the data, and `_append` has taken the header into it
+        self._append_whole(header)
         self._crc, self._parted = 0, False
-        return self._begun.data_offset
+        return start
 
     def write(self, data: Buffer) -> None:
         """Append bytes to the member; the buffer may be reused afterwards."""
         piece = bytes_of(data)
-        end = self.position + len(piece)
+        end = self._flushed + self._filled + len(piece)
         if self._size is not None and end > self._begun.data_offset + self._size:
             raise WrongSizeError(f"more than the {self._size} bytes that were announced")
-        while piece:
-            piece = piece[self._append(piece) :]
+        self._append_whole(piece)
 
     def part(self) -> int:
         """Start a part of the member, aligned, with a checksum of its own; return its offset."""
@@ -222,15 +222,18 @@ class ZipWriter:
 
     def _end(self, size: int, crc: int, packed: int) -> int:
         """Say of which size the data are: only now the checksum is that of what was copied."""
-        found = self._crc
-        member = self._begun._replace(size=size, crc=crc, packed=packed)
-        start = member.header_offset - self._flushed
-        if member.has_descriptor and start >= 0:
-            member = member._replace(has_descriptor=False)
+        found, begun = self._crc, self._begun
+        start = begun.header_offset - self._flushed
+        has_descriptor = begun.has_descriptor and start < 0
+        figures = (size, crc, packed)
+        flags = begun.is_deflated, begun.has_zip64, has_descriptor
+        member = Member(begun.name, begun.header_offset, begun.data_offset, *figures, *flags)
+        if has_descriptor:
+            self._append_whole(_descriptor(member))
+        elif begun.has_descriptor:
+            # the form with a descriptor is as long
             header = _local_header(member)
             self._buffer[start : start + len(header)] = header
-        elif member.has_descriptor:
-            self._append_all(_descriptor(member))
         self._members.append(member)
         return found
 
@@ -239,31 +242,34 @@ class ZipWriter:
         start = self.position
         manifest = self._members[-1]
         for member in self._members[:-1]:
-            self._append_all(_central_record(member, b""))
+            self._append_whole(_central_record(member, b""))
         anchor = _anchor(Anchor(version, manifest.data_offset, manifest.size, manifest.crc))
-        self._append_all(_central_record(manifest, anchor))
-        self._append_all(_end_records(len(self._members), start, self.position))
+        self._append_whole(_central_record(manifest, anchor))
+        self._append_whole(_end_records(len(self._members), start, self.position))
         self._flush()
 
-    def _append_all(self, data: bytes) -> None:
+    def _append_whole(self, data: Buffer) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[self._append(rest) :]
 
-    def _append(self, data: Buffer) -> int:
+    def _append(self, data: memoryview) -> int:
         """Copy what fits into the buffer and return how much that was."""
-        start = self._filled
-        self._make_room(memoryview(data).nbytes)
-        piece = memoryview(data)[: len(self._buffer) - start]
-        self._filled += len(piece)
-        copy = self._buffer[start : self._filled]
-        copy[:] = piece
+        size, start = len(data), self._filled
+        end = start + size
+        if end > len(self._buffer):
+            self._make_room(size)
+            size = min(size, len(self._buffer) - start)
+            data, end = data[:size], start + size
+        copy = self._buffer[start:end]
+        copy[:] = data
+        self._filled = end
         self._crc = crc32(copy, self._crc)
         if self._parted:
             self._part_crc = crc32(copy, self._part_crc)
-        if self._filled == BUFFER:
+        if end == BUFFER:
             self._flush()
-        return len(piece)
+        return size
 
     def _make_room(self, size: int) -> None:
         needed = self._filled + size
@@ -279,21 +285,27 @@ class ZipWriter:
             self._filled = 0
 
 
+def _local_size(offset: int, name: str, *, has_zip64: bool) -> int:
+    size = _LOCAL.size + len(name) + _ALIGN.size + (_ZIP64.size if has_zip64 else 0)
+    return size + -(offset + size) % ALIGNMENT
+
+
 def _local_header(member: Member) -> bytes:
-    zip64 = b""
     # APPNOTE 4.4.4: zeros where the figures are in a descriptor
-    known = Member("", 0, 0, 0, 0, 0) if member.has_descriptor else member
-    version, shown = _PLAIN_VERSION, (known.packed, known.size)
+    hidden = member.has_descriptor
+    size, crc, packed = (0, 0, 0) if hidden else (member.size, member.crc, member.packed)
+    version, zip64 = _PLAIN_VERSION, b""
     if member.has_zip64:
         # APPNOTE 4.5.3: in a local header the ZIP64 field has to hold both sizes
-        zip64 = _PAIR.pack(_ZIP64_ID, 16) + struct.pack("<2Q", known.size, known.packed)
-        version, shown = _ZIP64_VERSION, (0xFFFFFFFF, 0xFFFFFFFF)
+        version, zip64 = _ZIP64_VERSION, _ZIP64.pack(_ZIP64_ID, 16, size, packed)
+        size = packed = 0xFFFFFFFF
     raw = member.name.encode("ascii")
-    unpadded = member.header_offset + _LOCAL.size + len(raw) + len(zip64) + _ALIGN.size
-    padding = -unpadded % ALIGNMENT
-    extra = zip64 + _ALIGN.pack(_ALIGN_ID, 2 + padding, ALIGNMENT) + bytes(padding)
-    head = (_LOCAL_SIGN, version, *_flags_and_method(member), 0, _DATE, known.crc, *shown)
-    return _LOCAL.pack(*head, len(raw), len(extra)) + raw + extra
+    whole = _local_size(member.header_offset, member.name, has_zip64=member.has_zip64)
+    padding = bytes(whole - _LOCAL.size - len(raw) - len(zip64) - _ALIGN.size)
+    extra = zip64 + _ALIGN.pack(_ALIGN_ID, 2 + len(padding), ALIGNMENT) + padding
+    flags = _flags_and_method(member)
+    head = _LOCAL_SIGN, version, *flags, 0, _DATE, crc, packed, size, len(raw), len(extra)
+    return _LOCAL.pack(*head) + raw + extra
 
 
 def _flags_and_method(member: Member) -> tuple[int, int]:

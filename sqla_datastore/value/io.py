@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, BinaryIO, ClassVar, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, TypeVar, overload
 
 from typing_extensions import Buffer
 
@@ -191,7 +191,13 @@ class DataStoreIO:
         """
         return stream_of(self._place().open(self._url.path))
 
-    def read_deserialize(self, expected_type: type[T] | None = None) -> T:
+    @overload
+    def read_deserialize(self, expected_type: None = None) -> Any: ...
+
+    @overload
+    def read_deserialize(self, expected_type: type[T]) -> T: ...
+
+    def read_deserialize(self, expected_type: type[Any] | None = None) -> Any:
         """Return the value that `serialize_write` wrote.
 
         A `DataStore` is not loaded yet: its entries are read when they are asked for.
@@ -216,7 +222,7 @@ class DataStoreIO:
             raise UnsupportedTypeError(
                 f"{self.url!r} holds a value of type {found!r}, not {wanted!r}", type=type(value)
             )
-        return cast("T", value)
+        return value
 
     def sign(self, expires_seconds: float) -> str:
         """Return a URL from which anybody can download the object for a time; no request is made.
@@ -298,7 +304,13 @@ class DataStoreIO:
         """As `read`, in a thread, while the event loop goes on."""
         return await in_thread(self.read)
 
-    async def aread_deserialize(self, expected_type: type[T] | None = None) -> T:
+    @overload
+    async def aread_deserialize(self, expected_type: None = None) -> Any: ...
+
+    @overload
+    async def aread_deserialize(self, expected_type: type[T]) -> T: ...
+
+    async def aread_deserialize(self, expected_type: type[Any] | None = None) -> Any:
         """As `read_deserialize`, in a thread, while the event loop goes on.
 
         `aload` loads the entries of a `DataStore`.
