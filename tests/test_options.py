@@ -214,7 +214,7 @@ class TestOptions:
         shown = (
             "options(url=None, verify='default', sync='files', compression=False, "
             "storage_options={}, request_seconds=30.0, storage_workers=32, "
-            "in_flight_bytes=268435456)"
+            "in_flight_bytes=268435456, cache_folder=None, cache_bytes=10000000000)"
         )
         assert repr(options) == shown
 

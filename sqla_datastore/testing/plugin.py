@@ -5,7 +5,7 @@
     pytest_plugins = ["sqla_datastore.testing.plugin"]
 
 A plugin that registered itself would be imported by each run of pytest in its environment, those of
-other projects included. PYTEST_DONT_REWRITE: so it may have been imported before, without a warning.
+other projects included. PYTEST_DONT_REWRITE: so it may be imported before, without a warning.
 """
 
 from __future__ import annotations

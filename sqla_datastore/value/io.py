@@ -21,14 +21,16 @@ from sqla_datastore.storage.binding import StorageLike, storage_given
 from sqla_datastore.storage.off_loop import in_thread
 from sqla_datastore.storage.protocol import Storage, signed
 from sqla_datastore.storage.urls import (
+    RAW_SUFFIX,
     ObjectURL,
     head_of,
     is_in_row,
     is_managed,
 )
-from sqla_datastore.value.batch import ONLY, RAW_SUFFIX, Batch, managed_folder
+from sqla_datastore.value.batch import ONLY, Batch, managed_folder
 from sqla_datastore.value.byte_streams import stream_of
 from sqla_datastore.value.datastore import DataStore
+from sqla_datastore.value.opening import open_object
 
 T = TypeVar("T")
 
@@ -180,7 +182,7 @@ class DataStoreIO:
             MissingObjectError: there is no such object.
             StorageError: the storage failed.
         """
-        reader = self._place().open(self._url.path)
+        reader = open_object(self._place(), self._url)
         return reader.read(0, reader.size_bytes)
 
     def open(self) -> BinaryIO:
@@ -189,7 +191,7 @@ class DataStoreIO:
         Raises:
             MissingObjectError: there is no such object.
         """
-        return stream_of(self._place().open(self._url.path))
+        return stream_of(open_object(self._place(), self._url))
 
     @overload
     def read_deserialize(self, expected_type: None = None) -> Any: ...
