@@ -12,23 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.pages import code_blocks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-
-def code_blocks(page: str = README) -> str:
-    """Return the Python blocks as one script in which every line has the page's number."""
-    lines, inside = [], False
-    for line in page.splitlines():
-        if inside and line == "```":
-            inside = False
-        lines.append(line if inside else "")
-        if line == "```python":
-            inside = True
-    return "\n".join(lines)
+LOWEST_EXTRAS = ("cli", "browse", "object-stores", "fsspec", "typed")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +29,7 @@ def workplace(tmp_path_factory):
     script = folder / "README.md"
     # the title's line is free for what the text asks of users of pandas 2
     on_pandas_2 = "import pandas; pandas.options.mode.copy_on_write = True"
-    script.write_text((on_pandas_2 if pd.__version__ < "3" else "") + code_blocks())
+    script.write_text((on_pandas_2 if pd.__version__ < "3" else "") + code_blocks(README))
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=folder,
@@ -107,6 +98,12 @@ def test_the_tests_of_a_page_pass(page, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_the_code_of_the_page_on_looking_runs(capsys):
+    page = ROOT / "docs" / "browse.md"
+    exec(compile(code_blocks(page.read_text()), page, "exec"), {})
+    assert "weights" in capsys.readouterr().out
+
+
 def test_the_readme_opens_with_one_sentence_and_two_commands():
     opening = README.partition("\n## ")[0]
     assert opening.splitlines()[0] == "# sqla_datastore"
@@ -143,9 +140,7 @@ def test_the_page_on_architecture_has_the_layers_of_the_contract():
 def test_the_lowest_versions_tested_are_those_that_are_allowed():
     allowed = {}
     project = PYPROJECT["project"]
-    extras = [
-        project["optional-dependencies"][name] for name in ("object-stores", "fsspec", "typed")
-    ]
+    extras = [project["optional-dependencies"][name] for name in LOWEST_EXTRAS]
     for requirement in chain(project["dependencies"], *extras):
         name, _, rest = requirement.partition(">=")
         allowed[name] = re.match(r"[0-9.]+", rest)[0]

@@ -61,8 +61,13 @@ class EntryDecoder:
         self._taken_blobs: set[int] = set()
         self._taken_nested: set[int] = set()
 
-    def decode(self, node: JSON) -> Any:
-        """Return the value of a node: bare JSON, or a codec's name, version and inner node."""
+    def decode(self, node: JSON, *, as_arrow: bool = False) -> Any:
+        """Return the value of a node: bare JSON, or a codec's name, version and inner node.
+
+        Args:
+            node: the node.
+            as_arrow: an Arrow table will do, where the codec can make one without the value.
+        """
         if type(node) is not list:
             if type(node) is dict:
                 raise self.damaged("a node is no value")
@@ -73,7 +78,8 @@ class EntryDecoder:
         if self._depth >= MAX_DEPTH:
             raise self.damaged(f"it nests deeper than {MAX_DEPTH}")
         self._depth += 1
-        value = codec.decode(node[2], version, self)
+        decode = getattr(codec, "decode_arrow", codec.decode) if as_arrow else codec.decode
+        value = decode(node[2], version, self)
         self._depth -= 1
         return value
 

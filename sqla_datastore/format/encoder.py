@@ -92,6 +92,25 @@ def matches(entry: StoredEntry, value: object, *, nested_entries: NestedEntries)
     return all(blob.crc == crc_of(payload) for blob, payload in pairs)
 
 
+def encoded_nbytes(value: object, nested: list[object]) -> int:
+    """Return what an entry of a value would take: its blobs or, where it has none, its node.
+
+    Args:
+        value: as an entry would hold it; encoded, so what is costly to encode costs that here.
+        nested: the nested values in it are added to it, and not counted.
+
+    Raises:
+        UnsupportedTypeError: it cannot be stored.
+    """
+
+    def note(inner: object) -> Mapping[str, object]:
+        nested.append(inner)
+        return {}
+
+    encoded = _Family(note, None).encode("entry", value, "")
+    return sum(payload.nbytes for payload in encoded.payloads) or len(encoded.node.encode())
+
+
 def _around(err: UnicodeEncodeError) -> str:
     return err.object[max(0, err.start - 20) : err.end + 20]
 
