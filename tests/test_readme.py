@@ -72,11 +72,22 @@ def test_the_code_prints_what_the_text_says(workplace):
     assert "[[0. 1. 2.]\n [3. 4. 5.]]" in out
 
 
-def test_the_codec_of_the_docs_passes_its_suite(tmp_path):
-    script = tmp_path / "test_codec.py"
-    script.write_text(code_blocks((ROOT / "docs" / "codecs.md").read_text()))
+@pytest.mark.parametrize("page", ["codecs", "testing"])
+def test_the_tests_of_a_page_pass(page, tmp_path):
+    script = tmp_path / "test_page.py"
+    script.write_text(code_blocks((ROOT / "docs" / f"{page}.md").read_text()))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(script)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-W",
+            "error",
+            "-p",
+            "no:cacheprovider",
+            str(script),
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
