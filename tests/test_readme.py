@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -15,41 +17,100 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def code_blocks(page: str = README) -> str:
-    """Return the Python blocks as one script in which every line has the page's number."""
-    lines, inside = [], False
-    for line in page.splitlines():
-        if inside and line == "```":
-            inside = False
-        lines.append(line if inside else "")
-        if line == "```python":
-            inside = True
-    return "\n".join(lines)
+class Page:
+    """A page, and the folder in which its code runs.
+
+    Its Python blocks are one script, in which every line has the page's number, together with what
+    stands in comments like ``<!-- python``. A comment before a block says what else becomes of it:
+    ``<!-- file: NAME -->`` writes it to a file of its own, ``<!-- not run: REASON -->`` leaves it
+    out, and so does ``<!-- command: NAME -->``, for .ci/run or another test runs it. Shell commands
+    run after the script. A block of text after them is what they print.
+    """
+
+    BLOCK = re.compile(
+        r"(?:^<!-- (?P<about>(?:file|not run|command): .+?) -->\n)?"
+        r"^```(?P<kind>[^`\n]*)\n(?P<code>.*?)^```$|^<!-- python\n(?P<hidden>.*?)^-->$",
+        re.MULTILINE | re.DOTALL,
+    )
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self.script = ""
+        self.files: dict[str, str] = {}
+        self.commands: list[tuple[str, str | None]] = []
+        text = path.read_text()
+        before = None
+        for block in self.BLOCK.finditer(text):
+            kind, about, code = block["kind"], block["about"] or "", block["code"]
+            if block["hidden"] is not None:
+                self._add_code(text, block.start("hidden"), block["hidden"])
+            elif about.startswith("file: "):
+                self.files[about.removeprefix("file: ")] = code
+            elif kind == "python" and not about:
+                self._add_code(text, block.start("code"), code)
+            elif kind == "sh" and not about:
+                self.commands.append((code, None))
+            elif kind == "text" and before == "sh":
+                self.commands[-1] = (self.commands[-1][0], code)
+            before = None if about else kind
+
+    def _add_code(self, text: str, start: int, code: str) -> None:
+        lines = text.count("\n", 0, start) - self.script.count("\n")
+        self.script += "\n" * lines + code
+
+    def run(self, folder: Path) -> str:
+        """Run all of it in a folder, and return what the script printed."""
+        for name, code in {"lab.py": QUICK_START, **self.files}.items():
+            (folder / name).write_text(code)
+        printed = ""
+        if self.script.strip():
+            # the title's line is free for what the text asks of users of pandas 2
+            script = folder / self.name
+            script.write_text((ON_PANDAS_2 if pd.__version__ < "3" else "") + self.script)
+            printed = self._checked([sys.executable, "-W", "error", str(script)], folder)
+        for command, expected in self.commands:
+            found = self._checked(["bash", "-euo", "pipefail", "-c", command], folder)
+            if expected is not None:
+                assert re.sub(r"[0-9a-f]{32}", "…", found) == expected, command
+        return printed
+
+    def _checked(self, command: list[str], folder: Path) -> str:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, f"{self.name}: {command[-1]}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+ON_PANDAS_2 = "import pandas; pandas.options.mode.copy_on_write = True"
+QUICK_START = Page(ROOT / "README.md").files["lab.py"]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """The folder in which the README's code was run, and what it printed."""
     folder = tmp_path_factory.mktemp("readme")
-    script = folder / "README.md"
-    # the title's line is free for what the text asks of users of pandas 2
-    on_pandas_2 = "import pandas; pandas.options.mode.copy_on_write = True"
-    script.write_text((on_pandas_2 if pd.__version__ < "3" else "") + code_blocks())
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    return folder, Page(ROOT / "README.md").run(folder)
+
+
+@pytest.mark.libraries
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.stem)
+def test_the_code_of_a_page_runs(path, tmp_path):
+    page = Page(path)
+    if not (page.script.strip() or page.commands):
+        pytest.skip("no code")
+    page.run(tmp_path)
 
 
 def urls(database: Path) -> set[str]:
@@ -83,7 +144,7 @@ def test_the_code_prints_what_the_text_says(workplace):
 
 def test_the_codec_of_the_docs_passes_its_suite(tmp_path):
     script = tmp_path / "test_codec.py"
-    script.write_text(code_blocks((ROOT / "docs" / "codecs.md").read_text()))
+    script.write_text(Page(ROOT / "docs" / "codecs.md").script)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(script)],
         cwd=tmp_path,
