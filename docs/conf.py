@@ -1,10 +1,15 @@
-"""Settings of the documentation site: `tox -e docs` builds it with Sphinx from the same Markdown."""
+"""Settings of the documentation site, which `tox -e docs` builds with Sphinx from these pages."""
 
 from __future__ import annotations
 
+import logging
 import re
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -14,8 +19,10 @@ author = copyright = PROJECT["authors"][0]["name"]  # noqa: A001 - Sphinx's name
 version = release = PROJECT["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+logging.getLogger("alembic").setLevel(logging.WARNING)  # autodoc imports it
 exclude_patterns = ["_build"]
-nitpick_ignore_regex = []
+# several classes have an attribute `type`, so the annotation "type" is that of none of them
+suppress_warnings = ["ref.python"]
 
 # GitHub makes an anchor of each heading, and the pages link to those
 myst_heading_anchors = 4
@@ -26,6 +33,7 @@ autodoc_member_order = "groupwise"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # SQLAlchemy's have labels of its own documentation
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -35,11 +43,6 @@ html_title = f"{project} {version}"
 html_baseurl = PROJECT["urls"]["Documentation"]
 html_copy_source = False
 html_show_copyright = False
-html_theme_options = {
-    "source_repository": PROJECT["urls"]["Source"],
-    "source_branch": "main",
-    "source_directory": "docs/",
-}
 copybutton_exclude = ".linenos, .gp, .go"
 
 
@@ -54,17 +57,17 @@ def repository_links(text: str, outside: str) -> str:
     return re.sub(rf"\]\({outside}(?=\w)", f"]({PROJECT['urls']['Source']}/", text)
 
 
-def read_page(app, docname, source):
+def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Read a page."""
     source[0] = repository_links(source[0], r"\.\./")
 
 
-def read_included(app, path, parent, content):
-    """Read the README, which lies beside the pages' folder."""
-    pages = re.sub(r"\]\(docs/", "](./", content[0])
-    pages = re.sub(r"\]\((\./images/|\./)(\w+\.svg)", r"](\1\2", pages)
-    content[0] = repository_links(pages, r"(?!https?:|#|\./)")
+def read_included(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
+    """Read the README, which lies beside the folder of the pages."""
+    content[0] = repository_links(content[0].replace("](docs/", "](./"), r"(?!https?:|#|\./)")
 
 
-def setup(app):
+def setup(app: Sphinx) -> None:
+    """Connect what this file does to Sphinx, which calls this."""
     app.connect("source-read", read_page)
     app.connect("include-read", read_included)

@@ -15,8 +15,8 @@
 
 A missing entry is a plain `KeyError` or `AttributeError`; no error above is either of them.
 None of them is wrapped in SQLAlchemy's ``StatementError``. Their messages are `printable`, whatever
-a file or row says; their attributes hold what was found, unchanged. Each class has a code that never
-changes, a heading of ``docs/errors.md``, and its text ends with a link there.
+a file or row says; their attributes hold what was found, unchanged. Each class has a code, which
+never changes and is a heading of ``docs/errors.md``; the text of an error ends with a link there.
 """
 
 from __future__ import annotations
