@@ -112,6 +112,16 @@ class UnsupportedTypeError(DataStoreError, TypeError):
         return column + super().message
 
 
+class SchemaMismatchError(UnsupportedTypeError):
+    """A value is not what the schema of its column says; nothing was written.
+
+    Attributes:
+        entry: the entry that is missing, not listed, or of another type.
+    """
+
+    code = "schema-mismatch"
+
+
 class UnsupportedFormatError(DataStoreError, ValueError):
     """An object needs a reader newer than this one, or a codec that is not registered.
 

@@ -21,7 +21,8 @@ class Options:
     """Settings of the process, read whenever they are needed; `options` is the only instance."""
 
     __slots__ = (
-        *("_compression", "_request_seconds", "_storage_options", "_sync", "_url", "_verify"),
+        *("_cache_bytes", "_cache_folder", "_compression", "_request_seconds"),
+        *("_storage_options", "_sync", "_url", "_verify"),
     )
 
     def __init__(self) -> None:
@@ -31,6 +32,8 @@ class Options:
         self._compression: bool | Literal["fast", "small"] = False
         self._storage_options: Mapping[str, Any] = MappingProxyType({})
         self._request_seconds = 30.0
+        self._cache_folder: str | None = None
+        self._cache_bytes = 10_000_000_000
 
     @property
     def url(self) -> str | None:
@@ -160,11 +163,56 @@ class Options:
             )
         self._request_seconds = float(request_seconds)
 
+    @property
+    def cache_folder(self) -> str | None:
+        """A local folder for copies of remote objects, which are read from there the next time.
+
+        None (the default) makes no copies. A text or a path-like object may be assigned; ``~`` is
+        expanded, and a relative path is taken from the working directory now. The folder is made by
+        the first copy, for this user alone; one that another user owns or may write to is not used,
+        with a warning in the log. Processes may share it. Nothing else in it is touched, and
+        it may be removed at any time. Holds for objects that are opened afterwards.
+
+        Whoever may read the folder may read the copies, even of objects that were removed.
+
+        Raises:
+            TypeError: when something other than text, a path or None is assigned.
+            ConfigurationError: when an empty text or a URL is assigned.
+        """
+        return self._cache_folder
+
+    @cache_folder.setter
+    def cache_folder(self, folder: str | os.PathLike[str] | None) -> None:
+        path = None if folder is None else os.path.expanduser(storage_text(folder))
+        if path is not None and "://" in path:
+            raise ConfigurationError(f"options.cache_folder is a local path, not {path!r}")
+        self._cache_folder = None if path is None else os.path.abspath(path)
+
+    @property
+    def cache_bytes(self) -> int:
+        """How many bytes the files in `cache_folder` may take together; 10 GB by default.
+
+        An object is copied as a whole, if it takes a tenth of this or less. Before there is too
+        much, those are removed that were opened last the longest ago. Each process sees to it that
+        what it adds keeps to its own limit, so give all of them the same.
+
+        Raises:
+            ValueError: when no positive integer is assigned.
+        """
+        return self._cache_bytes
+
+    @cache_bytes.setter
+    def cache_bytes(self, cache_bytes: int) -> None:
+        if not isinstance(cache_bytes, int) or cache_bytes < 1:
+            raise ValueError(f"options.cache_bytes is a positive integer, not {cache_bytes!r}")
+        self._cache_bytes = cache_bytes
+
     def __repr__(self) -> str:
         return (
             f"options(url={self.url!r}, verify={self.verify!r}, sync={self.sync!r}, "
             f"compression={self.compression!r}, storage_options={{{self._option_names()}}}, "
-            f"request_seconds={self.request_seconds!r})"
+            f"request_seconds={self.request_seconds!r}, cache_folder={self.cache_folder!r}, "
+            f"cache_bytes={self.cache_bytes!r})"
         )
 
     def _option_names(self) -> str:

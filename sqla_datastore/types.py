@@ -51,6 +51,9 @@ class DataStoreType(DeclaredType):
         compression: True compresses of new objects what shrinks by a tenth or more, ``"fast"`` with
             less effort and ``"small"`` with more; False does not, and None, the default, leaves it
             to `options.compression`. ``docs/compression.md`` tells when it pays.
+        entries: a TypedDict, a dataclass or a pydantic model that lists them, so that they are
+            checked when they are flushed; by default that of ``Mapped[DataStore[Schema]]``, and
+            none for ``Mapped[DataStore]``. See ``docs/typed.md``.
 
     Raises:
         ConfigurationError: a template that cannot be rendered into a path below the base, a URL
@@ -72,6 +75,7 @@ class DataStoreType(DeclaredType):
         folder: str = "{table}/{pk}",
         inline_bytes: int = 0,
         compression: bool | Literal["fast", "small"] | None = None,
+        entries: type | None = None,
     ) -> None:
         # all by name or position: SQLAlchemy's cache key and `adapt` leave out keyword-only ones
         super().__init__(URL_LENGTH)
@@ -80,6 +84,8 @@ class DataStoreType(DeclaredType):
         self.folder = check_template(folder)
         self.inline_bytes = check_inline_bytes(inline_bytes)
         self.compression = None if compression is None else check_compression(compression)
+        # `EntrySchema.of` would evaluate annotations that may name what is defined later
+        self.entries = entries
         if inline_bytes:
             self.impl = Text()  # type: ignore[assignment] # an instance, as super().__init__ makes it
 

@@ -28,6 +28,7 @@ PUBLIC = [
     "sqla_datastore.maintenance",
     "sqla_datastore.storage",
     "sqla_datastore.testing",
+    "sqla_datastore.typed",
 ]
 
 

@@ -205,7 +205,7 @@ class TestOptions:
     def test_repr(self):
         shown = (
             "options(url=None, verify='default', sync='files', compression=False, "
-            "storage_options={}, request_seconds=30.0)"
+            "storage_options={}, request_seconds=30.0, cache_folder=None, cache_bytes=10000000000)"
         )
         assert repr(options) == shown
 

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
     from sqla_datastore.schema.folders import FolderTemplate, Schemas
 
+UNCHECKED = "sqla_datastore_unchecked"
+"""An execution option: values are stored whatever the schema of their column says."""
+
 
 @dataclass(frozen=True)
 class TransactionView:
@@ -153,6 +156,8 @@ class Statement(ABC):
 
     def _encode(self, column: DeclaredColumn, reservation: Reservation) -> ObjectURL | None:
         """Plan a value, and return its URL if it is small enough to stay in the row, else None."""
+        if column.schema is not None and UNCHECKED not in self.context.execution_options:
+            reservation.value._check_entries(column.schema, column.label)
         limit = column.type.inline_bytes
         level = compression_level(column.type.compression)
         plan = reservation.plan = reservation.value._plan(column.label, level)

@@ -30,7 +30,7 @@ from sqla_datastore.format.manifest import (
     UnparsedNodes,
 )
 from sqla_datastore.printable import hides_nothing
-from sqla_datastore.storage.protocol import ObjectReader
+from sqla_datastore.storage.protocol import ObjectReader, renewed
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -287,6 +287,24 @@ class Container:
         yield from self._check_manifest()
         for name in self.names:
             yield from self._check_entry(name, deep=deep)
+
+    def verify(self) -> None:
+        """Read all payloads and compare their checksums.
+
+        Raises:
+            DamagedObjectError: the bytes of an entry are not those that were written.
+        """
+        for name in self.names:
+            for blob in self.blobs(name):
+                blob.verify()
+
+    def renew(self) -> bool:
+        """Return whether to load again may help: the reader has dropped a damaged copy.
+
+        Raises:
+            MissingObjectError: it had, and the object went away.
+        """
+        return renewed(self._reader)
 
     def _check_manifest(self) -> Iterator[str]:
         """Yield what is wrong with a manifest whose nodes were left unparsed, as a whole."""

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Column, MetaData, update
 
 from sqla_datastore.dml.row_queries import inherited_values, url_text
+from sqla_datastore.dml.statement import UNCHECKED
 from sqla_datastore.exceptions import (
     DamagedObjectError,
     MissingObjectError,
@@ -218,6 +219,8 @@ class _Rewriter:
                     # where rows are not locked: whoever was faster has put another value there
                     .where(url_text(column) == text)
                     .values({column: anew})
+                    # it may have been stored before the column got its schema
+                    .execution_options(**{UNCHECKED: True})
                 )
                 if connection.execute(statement).rowcount:
                     moved.append(each)

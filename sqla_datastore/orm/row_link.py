@@ -5,13 +5,15 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from sqlalchemy.orm import InstanceState, Session, object_session
+from sqlalchemy.orm import InstanceState, Session, class_mapper, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.orm import missing_objects
 from sqla_datastore.orm.edits_in_place import SessionWatch, rows_of, unlink
+from sqla_datastore.schema.declarations import declared_table
 from sqla_datastore.storage.off_loop import can_await
+from sqla_datastore.typed.entry_schema import EntrySchema
 from sqla_datastore.unitofwork.values_of_rows import is_edited
 from sqla_datastore.value.datastore import DataStore
 
@@ -149,6 +151,21 @@ class RowLink:
         # a database may compare without regard to case
         texts = [str(part).casefold() for part in state.key[1]]
         return key is not None and texts == [str(part).casefold() for part in key]
+
+    @property
+    def schema(self) -> EntrySchema | None:
+        """What the row's column says of the entries of its values; None where it says nothing."""
+        if self._identity is not None:
+            mapper = class_mapper(self._identity[0])
+        else:
+            state = self._row()
+            if state is None:
+                return None
+            mapper = state.mapper
+        (column,) = mapper.attrs[self._key].columns
+        declared = declared_table(column.table)
+        assert declared is not None
+        return next(each.schema for each in declared.columns if each.column is column)
 
     def why_missing(self, url: str) -> str | None:
         """Say why the row's object may be missing; None where only the storage can be wrong."""

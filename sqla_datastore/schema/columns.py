@@ -6,7 +6,7 @@ own a folder without having such a column.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -18,6 +18,8 @@ from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.schema.folder_templates import check_template
 from sqla_datastore.schema.folders import FolderTemplate
 from sqla_datastore.schema.sqlalchemy_compat import variants
+from sqla_datastore.typed.annotations import annotated_schema
+from sqla_datastore.typed.entry_schema import EntrySchema
 
 
 class DeclaredType(TypeDecorator[Any]):
@@ -28,8 +30,10 @@ class DeclaredType(TypeDecorator[Any]):
         folder: the template of its rows' folders.
         inline_bytes: how many bytes a value takes at most that is kept in the row; 0 for none.
         compression: whether new objects are compressed; None leaves it to the process.
+        entries: a class that lists the entries of its values, or None.
     """
 
+    entries: type | None
     url: str | None
     folder: str
     inline_bytes: int
@@ -39,11 +43,23 @@ class DeclaredType(TypeDecorator[Any]):
 # by identity: to compare two columns with `==` makes SQL of them
 @dataclass(frozen=True, eq=False)
 class DeclaredColumn:
-    """A declared column: the `Column`, its type and its folder."""
+    """A declared column: the `Column`, its type, its folder, and the attributes that map it."""
 
     column: Column[Any]
     type: DeclaredType
     folder: FolderTemplate
+    mapped_as: Sequence[tuple[Any, str]] = ()
+
+    @cached_property
+    def schema(self) -> EntrySchema | None:
+        """What its values' entries are, by the type or by the annotation of a mapped class.
+
+        Raises:
+            ConfigurationError: the class that is named is no schema.
+        """
+        annotated = (annotated_schema(cls, key) for cls, key in self.mapped_as)
+        found = self.type.entries or next(filter(None, annotated), None)
+        return None if found is None else EntrySchema.of(found)
 
     @cached_property
     def label(self) -> str:
@@ -132,7 +148,14 @@ def _declared_column(
 ) -> DeclaredColumn:
     type_ = cast("DeclaredType", column.type)
     folder = FolderTemplate.resolve(table, mappers, type_.folder, str(column))
-    return DeclaredColumn(column, type_, folder)
+    return DeclaredColumn(column, type_, folder, tuple(_mapped_as(column, mappers)))
+
+
+def _mapped_as(column: Column[Any], mappers: Sequence[Mapper[Any]]) -> Iterator[tuple[Any, str]]:
+    for mapper in mappers:
+        for attribute in mapper.column_attrs:
+            if column in attribute.columns:
+                yield mapper.class_, attribute.key
 
 
 def _class_folder(table: Table, mappers: Sequence[Mapper[Any]]) -> FolderTemplate | None:

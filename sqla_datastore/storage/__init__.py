@@ -4,8 +4,9 @@
 has. `local` is the storage in a folder: `draft` writes one object, `listing` finds them, `posix`
 and `linux` are its system calls. `object_storage` is the storage in a bucket, which `buckets`
 names and reaches; `object_errors` says what went wrong there. `fsspec_storage` is the storage in a
-file system of fsspec. `schemes` knows which of them a URL names. `parallel` makes calls at the same
-time where they are slow, `off_loop` away from a running event loop.
+file system of fsspec. `cache` reads remote objects from copies, which `cache_folder` keeps.
+`schemes` knows which of them a URL names. `parallel` makes calls at the same time where they are
+slow, `off_loop` away from a running event loop.
 
 For authors of storages. `sqla_datastore.testing` has the suite that proves one, and
 `sqla_datastore.bind_storage` takes it.

@@ -71,6 +71,27 @@ class ObjectReader(Protocol):
         """Whether `view` maps the object, so that its pages may change or be read later."""
 
 
+@runtime_checkable
+class KeepsCopy(Protocol):
+    """What an `ObjectReader` offers beside, where it reads a copy that may go bad on its own."""
+
+    def renew(self) -> bool:
+        """Drop the copy if its bytes are not those that were copied; reads all of it.
+
+        Returns:
+            Whether it did, so that what is read again comes from the storage.
+
+        Raises:
+            MissingObjectError: it did, and the object went away.
+            StorageError: it did, and the storage failed.
+        """
+
+
+def renewed(reader: ObjectReader) -> bool:
+    """Return whether reading again may give other bytes; see `KeepsCopy.renew`."""
+    return isinstance(reader, KeepsCopy) and reader.renew()
+
+
 _WEEK_SECONDS = 7 * 24 * 3600
 
 TAIL_BYTES = 64 * 1024

@@ -24,6 +24,8 @@ from sqla_datastore.storage.protocol import Storage, is_there
 
 SUFFIX = ".zip"
 MANAGED_SUFFIX = ".io.zip"
+RAW_SUFFIX = ".bin"
+"""Of the objects that hold bytes as they were given."""
 MAX_NESTED = 1_000_000
 """How many nested values a value has at most."""
 _NUMBER = "(?:[1-9][0-9]{0,5}|1000000)"

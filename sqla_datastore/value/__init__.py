@@ -1,9 +1,9 @@
 """The value: `DataStore`, its entries, how it is saved, and `DataStoreIO`.
 
-`entry` knows what an entry is made of, `mapping` orders entries and loads them one by one,
-`datastore` makes a value of them. `saving` looks for edits (`fingerprint`), plans objects and
-switches to what was written; `holding` tells whether somebody still holds an entry. `equality` and
-`inspection` compare and describe. `prefetching` loads before the first touch, many values at once
-or for coroutines. `signing` makes URLs for others. `io` is `DataStoreIO`, whose `batch` writes,
-over `byte_streams`.
+`opening` opens the object that holds it. `entry` knows what an entry is made of, `mapping` orders
+entries and loads them one by one, `datastore` makes a value of them. `saving` looks for edits
+(`fingerprint`), plans objects and switches to what was written; `holding` tells whether somebody
+still holds an entry. `equality` and `inspection` compare and describe. `prefetching` loads before
+the first touch, many values at once or for coroutines. `signing` makes URLs for others. `io` is
+`DataStoreIO`, whose `batch` writes, over `byte_streams`.
 """

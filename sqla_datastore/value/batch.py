@@ -17,6 +17,7 @@ from sqla_datastore.schema.declarations import refuse_owned_prefix
 from sqla_datastore.storage.protocol import ObjectWriter, Storage
 from sqla_datastore.storage.urls import (
     MANAGED_SUFFIX,
+    RAW_SUFFIX,
     ObjectURL,
     check_path,
     new_object_name,
@@ -26,9 +27,6 @@ from sqla_datastore.value.byte_streams import pieces_of
 from sqla_datastore.value.datastore import DataStore
 
 T = TypeVar("T")
-
-RAW_SUFFIX = ".bin"
-"""Of the objects that hold bytes as they were given."""
 
 ONLY = "__value__"
 """The name of the only entry of an object that holds a value other than a `DataStore`."""

@@ -9,20 +9,23 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, cast, overload
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm.attributes import flag_modified
+from typing_extensions import TypeVar
 
 from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.exceptions import (
     MissingObjectError,
+    SchemaMismatchError,
     StaleValueError,
     UnsupportedTypeError,
 )
 from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL, head_of
+from sqla_datastore.typed.entry_schema import EntrySchema, entries_of
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 from sqla_datastore.value.equality import equal
 from sqla_datastore.value.mapping import EntryMapping, RowLink
@@ -35,7 +38,11 @@ if TYPE_CHECKING:
     from sqla_datastore.value.saving import ValuePlan
 
 
-class DataStore(EntryMapping):
+S_co = TypeVar("S_co", covariant=True, default=Any)
+"""The schema: a TypedDict, a dataclass or a pydantic model that lists the entries."""
+
+
+class DataStore(EntryMapping, Generic[S_co]):
     """An ordered mapping from names to arrays, frames and plain values.
 
     ::
@@ -55,7 +62,8 @@ class DataStore(EntryMapping):
 
     Args:
         mapping_or_pairs: a mapping, or pairs of name and value; entries of another `DataStore` are
-            taken over without being loaded.
+            taken over without being loaded. The instance of a dataclass or of a pydantic model
+            stands for its fields.
         **entries: further entries.
 
     Raises:
@@ -78,14 +86,23 @@ class DataStore(EntryMapping):
     def __new__(cls, *_: Any, **__: Any) -> Self:  # noqa: D102 - the class says it
         return cls._at(None, None)
 
+    @overload
     def __init__(
         self,
         mapping_or_pairs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
         /,
         **entries: Any,
-    ) -> None:
+    ) -> None: ...
+
+    @overload
+    def __init__(self, features: S_co, /, **entries: Any) -> None: ...
+
+    def __init__(self, mapping_or_pairs: Any = (), /, **entries: Any) -> None:
         self._entries = {}
         self._changed = True
+        if not isinstance(mapping_or_pairs, (Mapping, list, tuple)):
+            fields = entries_of(mapping_or_pairs)
+            mapping_or_pairs = mapping_or_pairs if fields is None else fields
         self.update(mapping_or_pairs, **entries)
 
     @classmethod
@@ -145,6 +162,45 @@ class DataStore(EntryMapping):
             name: value.to_dict() if isinstance(value, DataStore) else value
             for name, value in self.items()
         }
+
+    # -- schema ------------------------------------------------------------------------------------
+
+    @property
+    def typed(self) -> S_co:
+        """The value as type checkers see it by its schema: ``run.data.typed.metrics``.
+
+        For ``Mapped[DataStore[Features]]`` its entries have the types that `Features` gives them:
+        as attributes, or as items where that is a TypedDict. At run time it is a view of the value.
+        In a row whose column has a schema it checks what it hands out and what is assigned, and
+        gives the default of a field that is missing. Reads nothing before it is touched.
+        """
+        link = self._row
+        schema = None if link is None else link.schema
+        if link is None or schema is None:
+            return cast("S_co", self)
+        from sqla_datastore.value.typed_view import TypedView
+
+        return cast("S_co", TypedView(self, schema, link.label))
+
+    def _check_entries(self, schema: EntrySchema, column: str | None) -> None:
+        """Refuse names, and entries in memory, that a schema does not allow.
+
+        Raises:
+            SchemaMismatchError: says which.
+        """
+        entries = self._index()
+        schema.check_names(entries, column=column)
+        for name, entry in entries.items():
+            if entry.value is not UNLOADED:
+                schema.check(name, entry.value, column=column)
+
+    def _problem_as(self, schema: type) -> str | None:
+        """Say why the value is not what a schema says, None if it is; for nested values."""
+        try:
+            self._check_entries(EntrySchema.of(schema), None)
+        except SchemaMismatchError as err:
+            return str(err)
+        return None
 
     # -- attributes --------------------------------------------------------------------------------
 

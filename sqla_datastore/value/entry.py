@@ -6,17 +6,21 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from sqla_datastore.codecs import find_codec
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, RefusedURLError
+from sqla_datastore.storage.protocol import renewed
 from sqla_datastore.storage.urls import DataURL, ObjectURL, head_of
+from sqla_datastore.value.opening import open_object
 
 if TYPE_CHECKING:
     from sqla_datastore.codecs import Description
     from sqla_datastore.format import Container, StoredEntry
     from sqla_datastore.storage.protocol import ObjectReader, Storage
     from sqla_datastore.value.fingerprint import Fingerprint, Layout
+
+T = TypeVar("T")
 
 UNLOADED: Final = object()
 
@@ -110,13 +114,17 @@ class Source:
         nest: makes a nested value of its storage and URL, not loaded.
     """
 
-    __slots__ = ("_container", "_family", "_nest", "_nested_made", "_storage", "lock", "url")
+    __slots__ = (
+        *("_container", "_family", "_is_compared", "_nest", "_nested_made", "_storage"),
+        *("lock", "url"),
+    )
 
     def __init__(self, storage: Storage | str | None, url: str, nest: Nest) -> None:
         self._storage = storage
         self._nest = nest
         self.url = url
         self._container: Container | None = None
+        self._is_compared = False
         self._nested_made: list[Nestable] = []
         self._family = _FamilyTree({}, 0)
         self.lock = threading.RLock()
@@ -158,10 +166,13 @@ class Source:
         if isinstance(url, DataURL):
             reader: ObjectReader = url.reader()
         else:
-            reader = self._serving(url).open(url.path)
+            reader = open_object(self._serving(url), url)
         always = options.verify == "always"
         nested = _nested(self, url)
-        container = Container.open(reader, shown, nested=nested, verify_always=always)
+        container = _again_if_renewed(
+            lambda: Container.open(reader, shown, nested=nested, verify_always=always),
+            lambda: renewed(reader),
+        )
         if container.nested_count > url.family_size:
             raise DamagedObjectError(
                 shown,
@@ -186,19 +197,42 @@ class Source:
             The value, and the nested `DataStore` values that were made for it, not loaded.
         """
         with self.lock:
-            self._nested_made.clear()
-            value = self.container().load(name)
-            children = tuple(self._nested_made)
-            self._nested_made.clear()
-            return value, children
+            container = self.container()
+            return _again_if_renewed(lambda: self._decoded(container, name), container.renew)
+
+    def _decoded(self, container: Container, name: str) -> tuple[Any, tuple[Nestable, ...]]:
+        self._nested_made.clear()
+        value = container.load(name)
+        children = tuple(self._nested_made)
+        self._nested_made.clear()
+        return value, children
+
+    def container_to_copy(self) -> Container:
+        """Return the opened object for who copies its bytes; a local copy of it was compared."""
+        with self.lock:
+            container = self.container()
+            if not self._is_compared:
+                container.renew()
+                self._is_compared = True
+            return container
 
     def entry(self, name: str) -> StoredEntry:
         """Return the reference by which another object copies an entry without decoding it."""
-        return self.container().entry(name)
+        return self.container_to_copy().entry(name)
 
     def describe(self, name: str) -> Description:
         """Describe an entry without reading its payload."""
         return self.container().describe(name)
+
+
+def _again_if_renewed(read: Callable[[], T], renew: Callable[[], bool]) -> T:
+    """Read once more where a local copy of the object was damaged; see `KeepsCopy`."""
+    try:
+        return read()
+    except DamagedObjectError:
+        if not renew():
+            raise
+        return read()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, BinaryIO, ClassVar, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, TypeVar, overload
 
 from typing_extensions import Buffer
 
@@ -21,14 +21,16 @@ from sqla_datastore.storage.binding import StorageLike, storage_given
 from sqla_datastore.storage.off_loop import in_thread
 from sqla_datastore.storage.protocol import Storage, signed
 from sqla_datastore.storage.urls import (
+    RAW_SUFFIX,
     ObjectURL,
     head_of,
     is_in_row,
     is_managed,
 )
-from sqla_datastore.value.batch import ONLY, RAW_SUFFIX, Batch, managed_folder
+from sqla_datastore.value.batch import ONLY, Batch, managed_folder
 from sqla_datastore.value.byte_streams import stream_of
 from sqla_datastore.value.datastore import DataStore
+from sqla_datastore.value.opening import open_object
 
 T = TypeVar("T")
 
@@ -180,7 +182,7 @@ class DataStoreIO:
             MissingObjectError: there is no such object.
             StorageError: the storage failed.
         """
-        reader = self._place().open(self._url.path)
+        reader = open_object(self._place(), self._url)
         return reader.read(0, reader.size_bytes)
 
     def open(self) -> BinaryIO:
@@ -189,9 +191,15 @@ class DataStoreIO:
         Raises:
             MissingObjectError: there is no such object.
         """
-        return stream_of(self._place().open(self._url.path))
+        return stream_of(open_object(self._place(), self._url))
 
-    def read_deserialize(self, expected_type: type[T] | None = None) -> T:
+    @overload
+    def read_deserialize(self, expected_type: None = None) -> Any: ...
+
+    @overload
+    def read_deserialize(self, expected_type: type[T]) -> T: ...
+
+    def read_deserialize(self, expected_type: type[Any] | None = None) -> Any:
         """Return the value that `serialize_write` wrote.
 
         A `DataStore` is not loaded yet: its entries are read when they are asked for.
@@ -216,7 +224,7 @@ class DataStoreIO:
             raise UnsupportedTypeError(
                 f"{self.url!r} holds a value of type {found!r}, not {wanted!r}", type=type(value)
             )
-        return cast("T", value)
+        return value
 
     def sign(self, expires_seconds: float) -> str:
         """Return a URL from which anybody can download the object for a time; no request is made.
@@ -298,7 +306,13 @@ class DataStoreIO:
         """As `read`, in a thread, while the event loop goes on."""
         return await in_thread(self.read)
 
-    async def aread_deserialize(self, expected_type: type[T] | None = None) -> T:
+    @overload
+    async def aread_deserialize(self, expected_type: None = None) -> Any: ...
+
+    @overload
+    async def aread_deserialize(self, expected_type: type[T]) -> T: ...
+
+    async def aread_deserialize(self, expected_type: type[Any] | None = None) -> Any:
         """As `read_deserialize`, in a thread, while the event loop goes on.
 
         `aload` loads the entries of a `DataStore`.

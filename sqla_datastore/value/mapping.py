@@ -23,6 +23,7 @@ from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.protocol import Storage
+    from sqla_datastore.typed.entry_schema import EntrySchema
 
 T = TypeVar("T")
 
@@ -82,6 +83,10 @@ class RowLink(Protocol):
 
     def restored(self, value: Any) -> None:
         """Called after a rollback has put the value back as it was before it was stored."""
+
+    @property
+    def schema(self) -> EntrySchema | None:
+        """What the row's column says of the entries; None where it says nothing."""
 
     def why_missing(self, url: str) -> str | None:
         """Say why the row's object may be missing; None where only the storage can be wrong."""

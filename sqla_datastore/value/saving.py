@@ -141,7 +141,7 @@ def _parts(entries: dict[str, Entry], outer: EntryMapping) -> dict[str, object]:
                 parts[name] = entry.value
                 continue
             # the next ones are often the same, not loaded as well
-            container, resting = entry.source.container(), entry
+            container, resting = entry.source.container_to_copy(), entry
         assert container is not None
         if name in container.with_nested:
             entries[name] = loaded = outer._loaded(name)
