@@ -58,6 +58,14 @@ def test_the_page_has_the_loggers_that_the_code_names():
     assert set(re.findall(r"^\| `([\w.]+)` \| the", PAGE, re.MULTILINE)) == named
 
 
+def test_the_page_has_what_is_logged():
+    code = "".join(path.read_text() for path in (ROOT / "sqla_datastore").rglob("*.py"))
+    for level, message in re.findall(r'logger\.(\w+)\(\s*"([^"]+)"', code):
+        begins = re.split(r"[:,]| \(", re.sub(r"%[drs]", "…", message))[0]
+        level = level.replace("exception", "error")
+        assert f"| {level} | {begins}" in PAGE, message
+
+
 def test_links_lead_to_the_documentation():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["urls"]["Documentation"] == DOCUMENTATION
