@@ -46,25 +46,17 @@ html_show_copyright = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 
-def repository_links(text: str, outside: str) -> str:
-    """Have links to files that are no pages of the site lead to the repository.
-
-    Args:
-        text: Markdown.
-        outside: a pattern of what comes before the path of such a file.
-    """
-    text = re.sub(r"\]\(\.\./README\.md", "](index.md", text)
-    return re.sub(rf"\]\({outside}(?=\w)", f"]({PROJECT['urls']['Source']}/", text)
-
-
 def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Read a page."""
-    source[0] = repository_links(source[0], r"\.\./")
+    """Have links to files outside this folder, which are no pages, lead to the repository."""
+    up = "../" * docname.count("/")
+    text = source[0].replace(f"]({up}../README.md", f"]({up}index.md")
+    source[0] = text.replace(f"]({up}../", f"]({PROJECT['urls']['Source']}/")
 
 
 def read_included(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
-    """Read the README, which lies beside the folder of the pages."""
-    content[0] = repository_links(content[0].replace("](docs/", "](./"), r"(?!https?:|#|\./)")
+    """Do the same for the README, which lies beside this folder."""
+    text = re.sub(r"\]\((?!https?:|#|docs/)", f"]({PROJECT['urls']['Source']}/", content[0])
+    content[0] = text.replace("](docs/", "](")
 
 
 def setup(app: Sphinx) -> None:
