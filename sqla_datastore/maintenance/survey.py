@@ -134,7 +134,8 @@ class Survey:
             if found.path < last:
                 raise ConfigurationError(
                     f"the storage {self.storage.url!r} does not list in the order of paths: "
-                    f"{last!r} came before {found.path!r}"
+                    f"{last!r} came before {found.path!r}, as in SeaweedFS and S3's directory "
+                    "buckets; copy the objects to a storage that does, and give that one"
                 )
             last = found.path
             self.count()

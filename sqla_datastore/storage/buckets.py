@@ -23,6 +23,7 @@ _CONNECT_SECONDS = 5
 # what tells one server, or one account, from another, and the variables that obstore reads it from
 _SERVERS: dict[str, list[tuple[str, ...]]] = {
     "s3": [("endpoint", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")],
+    "gs": [("base_url", "GOOGLE_BASE_URL")],
     "az": [("endpoint", "AZURE_STORAGE_ENDPOINT"), ("account_name", "AZURE_STORAGE_ACCOUNT_NAME")],
 }
 

@@ -154,15 +154,15 @@ class ObjectStorage:
             return int(_obstore().head(self._client(), self._keys.key(path))["size"])
 
     def list(self, folder: str) -> Iterator[StoredObject]:
-        """Yield the objects below a folder, at any depth, in the order of their paths.
+        """Yield the objects below a folder, at any depth, in the order in which the store lists.
 
-        They come a thousand a request. What has a key that no path can be is not of this library,
-        and is not listed.
+        That is the order of their paths, except in S3's directory buckets and SeaweedFS, which list
+        folder by folder. They come a thousand a request. What has a key that no path can be is not
+        of this library, and is not listed.
         """
         url = self._url(folder) if folder else self.url
         prefix = self._keys.key(folder)
         skipped = len(self._keys.key("")) + 1 if self._keys.prefix else 0
-        last = ""
         with object_errors(url, self.url):
             pages = iter(_obstore().list(self._client(), prefix or None, chunk_size=_LISTED))
         while True:
@@ -172,19 +172,9 @@ class ObjectStorage:
                 return
             for found in page:
                 path = found["path"][skipped:]
-                if path < last:
-                    self._refuse_order(url, last, path)
-                last = path
                 with suppress(RefusedURLError):
                     check_path(path)
                     yield StoredObject(path, found["size"], found["last_modified"].timestamp())
-
-    def _refuse_order(self, url: str, last: str, path: str) -> NoReturn:
-        raise StorageError(
-            f"{url!r} in {self.url!r} was listed in another order than that of its names "
-            f"({last!r} before {path!r}), as directory buckets are; use a general purpose bucket",
-            url=url,
-        )
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove objects, many at the same time; what is already gone is no error.

@@ -1,36 +1,16 @@
-"""An S3 server of the tests' own, and a proxy in front of it that fails, waits and counts."""
+"""A proxy in front of an S3 server that fails, waits and counts, and looks without the library."""
 
 from __future__ import annotations
 
 import http.client
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-_STARTS_SECONDS = 30
-# moto looks for an object and makes it in two steps, so that of two writers both could win
-_SERVER = """
-import sys, threading
-from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import run_simple
-
-moto, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
-
-def one_at_a_time(environ, start_response):
-    with lock:
-        return list(moto(environ, start_response))
-
-port = int(sys.argv[1])
-run_simple("127.0.0.1", port, one_at_a_time, threaded=True, request_handler=MotoRequestHandler)
-"""
 # given always: without credentials, obstore asks the address of a cloud's metadata for some
 CREDENTIALS = {
     "access_key_id": "AKIDEXAMPLE",
@@ -49,46 +29,13 @@ def s3_options(endpoint: str, **others: Any) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def s3_server() -> Iterator[str]:
-    """Run an S3 server for a while; give its endpoint."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER, str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-        # who asks is not looked at
-        env={**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": str(10**9)},
-    )
-    try:
-        _wait_for(port, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _STARTS_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    raise TimeoutError("the S3 server does not answer")
-
-
-def request(endpoint: str, method: str, target: str) -> bytes:
+def request(
+    endpoint: str, method: str, target: str, headers: Mapping[str, str] | None = None
+) -> bytes:
     """Ask a server without the library under test; return the body."""
     connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=20)
     try:
-        connection.request(method, target)
+        connection.request(method, target, headers=headers or {})
         answer = connection.getresponse()
         body = answer.read()
     finally:

@@ -22,7 +22,7 @@ from support.watched import Watched
 
 from sqla_datastore import DataStore, DataStoreIO, bind_storage, options
 from sqla_datastore.cli import main as cli
-from sqla_datastore.exceptions import MissingObjectError, StorageError
+from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
 from sqla_datastore.maintenance import check, gc, usage
 from sqla_datastore.storage import ObjectStorage
 from sqla_datastore.storage.binding import open_storage
@@ -138,6 +138,23 @@ class TestMaintenance:
         assert gc(engine, Base.metadata, grace_seconds=0).removed == 0
         gc(engine, Base.metadata, apply=True, grace_seconds=0)
         assert stored.files() == tree.keys() - {gone}
+
+    def test_a_listing_in_another_order_is_refused(self, engine, stored, monkeypatch):
+        """Rows that come and go do not need it; who compares all rows and objects does."""
+        real = obstore.list
+        monkeypatch.setattr(
+            obstore, "list", lambda *a, **k: [[*page][::-1] for page in real(*a, **k)]
+        )
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in (1, 2, 3))
+            session.commit()
+            for compare in (check, gc):
+                with pytest.raises(ConfigurationError, match="order of paths"):
+                    compare(engine, Base.metadata)
+            session.delete(session.get(Keyed, 2))
+            session.commit()
+        monkeypatch.undo()
+        assert_exact(engine, Base.metadata, stored, 2)
 
     def test_the_command(self, engine, stored, capsys):
         with Session(engine) as session:
