@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 import subprocess
@@ -11,92 +10,15 @@ import tomllib
 from itertools import chain
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from support.pages import Page
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-
-class Page:
-    """A page, and the folder in which its code runs.
-
-    Its Python blocks are one script, in which every line has the page's number, together with what
-    stands in comments like ``<!-- python``. A comment before a block says what else becomes of it:
-    ``<!-- file: NAME -->`` writes it to a file of its own, ``<!-- not run: REASON -->`` leaves it
-    out, and so does ``<!-- command: NAME -->``, for .ci/run or another test runs it. Shell commands
-    run after the script. A block of text after them is what they print.
-    """
-
-    BLOCK = re.compile(
-        r"(?:^<!-- (?P<about>(?:file|not run|command): .+?) -->\n)?"
-        r"^```(?P<kind>[^`\n]*)\n(?P<code>.*?)^```$|^<!-- python\n(?P<hidden>.*?)^-->$",
-        re.MULTILINE | re.DOTALL,
-    )
-
-    def __init__(self, path: Path) -> None:
-        self.name = path.name
-        self.script = ""
-        self.files: dict[str, str] = {}
-        self.commands: list[tuple[str, str | None]] = []
-        text = path.read_text()
-        before = None
-        for block in self.BLOCK.finditer(text):
-            kind, about, code = block["kind"], block["about"] or "", block["code"]
-            if block["hidden"] is not None:
-                self._add_code(text, block.start("hidden"), block["hidden"])
-            elif about.startswith("file: "):
-                self.files[about.removeprefix("file: ")] = code
-            elif kind == "python" and not about:
-                self._add_code(text, block.start("code"), code)
-            elif kind == "sh" and not about:
-                self.commands.append((code, None))
-            elif kind == "text" and before == "sh":
-                self.commands[-1] = (self.commands[-1][0], code)
-            before = None if about else kind
-
-    def _add_code(self, text: str, start: int, code: str) -> None:
-        lines = text.count("\n", 0, start) - self.script.count("\n")
-        self.script += "\n" * lines + code
-
-    def runs_nothing(self) -> bool:
-        return not (self.script or self.commands)
-
-    def run(self, folder: Path) -> str:
-        """Run all of it in a folder, and return what the script printed."""
-        for name, code in {"lab.py": QUICK_START, **self.files}.items():
-            (folder / name).write_text(code)
-        printed = ""
-        if self.script:
-            # the title's line is free for what the text asks of users of pandas 2
-            script = folder / self.name
-            script.write_text((ON_PANDAS_2 if pd.__version__ < "3" else "") + self.script)
-            printed = self._checked([sys.executable, "-W", "error", str(script)], folder)
-        for command, expected in self.commands:
-            found = self._checked(["bash", "-euo", "pipefail", "-c", command], folder)
-            if expected is not None:
-                assert re.sub(r"[0-9a-f]{32}", "…", found) == expected, command
-        return printed
-
-    def _checked(self, command: list[str], folder: Path) -> str:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == 0, f"{self.name}: {command[-1]}\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-
-ON_PANDAS_2 = "import pandas; pandas.options.mode.copy_on_write = True"
-QUICK_START = Page(ROOT / "README.md").files["lab.py"]
+LOWEST_EXTRAS = ("cli", "browse", "object-stores", "fsspec", "typed")
 WITH_CODE = [
     path for path in sorted((ROOT / "docs").rglob("*.md")) if not Page(path).runs_nothing()
 ]
@@ -111,6 +33,14 @@ def files(storage: Path) -> set[str]:
     return {f"file:///{path.relative_to(storage)}" for path in storage.rglob("*") if path.is_file()}
 
 
+# what a page needs that is not always there
+NEEDS = {
+    "admin": ("sqladmin", "starlette_admin"),
+    "collect": ("duckdb", "polars"),
+    "notebooks": ("nbclient", "nbformat", "ipykernel"),
+    "tables": ("duckdb", "polars"),
+    "web": ("fastapi", "sqlmodel"),
+}
 # how many rows a page leaves; their files are all that it leaves besides
 LAB = ("lab.db", "lab.storage")
 LEFT = {
@@ -119,6 +49,25 @@ LEFT = {
     "folders": {LAB: 1, ("north.db", "tenants/north"): 1, ("south.db", "tenants/south"): 1},
     "reflection": {LAB: 1},
     "tables": {LAB: 4},
+}
+
+
+# what a page says that it prints
+PRINTED = {
+    "browse": [r"^  weights +numpy\.ndarray"],
+    "collect": [
+        rf"^{re.escape(told)}$"
+        for told in re.findall(
+            r"^print\(.*\)  # (.+)$", (ROOT / "docs" / "collect.md").read_text(), re.MULTILINE
+        )
+    ],
+    "files": [
+        r"^report\.csv text/csv 16 ",
+        r"^b'step,loss\\n'$",
+        r"^entry 'report': there is no file '/",
+        r"^may\.pdf application/pdf$",
+        r"^\['config\.json', 'weights/0\.bin'\]$",
+    ],
 }
 
 
@@ -132,8 +81,15 @@ def test_the_readme_prints_what_its_text_says_and_leaves_a_row_and_its_file(tmp_
 
 @pytest.mark.libraries
 @pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.stem)
-def test_the_code_of_a_page_runs(path, tmp_path):
-    Page(path).run(tmp_path)
+def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
+    for library in NEEDS.get(path.stem, ()):
+        pytest.importorskip(library)
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    page = Page(path)
+    printed = page.run(tmp_path)
+    for pattern in PRINTED.get(path.stem, ()):
+        assert re.search(pattern, printed, re.MULTILINE)
     for (database, storage), rows in LEFT.get(path.stem, {}).items():
         assert len(urls(tmp_path / database)) == rows
         assert files(tmp_path / storage) == urls(tmp_path / database)
@@ -190,9 +146,7 @@ def test_the_page_on_architecture_has_the_layers_of_the_contract():
 def test_the_lowest_versions_tested_are_those_that_are_allowed():
     allowed = {}
     project = PYPROJECT["project"]
-    extras = [
-        project["optional-dependencies"][name] for name in ("object-stores", "fsspec", "typed")
-    ]
+    extras = [project["optional-dependencies"][name] for name in LOWEST_EXTRAS]
     for requirement in chain(project["dependencies"], *extras):
         name, _, rest = requirement.partition(">=")
         allowed[name] = re.match(r"[0-9.]+", rest)[0]

@@ -30,7 +30,8 @@ def prefetch(
     Args:
         rows: mapped instances; a row without a value is passed over.
         attribute: the attribute of theirs, for example ``Run.data``, or its name.
-        keys: the entries; those that a value does not have are passed over. None for all.
+        keys: the entries; those that a value does not have are passed over. None for all, an empty
+            list for what `inspect` tells alone.
 
     Raises:
         MissingObjectError: an object is not there. All others are loaded.
@@ -82,7 +83,8 @@ def _prefetch(
     values: list[DataStore], keys: Sequence[str] | None, stopped: threading.Event | None
 ) -> None:
     def load(value: DataStore) -> None:
-        _load(value, keys if keys is None else [name for name in keys if name in value])
+        names = value._index()  # read without any keys, too
+        _load(value, keys if keys is None else [name for name in keys if name in names])
 
     for err in call_for_each(load, values, threads=LOADERS, stopped=stopped):
         raise err
