@@ -19,8 +19,11 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LOWEST_EXTRAS = ("cli", "browse", "object-stores", "fsspec", "typed")
+TESTS = ("codecs", "testing")  # pages whose code is tests
 WITH_CODE = [
-    path for path in sorted((ROOT / "docs").rglob("*.md")) if not Page(path).runs_nothing()
+    path
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    if path.stem not in TESTS and not Page(path).runs_nothing()
 ]
 
 
@@ -95,11 +98,22 @@ def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
         assert files(tmp_path / storage) == urls(tmp_path / database)
 
 
-def test_the_codec_of_the_docs_passes_its_suite(tmp_path):
-    script = tmp_path / "test_codec.py"
-    script.write_text(Page(ROOT / "docs" / "codecs.md").script)
+@pytest.mark.parametrize("page", TESTS)
+def test_the_tests_of_a_page_pass(page, tmp_path):
+    script = tmp_path / "test_page.py"
+    script.write_text(Page(ROOT / "docs" / f"{page}.md").script)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(script)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-W",
+            "error",
+            "-p",
+            "no:cacheprovider",
+            str(script),
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
