@@ -28,8 +28,8 @@ from sqla_datastore.codecs import find_codec
 TABLE, SCALAR, DICT = "a table", "a scalar", "a dict"
 
 
-def table_of(value: Any, name: str) -> tuple[str, Any]:
-    """Return the kind of an entry and its Arrow table.
+def table_of(value: Any, name: str) -> tuple[str, Any] | None:
+    """Return the kind of an entry and its Arrow table; None for an empty dict.
 
     Args:
         value: the entry, loaded.
@@ -49,6 +49,9 @@ def table_of(value: Any, name: str) -> tuple[str, Any]:
     if hasattr(value, "__arrow_c_stream__"):
         return TABLE, pa.table(value)
     if isinstance(value, dict):
+        if not value:
+            # a table without columns has no rows, and this is to be one
+            return None
         return DICT, pa.Table.from_pylist([_named(value)])
     codec = find_codec(value)
     if codec is not None and codec.mutable:

@@ -302,6 +302,13 @@ def test_rows_without_the_entry_are_left_out_or_null(session):
     assert only.to_pydict() == {"id": [2]}
 
 
+def test_an_empty_dict_is_a_row_that_lacks_everything(session):
+    add(session, {"loss": 1.0}, {}, {"loss": 3.0})
+    assert entries(session).to_pydict() == {"id": [1, 3], "loss": [1.0, 3.0]}
+    found = entries(session, missing="null")
+    assert found.to_pydict() == {"id": [1, 2, 3], "loss": [1.0, None, 3.0]}
+
+
 def test_the_session_holds_and_flushes_nothing_of_it(session):
     add(session, pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]}))
     row = session.get(Run, 1)
