@@ -241,7 +241,9 @@ async def download_file(
     size, tag = file.size_bytes or 0, f'"{file.sha256}"'
     part = range_of(wanted, size) if if_range in (None, tag) else None
     if part is not None and not part:
-        raise HTTPException(416, "The range is not in the file.", {"Content-Range": f"bytes */{size}"})
+        raise HTTPException(
+            416, "The range is not in the file.", {"Content-Range": f"bytes */{size}"}
+        )
     sent = range(size) if part is None else part
     headers = {
         # as it is: a media type of text would get a charset that nobody knows

@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+
 from support.examples import load_example
 
 _EVERY_SECONDS = 0.005
