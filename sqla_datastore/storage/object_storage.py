@@ -30,7 +30,6 @@ _PARTS_AT_ONCE = 2
 # 1.1 MB a second.
 _READ_AT_ONCE = 32 * 1024 * 1024
 _LISTED = 1_000
-_REMOVERS = 32
 
 
 class ObjectStorage:
@@ -195,7 +194,7 @@ class ObjectStorage:
 
         # a network is slow: one need not find out first
         at_once = not self.is_local
-        failures = call_for_each(remove, paths, threads=_REMOVERS, at_once=at_once, stopped=stopped)
+        failures = call_for_each(remove, paths, at_once=at_once, stopped=stopped)
         raise_first(failures, "objects")
 
     def sign(self, path: str, expires_seconds: float) -> str:

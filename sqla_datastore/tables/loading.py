@@ -11,7 +11,6 @@ import pyarrow as pa
 from sqla_datastore.exceptions import CollectError, DataStoreError
 from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.tables.row_query import Row, RowQuery
-from sqla_datastore.value.prefetching import LOADERS
 
 _ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
@@ -55,7 +54,7 @@ class EntryLoader:
 
         # what waits for nothing is the interpreter's work, and threads make that slower
         values = map(self._query.value_of, rows)
-        threads = 1 if all(value is None or value._is_near() for value in values) else LOADERS
+        threads = 1 if all(value is None or value._is_near() for value in values) else None
         places = range(len(rows))
         for err in call_for_each(
             load, places, threads=threads, stopped=stopped, until_failure=True

@@ -14,9 +14,6 @@ from sqla_datastore.value.datastore import DataStore
 if TYPE_CHECKING:
     from sqlalchemy.orm import QueryableAttribute
 
-LOADERS = 32
-"""Values that are loaded at the same time, where loading takes long."""
-
 
 def prefetch(
     rows: Iterable[object],
@@ -86,7 +83,7 @@ def _prefetch(
         names = value._index()  # read without any keys, too
         _load(value, keys if keys is None else [name for name in keys if name in names])
 
-    for err in call_for_each(load, values, threads=LOADERS, stopped=stopped):
+    for err in call_for_each(load, values, stopped=stopped):
         raise err
 
 

@@ -16,7 +16,14 @@ import uuid
 
 import pytest
 from sqlalchemy import create_engine
-from support.object_stores import CREDENTIALS, Fault, FaultProxy, request, s3_options
+from support.object_stores import (
+    CREDENTIALS,
+    Fault,
+    FaultProxy,
+    request,
+    s3_environment,
+    s3_options,
+)
 
 from sqla_datastore import DataStoreType, bind_storage, options
 from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
@@ -156,6 +163,20 @@ class TestReadyClients:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         configured(storage_options=CREDENTIALS)
         assert one == ObjectStorage.at("s3://bucket")
+
+    def test_the_environment_alone_names_a_server(
+        self, s3_endpoint, bucket, configured, monkeypatch
+    ):
+        for name, value in s3_environment(s3_endpoint).items():
+            monkeypatch.setenv(name, value)
+        configured(storage_options={})
+        storage = ObjectStorage.at(f"s3://{bucket}/environment")
+        write(storage, "a.zip", b"data")
+        assert storage.open("a.zip").read(0, 4) == b"data"
+        # those of the options come first
+        configured(storage_options={"client_options": {"allow_http": False}})
+        with pytest.raises(StorageError, match="allow_http"):
+            storage.size_bytes("a.zip")
 
     def test_another_account_is_another_place(self, configured):
         key, places = "a2V5", set()
