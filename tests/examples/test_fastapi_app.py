@@ -15,6 +15,7 @@ from support.examples import load_example
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
+from sqla_datastore import DamagedObjectError
 from sqla_datastore.storage import ObjectStorage
 from sqla_datastore.value.entry import Entry
 
@@ -104,6 +105,18 @@ def test_a_range_of_a_file(client, wanted, status, part):
     if status == 206:
         start, stop, _ = part.indices(len(CSV))
         assert response.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(CSV)}"
+
+
+@pytest.mark.parametrize("size", [24, 1_500_000])
+def test_a_damaged_file_is_not_sent_to_its_end(client, stored, size):
+    url = upload_file(client, b"\1" * size, "x", "x/y")["data"]["url"]
+    path = stored.base / url.removeprefix("file:///")
+    path.write_bytes(path.read_bytes().replace(b"\1" * 20, b"\2" * 20, 1))
+    with (
+        pytest.raises(DamagedObjectError),
+        client.stream("GET", "/runs/1/files/file") as response,
+    ):
+        response.read()
 
 
 def test_a_download_is_only_continued_where_the_file_is_the_same(client):
