@@ -26,6 +26,7 @@ PUBLIC = [
     "sqla_datastore.alembic",
     "sqla_datastore.codecs",
     "sqla_datastore.maintenance",
+    "sqla_datastore.mltraq",
     "sqla_datastore.storage",
     "sqla_datastore.testing",
     "sqla_datastore.typed",

@@ -76,7 +76,14 @@ class Encoder(Protocol):
         """Return (not raise) an `UnsupportedTypeError` that names the entry and the place."""
 
 
-class Decoder(Protocol):
+class TellsDamage(Protocol):
+    """What makes the error for bytes that are not what was written."""
+
+    def damaged(self, reason: str) -> Exception:
+        """Return (not raise) a `DamagedObjectError` that names the URL and the entry."""
+
+
+class Decoder(TellsDamage, Protocol):
     """What a codec may ask of the container while it decodes one entry."""
 
     def decode(self, node: JSON) -> Any:
@@ -119,9 +126,6 @@ class Decoder(Protocol):
 
     def nested(self, number: Any) -> Any:
         """Return the nested `DataStore` of that number, not loaded."""
-
-    def damaged(self, reason: str) -> Exception:
-        """Return (not raise) a `DamagedObjectError` that names the URL and the entry."""
 
 
 class Codec(Protocol):
