@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import (
-    Column,
     Connection,
     Engine,
     LargeBinary,
-    MetaData,
     Row,
     String,
-    Table,
     Uuid,
+    column,
+    inspect,
     select,
+    table,
 )
 from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.types import TypeEngine
 
-from sqla_datastore.exceptions import DataStoreError, UnsupportedFormatError
+from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, UnsupportedFormatError
 from sqla_datastore.mltraq.objects import ObjectReader, PathLike
 from sqla_datastore.mltraq.reading import LIMIT_BYTES, Allowance
 
@@ -91,25 +92,22 @@ def read_experiments(
     Raises:
         DataStoreError: as for `read_object`; a note names the experiment, the run and the field.
     """
-    table = Table(
+    experiments = table(
         table_name,
-        MetaData(),
-        Column("id_experiment", Uuid),
-        Column("name", String),
-        Column("meta", LargeBinary),
-        Column("fields", LargeBinary),
+        column("id_experiment", Uuid),
+        column("name", String),
+        column("meta", LargeBinary),
+        column("fields", LargeBinary),
     )
+    key = experiments.c.id_experiment
     with engine.connect() as connection:
-        ids = connection.scalars(select(table.c.id_experiment).order_by(table.c.name)).all()
+        ids = connection.scalars(select(key).order_by(experiments.c.name)).all()
     for id_experiment in ids:
         with engine.connect() as connection:
-            row = connection.execute(select(table).where(table.c[_KEYS[0]] == id_experiment)).one()
-        fields = _Fields(datastore, limit_bytes, f"experiment {row.name!r}")
-        meta = fields.value("meta", row.meta)
-        runs = _Runs(engine, datastore, limit_bytes, meta)
-        yield MLtraqExperiment(
-            row.id_experiment, row.name, fields.value("fields", row.fields), runs
-        )
+            row = connection.execute(select(experiments).where(key == id_experiment)).one()
+        read = _Fields(datastore, limit_bytes, f"experiment {row.name!r}")
+        runs = _Runs(engine, datastore, limit_bytes, read.value("meta", row.meta))
+        yield MLtraqExperiment(id_experiment, row.name, read.mapping("fields", row.fields), runs)
 
 
 class _Fields:
@@ -133,6 +131,17 @@ class _Fields:
         except DataStoreError as err:
             err.add_note(f"in {where}")
             raise
+
+    def mapping(self, name: str, data: bytes) -> dict[str, Any]:
+        """Return the fields that are the value of a column.
+
+        Raises:
+            DamagedObjectError: it is something else.
+        """
+        found = self.value(name, data)
+        if isinstance(found, dict) and all(isinstance(each, str) for each in found):
+            return found
+        raise DamagedObjectError(f"{name!r} of {self._where}", "they are no fields by name")
 
 
 class _Runs:
@@ -172,24 +181,27 @@ class _Runs:
         """Return which columns are serialized, and the rows as they are: small, but for blobs."""
         try:
             about = self._meta["runs"]
-            table_name, columns = str(about["table_name"]), about["columns"]
-            serialized, native = {*columns["serialized"]}, [*columns["non_serialized"]]
+            name, columns = str(about["table_name"]), about["columns"]
+            serialized, native = {*columns["serialized"]}, {*columns["non_serialized"]}
         except (TypeError, KeyError) as err:
             raise self._refused(experiment, "its metadata do not tell of its runs") from err
         with self._engine.connect() as connection:
-            table = self._table(connection, table_name, experiment)
-            names = [each.name for each in table.c if each.name in serialized.union(native)]
-            if len(names) != len(serialized) + len(native):
-                raise self._refused(experiment, f"columns of its table {table_name!r} are missing")
-            statement = select(table.c.id_run, *(table.c[name] for name in names))
-            mine = table.c.id_experiment == experiment.id
-            return serialized, list(connection.execute(statement.where(mine)))
+            types = self._types(connection, name, experiment)
+            if not types.keys() >= serialized | native | {*_KEYS}:
+                raise self._refused(experiment, f"its table {name!r} lacks columns")
+            # SQLite and MySQL keep a Uuid as text, and reflection says so
+            keys = [column(key, Uuid) for key in _KEYS]
+            fields = [column(each, types[each]) for each in types if each in serialized | native]
+            runs = table(name, *keys, *fields)
+            statement = select(runs.c.id_run, *fields).where(runs.c.id_experiment == experiment.id)
+            return serialized, list(connection.execute(statement))
 
-    def _table(self, connection: Connection, name: str, experiment: MLtraqExperiment) -> Table:
-        # SQLite and MySQL keep a Uuid as text, and reflection says so
-        keys = [Column(key, Uuid) for key in _KEYS]
+    def _types(
+        self, connection: Connection, name: str, experiment: MLtraqExperiment
+    ) -> dict[str, TypeEngine[Any]]:
+        """Return the columns of the table of runs and their types, in its order."""
         try:
-            return Table(name, MetaData(), *keys, autoload_with=connection, resolve_fks=False)
+            return {each["name"]: each["type"] for each in inspect(connection).get_columns(name)}
         except NoSuchTableError as err:
             raise self._refused(experiment, f"its table {name!r} is missing") from err
 
