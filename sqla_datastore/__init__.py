@@ -19,6 +19,7 @@ from sqla_datastore.codecs import (
     register_namedtuple,
 )
 from sqla_datastore.exceptions import (
+    CollectError,
     ConfigurationError,
     DamagedObjectError,
     DataStoreError,
@@ -39,7 +40,16 @@ from sqla_datastore.value.datastore import DataStore
 if TYPE_CHECKING:
     from sqla_datastore.removals.table import enable_removals
     from sqla_datastore.storage.schemes import register_storage
+    from sqla_datastore.tables.collecting import (
+        acollect,
+        acollect_array,
+        acollect_batches,
+        collect,
+        collect_array,
+        collect_batches,
+    )
     from sqla_datastore.types import DataStoreType
+    from sqla_datastore.value.file import File
     from sqla_datastore.value.inspection import inspect
     from sqla_datastore.value.io import DataStoreIO
     from sqla_datastore.value.prefetching import aload, aprefetch, prefetch
@@ -48,6 +58,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "CollectError",
     "ConfigurationError",
     "DamagedObjectError",
     "DataStore",
@@ -55,6 +66,7 @@ __all__ = [
     "DataStoreIO",
     "DataStoreType",
     "DefaultStorageWarning",
+    "File",
     "MissingObjectError",
     "RefusedStatementError",
     "RefusedURLError",
@@ -63,9 +75,15 @@ __all__ = [
     "StorageError",
     "UnsupportedFormatError",
     "UnsupportedTypeError",
+    "acollect",
+    "acollect_array",
+    "acollect_batches",
     "aload",
     "aprefetch",
     "bind_storage",
+    "collect",
+    "collect_array",
+    "collect_batches",
     "enable_removals",
     "inspect",
     "options",
@@ -82,8 +100,15 @@ __all__ = [
 _MODULES = {
     "DataStoreIO": "sqla_datastore.value.io",
     "DataStoreType": "sqla_datastore.types",
+    "File": "sqla_datastore.value.file",
+    "acollect": "sqla_datastore.tables.collecting",
+    "acollect_array": "sqla_datastore.tables.collecting",
+    "acollect_batches": "sqla_datastore.tables.collecting",
     "aload": "sqla_datastore.value.prefetching",
     "aprefetch": "sqla_datastore.value.prefetching",
+    "collect": "sqla_datastore.tables.collecting",
+    "collect_array": "sqla_datastore.tables.collecting",
+    "collect_batches": "sqla_datastore.tables.collecting",
     "enable_removals": "sqla_datastore.removals.table",
     "inspect": "sqla_datastore.value.inspection",
     "register_storage": "sqla_datastore.storage.schemes",

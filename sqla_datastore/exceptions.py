@@ -10,6 +10,7 @@
     ├── RefusedURLError         (ValueError)         a URL that no storage of ours serves
     ├── StorageError            (OSError)            the storage failed: full, read-only, gone
     ├── StaleValueError         (RuntimeError)       an edit that could not be saved
+    ├── CollectError            (ValueError)         entries of several rows that make no table
     ├── RefusedStatementError   (InvalidRequestError) a statement that cannot be followed
     └── ConfigurationError      (ArgumentError)      templates or storages that contradict
 
@@ -185,6 +186,20 @@ class StorageError(DataStoreError, OSError):
 
 class StaleValueError(DataStoreError, RuntimeError):
     """An edit that could not be saved, or a value that is not usable any more."""
+
+
+class CollectError(DataStoreError, ValueError):
+    """Entries of several rows do not make one table.
+
+    Attributes:
+        row: the row whose entry does not fit, in words, or None where it is no single one.
+        entry: the entry's name, or None where a column of the rows is meant.
+    """
+
+    def __init__(self, message: str, *, row: str | None = None, entry: str | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+        self.entry = entry
 
 
 class RefusedStatementError(DataStoreError, InvalidRequestError):

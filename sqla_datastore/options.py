@@ -16,14 +16,15 @@ Level: TypeAlias = Literal["fast", "default", "small"]
 
 
 _LONGEST_REQUEST = 86_400
+_MOST_WORKERS = 1_000
 
 
 class Options:
     """Settings of the process, read whenever they are needed; `options` is the only instance."""
 
     __slots__ = (
-        *("_cache_bytes", "_cache_folder", "_compression", "_request_seconds"),
-        *("_storage_options", "_sync", "_url", "_verify"),
+        *("_cache_bytes", "_cache_folder", "_compression", "_in_flight_bytes"),
+        *("_request_seconds", "_storage_options", "_storage_workers", "_sync", "_url", "_verify"),
     )
 
     def __init__(self) -> None:
@@ -33,6 +34,8 @@ class Options:
         self._compression: bool | Literal["fast", "small"] = False
         self._storage_options: Mapping[str, Any] = MappingProxyType({})
         self._request_seconds = 30.0
+        self._storage_workers = 32
+        self._in_flight_bytes = 256 * 1024 * 1024
         self._cache_folder: str | None = None
         self._cache_bytes = 10_000_000_000
 
@@ -165,6 +168,39 @@ class Options:
         self._request_seconds = float(request_seconds)
 
     @property
+    def storage_workers(self) -> int:
+        """How many objects a flush, a removal or `prefetch` works on at the same time at most.
+
+        32 by default. Folders and file systems of fsspec take fewer where more gain nothing.
+
+        Raises:
+            ValueError: when no whole number from 1 to 1,000 is assigned.
+        """
+        return self._storage_workers
+
+    @storage_workers.setter
+    def storage_workers(self, storage_workers: int) -> None:
+        _check_whole("storage_workers", storage_workers, _MOST_WORKERS)
+        self._storage_workers = storage_workers
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """How many bytes of payload a flush may hold in memory of objects while it writes them.
+
+        256 MiB by default. An object store holds an object of up to 8 MiB whole, and 32 MiB of a
+        larger one. So fewer large objects are written at the same time; there is always one.
+
+        Raises:
+            ValueError: when no whole number from 1 on is assigned.
+        """
+        return self._in_flight_bytes
+
+    @in_flight_bytes.setter
+    def in_flight_bytes(self, in_flight_bytes: int) -> None:
+        _check_whole("in_flight_bytes", in_flight_bytes, sys.maxsize)
+        self._in_flight_bytes = in_flight_bytes
+
+    @property
     def cache_folder(self) -> str | None:
         """A local folder for copies of remote objects, which are read from there the next time.
 
@@ -243,12 +279,18 @@ class Options:
         return (
             f"options(url={self.url!r}, verify={self.verify!r}, sync={self.sync!r}, "
             f"compression={self.compression!r}, storage_options={{{self._option_names()}}}, "
-            f"request_seconds={self.request_seconds!r}, cache_folder={self.cache_folder!r}, "
+            f"request_seconds={self.request_seconds!r}, storage_workers={self.storage_workers!r}, "
+            f"in_flight_bytes={self.in_flight_bytes!r}, cache_folder={self.cache_folder!r}, "
             f"cache_bytes={self.cache_bytes!r})"
         )
 
     def _option_names(self) -> str:
         return ", ".join(f"{name!r}: …" for name in self.storage_options)
+
+
+def _check_whole(name: str, value: Any, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"options.{name} is a whole number from 1 to {most}, not {value!r}")
 
 
 def check_compression(compression: Any) -> bool | Literal["fast", "small"]:

@@ -2,9 +2,12 @@
 
 SQLite always; PostgreSQL at ``SQLA_DATASTORE_TEST_POSTGRESQL_URL`` or a private server that a wheel
 carries; MariaDB at ``SQLA_DATASTORE_TEST_MARIADB_URL`` or on the standard port with the root user
-and no password. ``SQLA_DATASTORE_TEST_DATABASES`` names those that must be there: one that is
-missing fails its tests instead of skipping them. ``SQLA_DATASTORE_TEST_STRIDE`` has tests that try
-every call of a scenario try every n-th only.
+and no password. Object stores on moto, SeaweedFS and Azurite, which are started here.
+
+``SQLA_DATASTORE_TEST_DATABASES`` and ``SQLA_DATASTORE_TEST_SERVERS`` (``moto``, ``seaweedfs``,
+``azurite``) name those that must be there: one that is missing fails its tests instead of skipping
+them. ``SQLA_DATASTORE_TEST_STRIDE`` has tests that try every call of a scenario try every n-th
+only.
 """
 
 from __future__ import annotations
@@ -18,15 +21,14 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from hypothesis import settings
 from sqlalchemy import Engine, MetaData, create_engine, make_url
+from support.buckets import BUCKETS, Bucket
 from support.databases import (
     ADMIN_DRIVERS,
     DATABASES,
-    REQUIRED,
     Stored,
     make_engine,
     private_database,
@@ -35,7 +37,8 @@ from support.databases import (
 from support.drivers import PLAIN, DriverRuns
 from support.exactness import assert_exact, delete_rows, tables_of
 from support.models import Base
-from support.object_stores import s3_server
+from support.required import unavailable
+from support.servers import ServerMissingError, azurite, moto, seaweedfs
 from support.values import CountingStorage
 
 from sqla_datastore.storage import LocalStorage
@@ -66,12 +69,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(PLAIN.get(value, value.partition("-")[0]))
 
 
-def _unavailable(name: str, reason: str) -> NoReturn:
-    if name in REQUIRED:
-        pytest.fail(f"{name} is required by SQLA_DATASTORE_TEST_DATABASES: {reason}")
-    pytest.skip(f"{name}: {reason}")
-
-
 @pytest.fixture
 def storage(tmp_path: Path) -> CountingStorage:
     """The storage of values that no database knows; remembers which of its objects were opened."""
@@ -99,7 +96,7 @@ def postgresql_url() -> Iterator[str]:
         server.stop()
         server.ensure_postgres_running()
     except Exception as err:
-        _unavailable("postgresql", f"{err}; set SQLA_DATASTORE_TEST_POSTGRESQL_URL")
+        unavailable("postgresql", f"{err}; set SQLA_DATASTORE_TEST_POSTGRESQL_URL")
     try:
         yield server.get_uri()
     finally:
@@ -119,17 +116,50 @@ def mariadb_url() -> str:
             pass
         engine.dispose()
     except Exception as err:
-        _unavailable("mariadb", str(err).splitlines()[0])
+        unavailable("mariadb", str(err).splitlines()[0])
     return url
+
+
+def _endpoint(
+    name: str, server: Callable[[], contextlib.AbstractContextManager[str]]
+) -> Iterator[str]:
+    """Run a server for this run and worker."""
+    pytest.importorskip("obstore")
+    with contextlib.ExitStack() as stack:
+        try:
+            endpoint = stack.enter_context(server())
+        except ServerMissingError as err:
+            unavailable(name, str(err))
+        yield endpoint
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """The endpoint of an S3 server, started for this run and worker."""
-    pytest.importorskip("obstore")
-    pytest.importorskip("moto")
-    with s3_server() as endpoint:
-        yield endpoint
+    """The endpoint of moto, which serves S3 and, as if it were S3, Google Cloud Storage."""
+    yield from _endpoint("moto", moto)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_endpoint() -> Iterator[str]:
+    """The endpoint of SeaweedFS."""
+    yield from _endpoint("seaweedfs", seaweedfs)
+
+
+@pytest.fixture(scope="session")
+def azurite_endpoint() -> Iterator[str]:
+    """The endpoint of an account on Azurite."""
+    yield from _endpoint("azurite", azurite)
+
+
+@pytest.fixture(scope="session")
+def new_bucket(request: pytest.FixtureRequest) -> Callable[[str], Bucket]:
+    """Make an empty bucket, on a server by its name in `BUCKETS`."""
+
+    def new_bucket(name: str) -> Bucket:
+        endpoint, make = BUCKETS[name]
+        return make(request.getfixturevalue(endpoint))
+
+    return new_bucket
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, make_url
-from support.databases import REQUIRED, private_database
+from support.databases import private_database
 from support.processes import environment
+from support.required import unavailable
 
 PAGE = (Path(__file__).parents[1] / "docs" / "backup.md").read_text()
 COMMANDS = dict(re.findall(r"<!-- command: ([\w-]+) -->\n```sh\n(.+?)```", PAGE, re.DOTALL))
@@ -132,10 +133,8 @@ class Lab:
 def needs(*tools, database=None):
     """Skip where a tool is not installed, unless the database has to be tested."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing and database in REQUIRED:
-        pytest.fail(f"{database} is required, and {missing[0]} is not installed")
     if missing:
-        pytest.skip(f"{missing[0]} is not installed")
+        unavailable(database or missing[0], f"{missing[0]} is not installed")
 
 
 def test_every_command_of_the_page_is_run_here():

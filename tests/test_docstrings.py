@@ -20,15 +20,18 @@ NAMES = [
 ]
 # the module of an optional library is imported where that is installed
 OPTIONAL = {
-    f"sqla_datastore.codecs.{module}": library
+    f"sqla_datastore.{module}": library
     for module, library in {
-        "geopandas": "geopandas",
-        "pillow": "PIL",
-        "scipy": "scipy",
-        "torch": "torch",
-        "xarray": "xarray",
+        "admin.sqladmin": "sqladmin",
+        "admin.starlette_admin": "starlette_admin",
+        "codecs.geopandas": "geopandas",
+        "codecs.pillow": "PIL",
+        "codecs.scipy": "scipy",
+        "codecs.torch": "torch",
+        "codecs.xarray": "xarray",
+        "value.pydantic_schema": "pydantic_core",
     }.items()
-}
+} | {"sqla_datastore.browsing.app": "starlette"}
 MODULES = [
     sqla_datastore,
     *(

@@ -15,6 +15,7 @@ import sqla_datastore
 HEAVY = [
     *("numpy", "pandas", "pyarrow", "alembic", "obstore", "fsspec", "asyncio", "polars"),
     *("scipy", "xarray", "geopandas", "shapely", "PIL", "torch"),
+    *("rich", "starlette", "jinja2", "uvicorn"),
 ]
 
 SCRIPT = """

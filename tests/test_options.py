@@ -174,6 +174,14 @@ class TestOptions:
             options.sync = "none"
         assert options.sync == "files"
 
+    @pytest.mark.parametrize("name", ["storage_workers", "in_flight_bytes"])
+    @pytest.mark.parametrize("number", [0, -1, 1.5, True, "8", None, 10**30])
+    def test_numbers_are_validated(self, name, number):
+        default = getattr(options, name)
+        with pytest.raises(ValueError, match=f"options.{name} is a whole number from 1"):
+            setattr(options, name, number)
+        assert getattr(options, name) == default
+
     @pytest.mark.parametrize(
         ("platform", "release", "can"),
         [
@@ -234,7 +242,8 @@ class TestOptions:
     def test_repr(self):
         shown = (
             "options(url=None, verify='default', sync='files', compression=False, "
-            "storage_options={}, request_seconds=30.0, cache_folder=None, cache_bytes=10000000000)"
+            "storage_options={}, request_seconds=30.0, storage_workers=32, "
+            "in_flight_bytes=268435456, cache_folder=None, cache_bytes=10000000000)"
         )
         assert repr(options) == shown
 

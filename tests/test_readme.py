@@ -12,23 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.pages import code_blocks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-
-def code_blocks(page: str = README) -> str:
-    """Return the Python blocks as one script in which every line has the page's number."""
-    lines, inside = [], False
-    for line in page.splitlines():
-        if inside and line == "```":
-            inside = False
-        lines.append(line if inside else "")
-        if line == "```python":
-            inside = True
-    return "\n".join(lines)
+LOWEST_EXTRAS = ("cli", "browse", "object-stores", "fsspec", "typed")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +29,7 @@ def workplace(tmp_path_factory):
     script = folder / "README.md"
     # the title's line is free for what the text asks of users of pandas 2
     on_pandas_2 = "import pandas; pandas.options.mode.copy_on_write = True"
-    script.write_text((on_pandas_2 if pd.__version__ < "3" else "") + code_blocks())
+    script.write_text((on_pandas_2 if pd.__version__ < "3" else "") + code_blocks(README))
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=folder,
@@ -81,11 +72,22 @@ def test_the_code_prints_what_the_text_says(workplace):
     assert "[[0. 1. 2.]\n [3. 4. 5.]]" in out
 
 
-def test_the_codec_of_the_docs_passes_its_suite(tmp_path):
-    script = tmp_path / "test_codec.py"
-    script.write_text(code_blocks((ROOT / "docs" / "codecs.md").read_text()))
+@pytest.mark.parametrize("page", ["codecs", "testing"])
+def test_the_tests_of_a_page_pass(page, tmp_path):
+    script = tmp_path / "test_page.py"
+    script.write_text(code_blocks((ROOT / "docs" / f"{page}.md").read_text()))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(script)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-W",
+            "error",
+            "-p",
+            "no:cacheprovider",
+            str(script),
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -94,6 +96,32 @@ def test_the_codec_of_the_docs_passes_its_suite(tmp_path):
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_code_of_the_page_on_looking_runs(capsys):
+    page = ROOT / "docs" / "browse.md"
+    exec(compile(code_blocks(page.read_text()), page, "exec"), {})
+    assert "weights" in capsys.readouterr().out
+
+
+def test_the_code_of_the_page_on_files_runs(tmp_path):
+    script = tmp_path / "files.py"
+    script.write_text(code_blocks((ROOT / "docs" / "files.md").read_text()))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("report.csv text/csv 16 ")
+    assert lines[1] == repr(b"step,loss\n")
+    assert lines[2].startswith("entry 'report': there is no file '/")
+    assert lines[3:] == ["may.pdf application/pdf", "['config.json', 'weights/0.bin']"]
 
 
 def test_the_readme_opens_with_one_sentence_and_two_commands():
@@ -132,9 +160,7 @@ def test_the_page_on_architecture_has_the_layers_of_the_contract():
 def test_the_lowest_versions_tested_are_those_that_are_allowed():
     allowed = {}
     project = PYPROJECT["project"]
-    extras = [
-        project["optional-dependencies"][name] for name in ("object-stores", "fsspec", "typed")
-    ]
+    extras = [project["optional-dependencies"][name] for name in LOWEST_EXTRAS]
     for requirement in chain(project["dependencies"], *extras):
         name, _, rest = requirement.partition(">=")
         allowed[name] = re.match(r"[0-9.]+", rest)[0]

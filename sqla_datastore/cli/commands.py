@@ -6,12 +6,13 @@ What a command needs is imported when it runs, so that ``--help`` is quick.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from sqla_datastore.cli.arguments import add_models
+from sqla_datastore.cli.reading_commands import add_reading_commands
 from sqla_datastore.printable import printable
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def add_commands(commands: Commands) -> None:
     """Add all commands to the parser."""
     _add_demo(commands)
+    add_reading_commands(commands)
     _add_check(commands)
     _add_gc(commands)
     _add_drain(commands)
@@ -243,20 +245,7 @@ def _add_maintenance(
 ) -> argparse.ArgumentParser:
     """Add a command that calls a function of maintenance, with the arguments that all have."""
     parser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-    parser.add_argument(
-        "model", metavar="MODEL", help="the models, as 'package.module:Base' or ':metadata'"
-    )
-    database = os.environ.get("SQLA_DATASTORE_DATABASE_URL")
-    parser.add_argument(
-        "--database",
-        metavar="URL",
-        default=database,
-        required=database is None,
-        help="SQLAlchemy's URL of it (default: SQLA_DATASTORE_DATABASE_URL)",
-    )
-    parser.add_argument(
-        "--storage", metavar="URL", help="the storage (default: as the models or environment say)"
-    )
+    add_models(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_run_maintenance, function=function)
     return parser

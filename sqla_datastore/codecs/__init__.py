@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 from ..exceptions import UnsupportedTypeError
 from ._registered import ARROW_TYPES, ENUMS, NAMEDTUPLES
-from .protocol import Codec, Decoder, Description, Encoder, Payload
+from .protocol import Codec, Decoder, Description, Encoder, Payload, StoredBytes
 
 _EnumType = TypeVar("_EnumType", bound=type[Enum])
 _TupleType = TypeVar("_TupleType", bound=type[tuple[Any, ...]])
 _ArrowType = TypeVar("_ArrowType", bound=type[Any])
 
-__all__ = ["Codec", "Decoder", "Description", "Encoder", "Payload"]
+__all__ = ["Codec", "Decoder", "Description", "Encoder", "Payload", "StoredBytes"]
 
 # the first part of a codec's name -> the module of this package that has it in its CODECS
 _MODULES_BY_PREFIX = {
@@ -107,7 +107,8 @@ class _Registry:
             return
         # Not under the lock: another thread may hold the module's import lock and wait for ours to
         # register a codec. Then both would wait forever.
-        codecs: tuple[Codec, ...] = importlib.import_module(f".{module}", __name__).CODECS
+        name = module if "." in module else f"{__name__}.{module}"
+        codecs: tuple[Codec, ...] = importlib.import_module(name).CODECS
         with self._lock:
             if module in self._modules:
                 return
@@ -158,6 +159,17 @@ def codec_named(name: str) -> Codec:
         ImportError: the library that the codec needs is not installed.
     """
     return _registry.named(name)
+
+
+def announce_codecs(prefix: str, library: str, module: str) -> None:
+    """Name a module of another room that has CODECS; imported when they are first needed.
+
+    Args:
+        prefix: the first part of their names.
+        library: the first part of the module that their types say they are of.
+        module: its full name.
+    """
+    _MODULES_BY_PREFIX[prefix] = _MODULES_BY_LIBRARY[library] = module
 
 
 def register_codec(codec: Codec) -> None:

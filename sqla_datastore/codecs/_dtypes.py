@@ -26,7 +26,7 @@ import numpy as np
 from ..exceptions import UnsupportedFormatError
 from ._base import field, lacks, text_in
 from ._collections import is_json
-from .protocol import JSON, Decoder
+from .protocol import JSON, Decoder, StoredBytes
 
 _MAX_DEPTH: Final = 16
 _MAX_NDIM: Final = 64
@@ -300,6 +300,9 @@ class _Unchecked:
         return None
 
     def pieces(self, number: Any) -> Iterator[bytes]:  # noqa: ARG002
+        raise _NotReadableError
+
+    def later(self, number: Any) -> StoredBytes:  # noqa: ARG002
         raise _NotReadableError
 
     def nested(self, number: Any) -> Any:  # noqa: ARG002

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 from typing_extensions import Buffer
@@ -20,6 +21,38 @@ _PREFIX_BYTES = 8
 """Of a message in a stream, before its metadata: a marker and their size."""
 _SIZE_BYTES = 4
 """Of a text's size, before the text."""
+_REMEMBERED_BYTES: Final = 4096
+"""Of metadata; what is longer belongs to a table so wide that reading it takes long anyway."""
+
+
+class Facts(NamedTuple):
+    """What the metadata of a message say, which Arrow does not tell.
+
+    Attributes:
+        is_compressed: see `is_compressed`.
+        is_delta: see `is_delta`.
+        overlap: see `overlap`.
+        extensions: the names of the extension types in it.
+    """
+
+    is_compressed: bool
+    is_delta: bool
+    overlap: bool
+    extensions: tuple[bytes, ...]
+
+
+def facts(metadata: Buffer) -> Facts:
+    """Return what metadata say; those of streams of one schema and length are often the same."""
+    data = bytes(metadata)
+    return _remembered(data) if len(data) <= _REMEMBERED_BYTES else _facts(data)
+
+
+def _facts(data: bytes) -> Facts:
+    names = tuple(name for _, name in extensions(data))
+    return Facts(is_compressed(data), is_delta(data), overlap(data), names)
+
+
+_remembered = lru_cache(maxsize=256)(_facts)
 
 
 def messages(data: Buffer) -> Iterator[Any]:

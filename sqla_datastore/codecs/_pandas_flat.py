@@ -89,7 +89,7 @@ def _missing_of_texts(values: Array) -> str | None:
 def _decode_object(node: Any, columns: ColumnReader) -> Array:
     if "text" in node:
         missing = _NAN[node["missing"]]
-        texts = _decode_text(node["text"], columns).to_pylist()
+        texts = decode_text(node["text"], columns).to_pylist()
         return _objects([missing if each is None else each for each in texts])
     values = columns.decoder.decode(node["values"])
     if type(values) is not list:
@@ -109,7 +109,8 @@ def _encode_text(texts: Any, columns: ColumnWriter, label: str) -> Node:
     return {"column": columns.arrow(texts, label)}
 
 
-def _decode_text(node: Any, columns: ColumnReader) -> Any:
+def decode_text(node: Any, columns: ColumnReader) -> Any:
+    """Return the chunked Arrow array of a node that `_encode_text` made."""
     if "list" in node:
         return pa.chunked_array([pa.array(node["list"], pa.large_string())])
     texts = columns.arrow(node["column"])
@@ -142,7 +143,7 @@ def _decode_string(node: Any, columns: ColumnReader) -> Any:
     dtype = _string_dtype(node["storage"], node["missing"], columns)
     if "values" in node:
         return pd.array(columns.decoder.decode(node["values"]), dtype=dtype)
-    texts = _decode_text(node["text"], columns)
+    texts = decode_text(node["text"], columns)
     if dtype.storage == "python":
         return pd.array(_objects(texts.to_pylist()), dtype=dtype)
     return dtype.__from_arrow__(texts)

@@ -15,16 +15,26 @@ from typing_extensions import Buffer
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 
+FILE_SUFFIX = ".file"
+"""Of blobs that readers leave where they are until their bytes are asked for."""
+
+
 class Payload(Protocol):
-    """The bytes of one blob: their number is known before they are produced, once."""
+    """The bytes of one blob: their number is known before they are produced, once.
+
+    One that learns something of its bytes while it hands them over, such as their hash, may have an
+    attribute ``learned`` afterwards: a dict of texts in its entry's node, each of 64 hexadecimal
+    digits, and what stands in their place when the node is written. Where it has a method `placed`,
+    that is called with the offset of its bytes in the object, and with their number.
+    """
 
     @property
     def nbytes(self) -> int:
-        """The exact number of bytes that `write_to` hands over."""
+        """The exact number of bytes that `write_to` hands over; -1 where only their end tells."""
 
     @property
     def suffix(self) -> str:
-        """What the bytes are to other tools: ``.npy``, ``.arrow`` or ``.bin``."""
+        """What the bytes are to other tools: ``.npy``, ``.arrow``, ``.bin`` or ``.file``."""
 
     def write_to(self, write: Callable[[Buffer], object]) -> None:
         """Hand over all bytes in order, in pieces of any size, without copying them whole.
@@ -50,6 +60,24 @@ class Description:
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     nbytes: int = -1
+
+
+class StoredBytes(Protocol):
+    """A blob that is left where it is until its bytes are asked for; each call reads them anew.
+
+    All methods block, and raise `MissingObjectError` once the object is gone.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes there are."""
+
+    def verified_pieces(self) -> Iterator[bytes]:
+        """Yield the bytes in pieces; their checksum is compared after the last one.
+
+        Raises:
+            DamagedObjectError: the bytes are not those that were written.
+        """
 
 
 class Encoder(Protocol):
@@ -122,6 +150,18 @@ class Decoder(TellsDamage, Protocol):
 
         Raises:
             DamagedObjectError: as for `blob`.
+        """
+
+    def later(self, number: Any) -> StoredBytes:
+        """Return a blob that is read when the value is used, and not now.
+
+        For blobs with `FILE_SUFFIX`. Others may have been read already.
+
+        Args:
+            number: as for `blob`.
+
+        Raises:
+            DamagedObjectError: the number is wrong, or the blob was asked for before.
         """
 
     def nested(self, number: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from math import isfinite
 from typing import Any, Final, NoReturn
@@ -52,7 +51,10 @@ _decode_carefully = json.JSONDecoder(
     parse_int=_bare_int,
 ).decode
 _MOST_DIGITS: Final = 17
-_MAY_BE_OUT_OF_RANGE = re.compile(r"[0-9]{16}|[0-9][eE]\+?[0-9]{3}")
+# With all digits alike, three searches for a text find those: a tenth of the time of
+# ``[0-9]{16}|[0-9][eE]\+?[0-9]{3}``
+_ALIKE: Final = bytes.maketrans(b"123456789E", b"000000000e")
+_SIGNS_OF_RANGE: Final = (b"0" * 16, b"0e000", b"0e+000")
 _BRACKET_BYTES: Final = 96
 _LIST_ROOM: Final = 16
 _OBJECT_ROOM: Final = 24
@@ -73,7 +75,7 @@ def parse_json(text: str) -> Any:
         raise NotJSONError("its JSON holds more lists and objects than its text has room for")
     try:
         # a text that seems to hold such a number, in a string perhaps, is only read more slowly
-        decode = _decode_carefully if _MAY_BE_OUT_OF_RANGE.search(text) else _decode
+        decode = _decode_carefully if _may_be_out_of_range(text) else _decode
         return decode(text)
     except NotJSONError:
         raise
@@ -83,13 +85,18 @@ def parse_json(text: str) -> Any:
         raise NotJSONError(f"its JSON is broken ({err})") from err
 
 
+def _may_be_out_of_range(text: str) -> bool:
+    alike = text.encode("utf-8", "surrogatepass").translate(_ALIKE)
+    return any(sign in alike for sign in _SIGNS_OF_RANGE)
+
+
 def check_readable(text: str) -> None:
     """Refuse JSON of one's own that `parse_json` would refuse.
 
     Raises:
         NotJSONError: a number is out of range, or it has too many lists and objects.
     """
-    if has_too_many_brackets(text) or _MAY_BE_OUT_OF_RANGE.search(text):
+    if has_too_many_brackets(text) or _may_be_out_of_range(text):
         parse_json(text)
 
 

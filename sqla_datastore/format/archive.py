@@ -156,15 +156,15 @@ class ZipWriter:
         self._size = size
         return self._begin(name, size, crc, has_zip64=size >= ZIP64_SIZE)
 
-    def begin_compressed(self, name: str, nbytes: int, *, is_deflated: bool) -> int:
+    def begin_compressed(self, name: str, nbytes: int | None, *, is_deflated: bool) -> int:
         """Start a member whose size is known at its end, and return the offset of its data.
 
         Args:
             name: the member's name.
-            nbytes: what is compressed; deflated it may grow a little.
+            nbytes: what is compressed; deflated it may grow a little. None where its end will tell.
             is_deflated: whether ZIP has to know of it, and `end_deflated` will be called.
         """
-        has_zip64 = nbytes + nbytes // 64 + BUFFER >= ZIP64_SIZE
+        has_zip64 = nbytes is None or nbytes + nbytes // 64 + BUFFER >= ZIP64_SIZE
         self._size = None
         return self._begin(name, 0, None, is_deflated=is_deflated, has_zip64=has_zip64)
 

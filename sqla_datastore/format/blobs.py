@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from typing_extensions import Buffer
 
+from sqla_datastore.codecs.protocol import FILE_SUFFIX
 from sqla_datastore.exceptions import DamagedObjectError
 from sqla_datastore.format.archive import ALIGNMENT, crc32
 from sqla_datastore.format.compression import ARROW, DEFLATED, inflated
-from sqla_datastore.storage.protocol import ObjectReader
+from sqla_datastore.storage.protocol import ObjectReader, renewed
 
 # the checksum of so many bytes takes 0.1 to 0.4 milliseconds
 _ALWAYS_VERIFIED = 1024 * 1024
@@ -28,6 +29,7 @@ class ObjectBytes:
         known: those of its bytes that were read already.
         start: the offset of the first one of them.
         verify_always: verify large mapped blobs as well.
+        origin: what the blobs that are read later know of the object; see `value.entry.Origin`.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class ObjectBytes:
         start: int = 0,
         *,
         verify_always: bool,
+        origin: Any = None,
     ) -> None:
         self.url = url
+        self.origin = origin
         self._reader = reader
         self._known = memoryview(known)
         self._start = start
@@ -62,19 +66,29 @@ class ObjectBytes:
     def fetched(self, blobs: list[StoredBlob]) -> list[StoredBlob]:
         """Return blobs of this object whose bytes were read, unverified, by few requests.
 
-        Where the reader maps, or all was read already, that would save nothing.
+        Where the reader maps, or all was read already, that would save nothing. Blobs that a value
+        reads later are left alone.
 
         Raises:
             DamagedObjectError: the object has become shorter.
         """
         if self._reader.maps:
             return blobs
-        needed = [each for each in blobs if not self._knows(each.offset, each.stored_nbytes)]
+        needed = [
+            each
+            for each in blobs
+            if each.suffix != FILE_SUFFIX and not self._knows(each.offset, each.stored_nbytes)
+        ]
         if not needed:
             return blobs
         found = self._reader.read_many([(each.offset, each.stored_nbytes) for each in needed])
         views = {each.offset: view for each, view in zip(needed, found, strict=True)}
-        return [replace(each, source=self._with(each, views.get(each.offset))) for each in blobs]
+        return [
+            each
+            if each.suffix == FILE_SUFFIX
+            else replace(each, source=self._with(each, views.get(each.offset)))
+            for each in blobs
+        ]
 
     def _with(self, blob: StoredBlob, view: memoryview | None) -> ObjectBytes:
         if view is None:
@@ -114,6 +128,20 @@ class ObjectBytes:
             raise DamagedObjectError(
                 self.url, "it was cut off", entry=entry, expected=f"{size} bytes", found=found
             )
+
+    def renew(self) -> None:
+        """Compare a local copy of the object, and read from the storage again if it is damaged."""
+        renewed(self._reader)
+
+    @property
+    def verifies_always(self) -> bool:
+        """Whether nothing is given out unverified."""
+        return self._verify_always
+
+    @property
+    def piece_bytes(self) -> int:
+        """How much of a blob is read at once where it is read through: less where no request is."""
+        return _READ_PIECE if self._reader.maps else _PIECE
 
     def load(self, blob: StoredBlob, *, mapped: bool) -> memoryview:
         """Return a blob's bytes, verified; a large mapped one only once, or not at all.
@@ -195,6 +223,11 @@ class StoredBlob:
         """How many bytes an Arrow stream has that Arrow compressed; None for any other blob."""
         return self.nbytes if self.method == ARROW else None
 
+    @property
+    def is_deflated(self) -> bool:
+        """Whether it lies there deflated, so that its bytes are found by reading from its start."""
+        return self.method == DEFLATED
+
     def _pieces(self, get: Callable[[str, int, int], memoryview]) -> Iterator[memoryview]:
         """Yield its bytes as they lie there, unverified.
 
@@ -209,6 +242,8 @@ class StoredBlob:
 
     def verified_pieces(self) -> Iterator[bytes]:
         """Yield its bytes in pieces of 1 MiB, copied: a map's pages would count as memory, too.
+
+        Those of a file on a network have 8 MiB, since each is a request.
 
         Raises:
             DamagedObjectError: the bytes are not those that were written; their checksum is
@@ -227,8 +262,17 @@ class StoredBlob:
 
     def _copies(self) -> Iterator[bytes]:
         end = self.offset + self.stored_nbytes
-        for offset in range(self.offset, end, _READ_PIECE):
-            yield self.source.copy(self.entry, offset, min(end - offset, _READ_PIECE))
+        step = self.source.piece_bytes if self.suffix == FILE_SUFFIX else _READ_PIECE
+        for offset in range(self.offset, end, step):
+            yield self.source.copy(self.entry, offset, min(end - offset, step))
+
+    def copy(self, start: int, size: int) -> bytes:
+        """Return a range of its bytes as they lie there, copied and unverified.
+
+        Raises:
+            DamagedObjectError: there are too few.
+        """
+        return self.source.copy(self.entry, self.offset + start, size)
 
     def _inflated(self, pieces: Iterator[Buffer]) -> Iterator[bytes]:
         if self.method != DEFLATED:
@@ -241,7 +285,9 @@ class StoredBlob:
 
     def write_to(self, write: Callable[[Buffer], object]) -> None:
         """Hand over its bytes as they lie there, unverified; the writer compares their checksum."""
-        for piece in self._pieces(self.source.view):
+        # what is read later may be of any size, and a map's pages would count as memory
+        is_file = self.suffix == FILE_SUFFIX
+        for piece in self._copies() if is_file else self._pieces(self.source.view):
             write(piece)
 
     def verify(self) -> None:

@@ -25,10 +25,11 @@ from sqla_datastore.format.compression import (
 
 
 class Written(NamedTuple):
-    """Where a blob lies and how, its checksum, and size and checksum of what lies there."""
+    """Where a blob lies and how, its size and checksum, and those of what lies there."""
 
     offset: int
     method: int
+    size: int
     crc: int
     stored_size: int
     stored_crc: int
@@ -41,10 +42,10 @@ def write_payload(out: ZipWriter, name: str, payload: Payload, level: Level | No
         WrongSizeError: it has another size than it announced.
         UnsupportedTypeError: it shrinks so much that a reader would take it for a bomb.
     """
-    if level is None or payload.nbytes < SMALLEST:
-        offset = out.begin(name, payload.nbytes)
+    if level is None or 0 <= payload.nbytes < SMALLEST:
+        offset = _begin_plain(out, name, payload.nbytes)
         payload.write_to(out.write)
-        return _as_it_is(offset, payload.nbytes, out.end())
+        return _as_it_is(offset, out.position - offset, out.end())
     # only a stream that Arrow knows can be compressed by it
     compressed = getattr(payload, "compressed", None)
     if compressed is not None:
@@ -54,8 +55,14 @@ def write_payload(out: ZipWriter, name: str, payload: Payload, level: Level | No
     return sink.end()
 
 
+def _begin_plain(out: ZipWriter, name: str, nbytes: int) -> int:
+    if nbytes < 0:
+        return out.begin_compressed(name, None, is_deflated=False)
+    return out.begin(name, nbytes)
+
+
 def _as_it_is(offset: int, nbytes: int, crc: int) -> Written:
-    return Written(offset, STORED, crc, nbytes, crc)
+    return Written(offset, STORED, nbytes, crc, nbytes, crc)
 
 
 def _write_stream(out: ZipWriter, name: str, payload: Payload, compressed: Any) -> Written:
@@ -71,7 +78,7 @@ def _write_stream(out: ZipWriter, name: str, payload: Payload, compressed: Any) 
             f"{payload.nbytes} bytes shrink to {stored}, and readers refuse more than {MAX_RATIO} "
             "times; store it in a column with compression='fast'"
         )
-    return Written(offset, ARROW, crc_of(payload), stored, stored_crc)
+    return Written(offset, ARROW, payload.nbytes, crc_of(payload), stored, stored_crc)
 
 
 def crc_of(payload: Payload) -> int:
@@ -92,7 +99,7 @@ class _DeflatingSink:
     Args:
         out: gets a member.
         name: the member's name.
-        nbytes: how many bytes will come.
+        nbytes: how many bytes will come, -1 where their end will tell.
         level: how hard to try.
     """
 
@@ -120,12 +127,13 @@ class _DeflatingSink:
         """Begin the member, and write what came before this piece."""
         self._is_decided = True
         head = memoryview(self._head)
-        if shrinks_deflated(piece if len(piece) >= len(head) else head, self._level):
+        sample = piece if len(piece) >= len(head) else head
+        if len(sample) >= SMALLEST and shrinks_deflated(sample, self._level):
             self._deflater = Deflater(self._level)
-            nbytes = self._nbytes
+            nbytes = self._nbytes if self._nbytes >= 0 else None
             self._offset = self._out.begin_compressed(self._name, nbytes, is_deflated=True)
         else:
-            self._offset = self._out.begin(self._name, self._nbytes)
+            self._offset = _begin_plain(self._out, self._name, self._nbytes)
         self._take(head)
 
     def _take(self, piece: memoryview) -> None:
@@ -144,10 +152,10 @@ class _DeflatingSink:
         if not self._is_decided:
             self._decide(memoryview(b""))
         if self._deflater is None:
-            return _as_it_is(self._offset, self._nbytes, self._out.end())
+            return _as_it_is(self._offset, self._out.position - self._offset, self._out.end())
         self._out.write(self._deflater.finish())
-        if self._taken != self._nbytes:
+        if self._nbytes not in (self._taken, -1):
             raise WrongSizeError(f"{self._taken} instead of the {self._nbytes} bytes announced")
         stored = self._out.position - self._offset
-        stored_crc = self._out.end_deflated(self._nbytes, self._crc)
-        return Written(self._offset, DEFLATED, self._crc, stored, stored_crc)
+        stored_crc = self._out.end_deflated(self._taken, self._crc)
+        return Written(self._offset, DEFLATED, self._taken, self._crc, stored, stored_crc)

@@ -9,6 +9,7 @@ from sqla_datastore.codecs import codec_named
 from sqla_datastore.codecs.protocol import JSON, Codec, Description
 from sqla_datastore.exceptions import DamagedObjectError, UnsupportedFormatError
 from sqla_datastore.format.blobs import StoredBlob
+from sqla_datastore.format.compression import ARROW
 from sqla_datastore.format.manifest import MAX_DEPTH
 
 _BARE = {type(None): "NoneType", bool: "bool", int: "int", float: "float", str: "str"}
@@ -61,8 +62,13 @@ class EntryDecoder:
         self._taken_blobs: set[int] = set()
         self._taken_nested: set[int] = set()
 
-    def decode(self, node: JSON) -> Any:
-        """Return the value of a node: bare JSON, or a codec's name, version and inner node."""
+    def decode(self, node: JSON, *, as_arrow: bool = False) -> Any:
+        """Return the value of a node: bare JSON, or a codec's name, version and inner node.
+
+        Args:
+            node: the node.
+            as_arrow: an Arrow table will do, where the codec can make one without the value.
+        """
         if type(node) is not list:
             if type(node) is dict:
                 raise self.damaged("a node is no value")
@@ -73,7 +79,8 @@ class EntryDecoder:
         if self._depth >= MAX_DEPTH:
             raise self.damaged(f"it nests deeper than {MAX_DEPTH}")
         self._depth += 1
-        value = codec.decode(node[2], version, self)
+        decode = getattr(codec, "decode_arrow", codec.decode) if as_arrow else codec.decode
+        value = decode(node[2], version, self)
         self._depth -= 1
         return value
 
@@ -101,6 +108,13 @@ class EntryDecoder:
     def pieces(self, number: Any) -> Iterator[bytes]:
         """Yield a blob's bytes in pieces, once."""
         return self._taken_blob(number).verified_pieces()
+
+    def later(self, number: Any) -> StoredBlob:
+        """Return a blob, once, that is read when the value is used."""
+        blob = self._taken_blob(number)
+        if blob.method == ARROW:
+            raise self.damaged("Arrow has compressed what is no stream of Arrow's")
+        return blob
 
     def _taken_blob(self, number: Any) -> StoredBlob:
         if type(number) is not int or not 0 <= number < len(self._blobs):

@@ -89,7 +89,32 @@ def matches(entry: StoredEntry, value: object, *, nested_entries: NestedEntries)
     if [blob.nbytes for blob in blobs] != [payload.nbytes for payload in encoded.payloads]:
         return False
     pairs = zip(blobs, encoded.payloads, strict=True)
-    return all(blob.crc == crc_of(payload) for blob, payload in pairs)
+    return all(blob.crc == _crc(payload) for blob, payload in pairs)
+
+
+def _crc(payload: Payload) -> int:
+    """Return a payload's checksum, without reading what is stored already."""
+    known: int | None = getattr(payload, "crc", None)
+    return crc_of(payload) if known is None else known
+
+
+def encoded_nbytes(value: object, nested: list[object]) -> int:
+    """Return what an entry of a value would take: its blobs or, where it has none, its node.
+
+    Args:
+        value: as an entry would hold it; encoded, so what is costly to encode costs that here.
+        nested: the nested values in it are added to it, and not counted.
+
+    Raises:
+        UnsupportedTypeError: it cannot be stored.
+    """
+
+    def note(inner: object) -> Mapping[str, object]:
+        nested.append(inner)
+        return {}
+
+    encoded = _Family(note, None).encode("entry", value, "")
+    return sum(payload.nbytes for payload in encoded.payloads) or len(encoded.node.encode())
 
 
 def _around(err: UnicodeEncodeError) -> str:

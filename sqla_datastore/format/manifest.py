@@ -9,7 +9,7 @@ from itertools import accumulate, islice, pairwise
 from operator import add, gt, or_
 from typing import Any, Final
 
-from sqla_datastore.codecs.protocol import JSON
+from sqla_datastore.codecs.protocol import FILE_SUFFIX, JSON
 from sqla_datastore.codecs.strict_json import NotJSONError, dump_json, parse_json
 from sqla_datastore.format.archive import ALIGNMENT, MAX_MANIFEST, MalformedError
 from sqla_datastore.format.compression import ARROW, LEVELS, MAX_RATIO, STORED, is_claimed
@@ -17,7 +17,7 @@ from sqla_datastore.storage.urls import MAX_NESTED
 
 FORMAT: Final = "sqla_datastore"
 FORMAT_VERSION: Final = 1
-SUFFIXES: Final = (".bin", ".npy", ".arrow")
+SUFFIXES: Final = (".bin", ".npy", ".arrow", FILE_SUFFIX)
 """Member names end with these; a manifest has their indexes."""
 
 # what writers keep to and readers insist on, so that a small hostile object stays a small value
@@ -48,6 +48,7 @@ _BEHIND_NODES_COMPRESSED: Final = (
     b'"stored_sizes":[]"stored_crcs":[]}}'
 )
 _COMPRESSION: Final = "compression"
+_FILES: Final = "files"
 
 
 class UnknownFeatureError(ValueError):
@@ -191,7 +192,7 @@ class Manifest:
         manifest: JSON = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "requires": [_COMPRESSION] if self.methods else [],
+            "requires": self._features(),
             **({} if self.compression is None else {"compression": self.compression}),
             "nested": self.nested,
             "entries": entries,
@@ -203,6 +204,11 @@ class Manifest:
         if len(data) > MAX_MANIFEST:
             raise OverflowError(f"the index of {len(data)} bytes exceeds {MAX_MANIFEST}")
         return data
+
+    def _features(self) -> list[JSON]:
+        """Return what a reader has to know of."""
+        found: list[JSON] = [_COMPRESSION] if self.methods else []
+        return [*found, _FILES] if SUFFIXES.index(FILE_SUFFIX) in self.kinds else found
 
     @classmethod
     def parse(cls, data: bytes, end: int, *, whole: bool = False) -> Manifest:
@@ -354,7 +360,7 @@ def _refuse_newer(manifest: dict[str, Any]) -> None:
         raise MalformedError("its manifest has no version")
     if version > FORMAT_VERSION:
         raise UnknownFeatureError(f"format version {version}")
-    if unknown := [each for each in requires if each != _COMPRESSION]:
+    if unknown := [each for each in requires if each not in (_COMPRESSION, _FILES)]:
         raise UnknownFeatureError(f"features {', '.join(map(repr, unknown))}")
 
 

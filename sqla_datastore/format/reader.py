@@ -95,13 +95,14 @@ class Container:
         *,
         nested: Callable[[int], Any],
         verify_always: bool,
+        origin: Any = None,
     ) -> None:
         self.url = url
         self.names = tuple(manifest.names)
         self.nested_count = manifest.nested
         self.with_nested = frozenset(map(manifest.names.__getitem__, manifest.with_nested))
         self._reader = reader
-        self._bytes = ObjectBytes(reader, url, head, verify_always=verify_always)
+        self._bytes = ObjectBytes(reader, url, head, verify_always=verify_always, origin=origin)
         self._manifest = manifest
         self._nested = nested
         self.places = manifest.indexes
@@ -115,6 +116,7 @@ class Container:
         *,
         nested: Callable[[int], Any],
         verify_always: bool = False,
+        origin: Any = None,
     ) -> Container:
         """Read an object's index: one read of its last 64 KiB, and one more where that is short.
 
@@ -126,13 +128,15 @@ class Container:
             nested: gives the nested value of a number, not loaded; raises ValueError for a
                 number that the object cannot have.
             verify_always: verify large mapped blobs as well.
+            origin: handed on to blobs that are read later.
 
         Raises:
             DamagedObjectError: it is no object, or its index is not what was written.
             UnsupportedFormatError: it was written by a newer version.
         """
         manifest, head = _read_manifest(reader, url)
-        return cls(reader, url, manifest, head, nested=nested, verify_always=verify_always)
+        known = {"nested": nested, "verify_always": verify_always, "origin": origin}
+        return cls(reader, url, manifest, head, **known)
 
     @property
     def nbytes(self) -> int:
@@ -233,8 +237,12 @@ class Container:
         nbytes = sum(blob.nbytes for blob in blobs) if blobs else len(self.node_text(name).encode())
         return dataclasses.replace(description, nbytes=nbytes)
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str, *, as_arrow: bool = False) -> Any:
         """Return an entry's value; reads and verifies its own blobs only.
+
+        Args:
+            name: the entry's name.
+            as_arrow: an Arrow table will do, where the codec can make one without the value.
 
         Raises:
             KeyError: there is none of that name.
@@ -245,7 +253,7 @@ class Container:
         # A missing entry is a KeyError, but none that comes from decoding is let out as one.
         self.places[name]
         try:
-            return self.decode(name)
+            return self.decode(name, as_arrow=as_arrow)
         except DataStoreError as err:
             _hide_raw_cause(err)
             raise
@@ -264,7 +272,7 @@ class Container:
             error = self._damaged(name, f"it makes no value ({type(err).__name__}: {err})")
             raise error from (err if hides_nothing(err) else None)
 
-    def decode(self, name: str) -> Any:
+    def decode(self, name: str, *, as_arrow: bool = False) -> Any:
         """Return an entry's value as `load` does, but let the errors of its codec out unchanged.
 
         Tests of codecs need the difference: a codec says itself which nodes are damaged.
@@ -272,7 +280,7 @@ class Container:
         node = self._node(name)
         nested = partial(self._nested_of, name)
         blobs = self._bytes.fetched(self.blobs(name))
-        return EntryDecoder(self.url, name, blobs, nested).decode(node)
+        return EntryDecoder(self.url, name, blobs, nested).decode(node, as_arrow=as_arrow)
 
     def check(self, *, deep: bool = False) -> Iterator[str]:
         """Yield what is wrong with the object, in words; nothing when it is whole.

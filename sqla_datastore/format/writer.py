@@ -37,6 +37,9 @@ _SMALL = 64 * 1024
 _MAX_STEM = 64
 _UNSAFE = re.compile(r"[^a-z0-9_]")
 # names of Windows' devices, whatever suffix follows: such members could not be extracted there
+# a stream whose end is not known may be that large; nothing of that size is made
+_UNKNOWN = 1 << 40
+_LEARNED = re.compile("[0-9a-f]{64}")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(10))}
 
 
@@ -79,11 +82,14 @@ class ObjectPlan:
 
     @property
     def nbytes(self) -> int:
-        """The number of payload bytes, without index and padding."""
+        """The number of payload bytes, without index and padding.
+
+        A payload counts as 1 TiB where only its end will tell.
+        """
         return sum(
             sum(part.sizes(part.blobs))
             if isinstance(part, CopiedEntries)
-            else sum(payload.nbytes for payload in part.payloads)
+            else sum(_announced(payload) for payload in part.payloads)
             for part in self.entries
         )
 
@@ -109,6 +115,10 @@ class ObjectPlan:
         out.write(data)
         out.end()
         out.close(FORMAT_VERSION)
+
+
+def _announced(payload: Payload) -> int:
+    return payload.nbytes if payload.nbytes >= 0 else _UNKNOWN
 
 
 def _dump(manifest: Manifest) -> bytes:
@@ -153,7 +163,7 @@ class _BlobWriter:
         self._nodes.append(entry.node)
         self._counts.append(len(entry.payloads))
         for payload in entry.payloads:
-            self._sizes.append(payload.nbytes)
+            self._sizes.append(_announced(payload))
             self._kinds.append(_kind(payload))
             self._methods.append(payload.method if isinstance(payload, StoredBlob) else STORED)
 
@@ -169,7 +179,7 @@ class _BlobWriter:
     def write(self, nested: int) -> Manifest:
         """Write all and return the manifest."""
         figures = enumerate(zip(self._sizes, self._methods, strict=True))
-        small = [index for index, (size, method) in figures if size < _SMALL and method == STORED]
+        small = [at for at, (size, method) in figures if size < _SMALL and method == STORED]
         packed = small if len(small) > _PACK_ABOVE else []
         self._is_packed = bytearray(len(self._sizes))
         for index in packed:
@@ -178,6 +188,7 @@ class _BlobWriter:
             self._write_members()
         if packed:
             self._write_packed(packed)
+        self._take_learned()
         is_compressed = any(self._methods)
         return Manifest(
             nested=nested,
@@ -194,6 +205,22 @@ class _BlobWriter:
             stored_crcs=self._stored_crcs,
             compression=self._level if len(self._levels) == 1 else None,
         )
+
+    def _take_learned(self) -> None:
+        """Complete the nodes of what learned something while it was written, and tell it where."""
+        index = 0
+        for first, part in self._placed_parts():
+            if isinstance(part, CopiedEntries):
+                index += len(part.names)
+                continue
+            learned: dict[str, str] = {}
+            for blob, payload in enumerate(part.payloads, first):
+                learned |= getattr(payload, "learned", {})
+                if (placed := getattr(payload, "placed", None)) is not None:
+                    placed(self._offsets[blob], self._sizes[blob])
+            if learned:
+                self._nodes[index] = _completed(part.node, learned)
+            index += 1
 
     def _placed_parts(self) -> Iterator[tuple[int, Part]]:
         """Yield all parts, each with the index of its first blob."""
@@ -218,8 +245,10 @@ class _BlobWriter:
                 self._copy_member(index, name, payload, payload.write_to)
                 return
             written = write_payload(self._out, name, payload, self._level)
-        self._offsets[index], self._methods[index], self._crcs[index] = written[:3]
-        self._stored_sizes[index], self._stored_crcs[index] = written[3:]
+        self._offsets[index], self._methods[index] = written.offset, written.method
+        self._sizes[index], self._crcs[index] = written.size, written.crc
+        self._stored_sizes[index] = written.stored_size
+        self._stored_crcs[index] = written.stored_crc
 
     def _copy_member(
         self,
@@ -299,6 +328,11 @@ class _BlobWriter:
                 self._crcs[start:stop] = self._stored_crcs[start:stop] = part.crcs(stretch)
                 rounded.append(0)
                 self._out.write(b"".join(map(bytes.ljust, pieces, rounded, repeat(b"\0"))))
+
+
+def _completed(node: str, learned: dict[str, str]) -> str:
+    """Put into a node what stands for something in it, all in one pass."""
+    return _LEARNED.sub(lambda found: learned.get(found[0], found[0]), node)
 
 
 def _hand_over(data: Buffer, write: Callable[[Buffer], object]) -> None:

@@ -22,6 +22,7 @@ from sqla_datastore.maintenance.progress import Progress, StepCounter
 from sqla_datastore.maintenance.references import PENDING, Reference, References, stem_of
 from sqla_datastore.maintenance.reports import FindingsBuilder, ForeignName, Leftover
 from sqla_datastore.schema.folders import OwnedFolders
+from sqla_datastore.storage.in_row import BytesReader
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, StoredObject
 from sqla_datastore.storage.urls import OBJECT_NAME, ObjectURL, is_managed
 
@@ -31,6 +32,7 @@ _MISSING_BASE = (
 )
 
 _MOST_PROBLEMS = 20
+_READ_WHOLE = 8 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -134,7 +136,8 @@ class Survey:
             if found.path < last:
                 raise ConfigurationError(
                     f"the storage {self.storage.url!r} does not list in the order of paths: "
-                    f"{last!r} came before {found.path!r}"
+                    f"{last!r} came before {found.path!r}, as in SeaweedFS and S3's directory "
+                    "buckets; copy the objects to a storage that does, and give that one"
                 )
             last = found.path
             self.count()
@@ -179,14 +182,21 @@ def _next(groups: Iterator[tuple[str, Iterator[T]]]) -> tuple[str, list[T]] | No
     return None
 
 
-def open_container(storage: Storage, path: str) -> Container:
+def open_container(storage: Storage, path: str, *, to_read_all: bool = False) -> Container:
     """Open an object and verify its index.
+
+    Args:
+        storage: where it lies.
+        path: its path.
+        to_read_all: read it at once where it is small and each read would be a request.
 
     Raises:
         DataStoreError: it is missing, damaged, or needs a newer version.
     """
-    url = str(ObjectURL(storage.scheme, path))
-    return Container.open(storage.open(path), url, nested=not_loaded)
+    reader = storage.open(path)
+    if to_read_all and not reader.maps and reader.size_bytes <= _READ_WHOLE:
+        reader = BytesReader(reader.read(0, reader.size_bytes))
+    return Container.open(reader, str(ObjectURL(storage.scheme, path)), nested=not_loaded)
 
 
 def problems_of(storage: Storage, path: str, *, deep: bool) -> tuple[str, ...]:
@@ -202,7 +212,7 @@ def problems_of(storage: Storage, path: str, *, deep: bool) -> tuple[str, ...]:
     """
     try:
         # opening verifies the index, and that it fits the object's size
-        container = open_container(storage, path)
+        container = open_container(storage, path, to_read_all=deep)
         return tuple(islice(container.check(deep=True), _MOST_PROBLEMS)) if deep else ()
     except MissingObjectError:
         # it went after it was listed: whether that is a fault, the database is asked

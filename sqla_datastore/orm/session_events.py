@@ -29,6 +29,7 @@ from sqla_datastore.engine.observed_transaction import (
     transaction_of,
 )
 from sqla_datastore.orm.edits_in_place import WATCH, SessionWatch, unlink, watch_of
+from sqla_datastore.orm.pydantic_classes import coerce_first, is_pydantic
 from sqla_datastore.orm.row_link import Home, RowLink
 from sqla_datastore.schema import declarations
 from sqla_datastore.unitofwork import writing
@@ -81,6 +82,8 @@ def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
         attribute: Any = mapper.class_manager[key]
         event.listen(attribute, "set", partial(_assigned, key), raw=True, retval=True)
     if declared_attributes(mapper):
+        if is_pydantic(class_):
+            coerce_first(class_, declared_attributes(mapper))
         event.listen(class_, "load", partial(_loaded, declared_attributes(mapper)), raw=True)
         event.listen(class_, "_sa_event_merge_wo_load", _merged, raw=True)
         event.listen(class_, "unpickle", _unpickled, raw=True)

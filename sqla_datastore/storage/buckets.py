@@ -23,8 +23,16 @@ _CONNECT_SECONDS = 5
 # what tells one server, or one account, from another, and the variables that obstore reads it from
 _SERVERS: dict[str, list[tuple[str, ...]]] = {
     "s3": [("endpoint", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")],
+    "gs": [("base_url", "GOOGLE_BASE_URL")],
     "az": [("endpoint", "AZURE_STORAGE_ENDPOINT"), ("account_name", "AZURE_STORAGE_ACCOUNT_NAME")],
 }
+
+# what obstore reads from the environment unless it is given client_options, as it is here
+_VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
+_CLIENT_VARIABLES = (
+    *("allow_http", "allow_invalid_certificates", "proxy_ca_certificate", "proxy_excludes"),
+    *("proxy_url", "user_agent"),
+)
 
 # one store for each name, as long as the process lives
 _in_memory: dict[str, Any] = {}
@@ -136,13 +144,19 @@ def _client_options(bucket: Bucket) -> dict[str, Any]:
     given = dict(options.storage_options)
     limit = timedelta(seconds=options.request_seconds)
     connect = min(limit, timedelta(seconds=_CONNECT_SECONDS))
-    for_client = {"timeout": limit, "connect_timeout": connect}
+    for_client = {"timeout": limit, "connect_timeout": connect, **_client_environment(bucket)}
     given["client_options"] = for_client | dict(given.get("client_options") or {})
     given["retry_config"] = {"retry_timeout": limit} | dict(given.get("retry_config") or {})
     if bucket.scheme == "s3":
         # one request for each object is what every server of S3 can do
         given.setdefault("disable_bulk_delete", True)
     return given
+
+
+def _client_environment(bucket: Bucket) -> dict[str, str]:
+    """Return what the environment says of the client, for example ``AWS_ALLOW_HTTP``."""
+    names = {name: f"{_VARIABLES[bucket.scheme]}_{name.upper()}" for name in _CLIENT_VARIABLES}
+    return {name: os.environ[found] for name, found in names.items() if found in os.environ}
 
 
 def place_of(bucket: Bucket, client: Any) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from sqla_datastore.exceptions import DataStoreError, MissingObjectError, StorageError
 
 _CODE = re.compile(r"<Code>(\w+)</Code>")
-_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|[Bb]ucket does not exist")
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|([Bb]ucket|container) does not exist")
 # What stands behind these is the body of an answer, and the parameters of a request. Among them may
 # be a signature, or a token.
 _PRIVATE = re.compile(r":?\s*<.*|\?\S*", re.DOTALL)

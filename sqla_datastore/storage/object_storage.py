@@ -30,7 +30,6 @@ _PARTS_AT_ONCE = 2
 # 1.1 MB a second.
 _READ_AT_ONCE = 32 * 1024 * 1024
 _LISTED = 1_000
-_REMOVERS = 32
 
 
 class ObjectStorage:
@@ -154,15 +153,15 @@ class ObjectStorage:
             return int(_obstore().head(self._client(), self._keys.key(path))["size"])
 
     def list(self, folder: str) -> Iterator[StoredObject]:
-        """Yield the objects below a folder, at any depth, in the order of their paths.
+        """Yield the objects below a folder, at any depth, in the order in which the store lists.
 
-        They come a thousand a request. What has a key that no path can be is not of this library,
-        and is not listed.
+        That is the order of their paths, except in S3's directory buckets and SeaweedFS, which list
+        folder by folder. They come a thousand a request. What has a key that no path can be is not
+        of this library, and is not listed.
         """
         url = self._url(folder) if folder else self.url
         prefix = self._keys.key(folder)
         skipped = len(self._keys.key("")) + 1 if self._keys.prefix else 0
-        last = ""
         with object_errors(url, self.url):
             pages = iter(_obstore().list(self._client(), prefix or None, chunk_size=_LISTED))
         while True:
@@ -172,19 +171,9 @@ class ObjectStorage:
                 return
             for found in page:
                 path = found["path"][skipped:]
-                if path < last:
-                    self._refuse_order(url, last, path)
-                last = path
                 with suppress(RefusedURLError):
                     check_path(path)
                     yield StoredObject(path, found["size"], found["last_modified"].timestamp())
-
-    def _refuse_order(self, url: str, last: str, path: str) -> NoReturn:
-        raise StorageError(
-            f"{url!r} in {self.url!r} was listed in another order than that of its names "
-            f"({last!r} before {path!r}), as directory buckets are; use a general purpose bucket",
-            url=url,
-        )
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove objects, many at the same time; what is already gone is no error.
@@ -205,7 +194,7 @@ class ObjectStorage:
 
         # a network is slow: one need not find out first
         at_once = not self.is_local
-        failures = call_for_each(remove, paths, threads=_REMOVERS, at_once=at_once, stopped=stopped)
+        failures = call_for_each(remove, paths, at_once=at_once, stopped=stopped)
         raise_first(failures, "objects")
 
     def sign(self, path: str, expires_seconds: float) -> str:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from typing import Generic, TypeVar
 
+from sqla_datastore.options import options
+
 T = TypeVar("T")
 
 # Making a file takes about 0.05 milliseconds on a fast disk, and from 0.7 on in an aged folder of
@@ -22,7 +24,7 @@ def call_for_each(
     call: Callable[[T], object],
     things: Iterable[T],
     *,
-    threads: int,
+    threads: int | None = None,
     at_once: bool = False,
     stopped: threading.Event | None = None,
     until_failure: bool = False,
@@ -37,13 +39,16 @@ def call_for_each(
     Args:
         call: blocks; thread-safe.
         things: what it is called with.
-        threads: how many there are at most; 1 calls in this thread only.
+        threads: how many there are at most, and never more than `options.storage_workers`; 1 calls
+            in this thread only.
         at_once: begin in several threads.
         stopped: once it is set, the rest is not called.
         until_failure: set `stopped` once a call has failed.
     """
     things = list(things)
     calls = _Calls(call, things, stopped, until_failure=until_failure)
+    most = options.storage_workers
+    threads = most if threads is None else min(threads, most)
     if threads == 1 or len(things) == 1:
         calls.work()
     elif not at_once:

@@ -17,8 +17,6 @@ from typing_extensions import Buffer
 from sqla_datastore.exceptions import MissingObjectError, StorageError
 from sqla_datastore.storage.parallel import call_for_each
 
-_LOOKERS = 32
-
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -246,6 +244,6 @@ def those_there(storage: Storage, paths: Iterable[str]) -> set[str]:
             if err.no_answer:
                 stopped.set()
 
-    for err in call_for_each(look, [*there], threads=_LOOKERS, stopped=stopped):
+    for err in call_for_each(look, [*there], stopped=stopped):
         raise err
     return there

@@ -1,6 +1,10 @@
-"""Conformance suites for third parties' storages and codecs; needs pytest.
+"""For tests, by pytest: of applications, and of third parties' storages and codecs.
 
-Subclass a suite in a test module, give it the fixture that it asks for, and run pytest::
+``docs/testing.md`` tells how an application is tested: with the fixtures of
+`sqla_datastore.testing.plugin`, with `FailingStorage` and `assert_nothing_left`.
+
+For storages and codecs there are conformance suites. Subclass one in a test module, give it the
+fixture that it asks for, and run pytest::
 
     class TestMyStorage(StorageSuite):
         @pytest.fixture
@@ -26,6 +30,15 @@ Subclass a suite in a test module, give it the fixture that it asks for, and run
 from __future__ import annotations
 
 from sqla_datastore.testing.codec_suite import CodecSuite, decode_value, encode_value
+from sqla_datastore.testing.failing_storage import FailingStorage
+from sqla_datastore.testing.nothing_left import assert_nothing_left
 from sqla_datastore.testing.storage_suite import StorageSuite
 
-__all__ = ["CodecSuite", "StorageSuite", "decode_value", "encode_value"]
+__all__ = [
+    "CodecSuite",
+    "FailingStorage",
+    "StorageSuite",
+    "assert_nothing_left",
+    "decode_value",
+    "encode_value",
+]

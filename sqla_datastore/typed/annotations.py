@@ -56,7 +56,14 @@ def _parameter(annotation: Any, base: type) -> type | None:
     # what is left is `DataStore[Schema]`, as the column holds such values
     if origin is typing.Annotated:
         return _parameter(arguments[0], base)
-    return arguments[0] if arguments and isinstance(arguments[0], type) else None
+    return schema_in(arguments)
+
+
+def schema_in(arguments: tuple[Any, ...]) -> type | None:
+    """Return the class between the brackets of ``DataStore[…]``; None for `Any`, and for none."""
+    # from Python 3.11 on `Any` is a class
+    is_schema = bool(arguments) and isinstance(arguments[0], type) and arguments[0] is not Any
+    return arguments[0] if is_schema else None
 
 
 def _first(found: Iterable[type | None]) -> type | None:

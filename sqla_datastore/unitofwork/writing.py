@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 from sqla_datastore.dml.effects import Effects, Folder
 from sqla_datastore.dml.reservation import Reservation
 from sqla_datastore.exceptions import MissingObjectError
+from sqla_datastore.options import options
 from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.storage.protocol import Storage
@@ -27,11 +28,10 @@ T = TypeVar("T")
 _Job: TypeAlias = "tuple[Storage, str, Any]"
 """Where an object goes, and what is written."""
 
-AT_ONCE = 32
-"""Objects of one flush that are written, and folders that are listed, at the same time."""
-LARGE_AT_ONCE = 8
-"""Large objects that are: some storages hold a part of each in memory."""
-_LARGE = 1024 * 1024
+_MIB = 1024 * 1024
+_LARGE = _MIB
+_MOST_HELD = 32 * _MIB
+"""What a storage holds in memory of one object at most, while it is written."""
 
 
 def carry_out(transaction: Transaction, effects: list[Effects]) -> None:
@@ -60,7 +60,7 @@ def _listed(folders: Iterable[Folder]) -> list[ObjectName]:
         storage = folder.storage
         found[folder] = [ObjectName(storage, each.path) for each in storage.list(folder.path)]
 
-    for err in _called_for_each(look, [*found], AT_ONCE):
+    for err in _called_for_each(look, [*found]):
         raise err
     return [name for names in found.values() for name in names]
 
@@ -76,12 +76,13 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
     ]
     names = [ObjectName(storage, path) for storage, path, _ in jobs]
     transaction.ledger.write(names)
+    # apart, so that a large one does not have the small ones wait
     by_size: tuple[list[_Job], list[_Job]] = ([], [])
     for job in jobs:
         by_size[job[2].nbytes >= _LARGE].append(job)
-    for some, threads in zip(by_size, (AT_ONCE, LARGE_AT_ONCE), strict=True):
+    for some in by_size:
         # none is running any more: a thread that wrote on would outlive the rollback's removal
-        for err in _called_for_each(_write_object, some, threads):
+        for err in _called_for_each(_write_object, some, _affordable(some)):
             raise _explained(err, todo)
     transaction.ledger.wrote(names)
     # only when all are whole: after a failure each value is as it was, and can be tried again
@@ -90,6 +91,12 @@ def write(transaction: Transaction, reserved: Iterable[Reservation]) -> None:
         assert plan is not None
         undo = reservation.value._stored(reservation.storage, str(reservation.url), plan)
         transaction.ledger.on_rollback(reservation.names[0], undo)
+
+
+def _affordable(jobs: list[_Job]) -> int:
+    """Return how many of some objects may be written at the same time, by what they hold."""
+    held = min(max((job[2].nbytes for job in jobs), default=0), _MOST_HELD)
+    return max(1, options.in_flight_bytes // max(1, held))
 
 
 def _explained(err: Exception, reserved: Iterable[Reservation]) -> Exception:
@@ -102,7 +109,9 @@ def _explained(err: Exception, reserved: Iterable[Reservation]) -> Exception:
     return err
 
 
-def _called_for_each(call: Callable[[T], object], things: list[T], threads: int) -> list[Exception]:
+def _called_for_each(
+    call: Callable[[T], object], things: list[T], threads: int | None = None
+) -> list[Exception]:
     """Return what calls raised; none is begun after a failure, or once a task is cancelled."""
     if not things:
         return []

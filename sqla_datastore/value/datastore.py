@@ -9,13 +9,20 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, cast, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, cast, get_args, overload
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm.attributes import flag_modified
 from typing_extensions import TypeVar
 
-from sqla_datastore.codecs import Decoder, Description, Encoder, register_codec
+from sqla_datastore.codecs import (
+    Decoder,
+    Description,
+    Encoder,
+    announce_codecs,
+    register_codec,
+)
 from sqla_datastore.codecs.protocol import JSON
 from sqla_datastore.exceptions import (
     MissingObjectError,
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from sqla_datastore.options import Level
     from sqla_datastore.storage.binding import StorageLike
     from sqla_datastore.storage.protocol import Storage
-    from sqla_datastore.value.inspection import Inspection
+    from sqla_datastore.value.display import Inspection
     from sqla_datastore.value.saving import ValuePlan
 
 
@@ -310,6 +317,33 @@ class DataStore(EntryMapping, Generic[S_co]):
         for name, value in items:
             self._put(name, Entry(value))
 
+    # -- pydantic ----------------------------------------------------------------------------------
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Be the type of a pydantic field: see ``docs/web.md``."""
+        from sqla_datastore.typed.annotations import schema_in
+        from sqla_datastore.value.pydantic_schema import core_schema_of
+
+        given = schema_in(get_args(source))
+        schema = None if given is None else EntrySchema.of(given)
+        return core_schema_of(partial(cls._field, schema), handler)
+
+    @classmethod
+    def _field(cls, schema: EntrySchema | None, value: Mapping[str, Any]) -> DataStore:
+        """Make a value of a mapping, as the schema of a field says; return a value as it is.
+
+        Raises:
+            UnsupportedTypeError: the mapping cannot be one.
+            SchemaMismatchError: it is not what the schema says.
+        """
+        coerced = cls.coerce("data", value)
+        assert coerced is not None
+        # to look at a value that is stored would read its index
+        if schema is not None and coerced is not value:
+            coerced._check_entries(schema, None)
+        return coerced
+
     # -- rows --------------------------------------------------------------------------------------
 
     @classmethod
@@ -574,6 +608,12 @@ class DataStore(EntryMapping, Generic[S_co]):
 
         return html_of(self)
 
+    def _ipython_key_completions_(self) -> list[str]:
+        try:
+            return list(self)
+        except Exception:  # a key was pressed, and nobody waits for an error
+            return []
+
 
 def _refuse_subclass(value: DataStore, column: str | None) -> None:
     """Refuse what would come back as a plain `DataStore`."""
@@ -621,7 +661,9 @@ class _DataStoreCodec:
         return decoder.nested(node)
 
     def describe(self, node: Any) -> Description:  # noqa: ARG002
-        return Description("DataStore")
+        # its entries are in an object of its own, which tells their sizes
+        return Description("DataStore", nbytes=0)
 
 
 register_codec(_DataStoreCodec())
+announce_codecs("files", "sqla_datastore", "sqla_datastore.value.file_codec")

@@ -94,9 +94,51 @@ class Nestable:
         """Look for edits in place of what was handed out, here and in nested values."""
         raise NotImplementedError
 
+    def _is_async(self) -> bool:
+        """Return whether it is a row's, or nested in one, of an asynchronous engine."""
+        raise NotImplementedError
+
+    def _is_near(self) -> bool:
+        """Return whether to read it waits for no network."""
+        raise NotImplementedError
+
     def _is_held(self) -> bool:
         """Return whether another value or a row has it."""
         raise NotImplementedError
+
+
+class ReadsLater:
+    """What reads from an object only when it is asked, for as long as the object is there.
+
+    Containers of such values do not stay in place once they are stored: they are read anew, so that
+    what is in them reads from their own object.
+    """
+
+    __slots__ = ()
+
+
+class Origin:
+    """Where a source is: what those know of it that read from it later.
+
+    Args:
+        storage: the storage, or its URL; None for the default one.
+        url: the object's URL.
+
+    Attributes:
+        outer: the value that an entry is decoded for just now.
+    """
+
+    __slots__ = ("outer", "storage", "url")
+
+    def __init__(self, storage: Storage | str | None, url: str) -> None:
+        self.storage = storage
+        self.url = url
+        self.outer: Nestable | None = None
+
+    @property
+    def would_block_a_loop(self) -> bool:
+        """Whether the value is an asynchronous engine's, and reading it waits for a network."""
+        return self.outer is not None and self.outer._is_async() and not self.outer._is_near()
 
 
 Nest: TypeAlias = "Callable[[Storage | str | None, str], Nestable]"
@@ -115,7 +157,8 @@ class Source:
     """
 
     __slots__ = (
-        *("_container", "_family", "_is_compared", "_nest", "_nested_made", "_storage"),
+        *("_container", "_family", "_is_compared", "_nest", "_nested_made", "_origin"),
+        "_storage",
         *("lock", "url"),
     )
 
@@ -127,6 +170,7 @@ class Source:
         self._is_compared = False
         self._nested_made: list[Nestable] = []
         self._family = _FamilyTree({}, 0)
+        self._origin: Origin | None = None
         self.lock = threading.RLock()
 
     @property
@@ -169,8 +213,12 @@ class Source:
             reader = open_object(self._serving(url), url)
         always = options.verify == "always"
         nested = _nested(self, url)
+        # made apart: an origin that held this source would keep maps alive
+        origin = self._origin = Origin(self.given, self.url)
         container = _again_if_renewed(
-            lambda: Container.open(reader, shown, nested=nested, verify_always=always),
+            lambda: Container.open(
+                reader, shown, nested=nested, verify_always=always, origin=origin
+            ),
             lambda: renewed(reader),
         )
         if container.nested_count > url.family_size:
@@ -190,15 +238,24 @@ class Source:
             raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")
         return storage
 
-    def load(self, name: str) -> tuple[Any, tuple[Nestable, ...]]:
+    def load(self, name: str, outer: Nestable | None = None) -> tuple[Any, tuple[Nestable, ...]]:
         """Decode an entry anew.
+
+        Args:
+            name: the entry's name.
+            outer: the value that it is loaded for.
 
         Returns:
             The value, and the nested `DataStore` values that were made for it, not loaded.
         """
         with self.lock:
             container = self.container()
-            return _again_if_renewed(lambda: self._decoded(container, name), container.renew)
+            assert self._origin is not None
+            self._origin.outer = outer
+            try:
+                return _again_if_renewed(lambda: self._decoded(container, name), container.renew)
+            finally:
+                self._origin.outer = None
 
     def _decoded(self, container: Container, name: str) -> tuple[Any, tuple[Nestable, ...]]:
         self._nested_made.clear()
@@ -315,7 +372,7 @@ class Entry:
             return
         with source.lock:
             if self.value is UNLOADED:
-                value, self.children = source.load(name)
+                value, self.children = source.load(name, outer)
                 for child in self.children:
                     child._outer = outer
                 self.watch(value)

@@ -20,6 +20,7 @@ _EDITABLE = (list, dict, set, bytearray, deque)
 _IMMUTABLE = {
     *("builtins", "datetime", "decimal", "fractions", "uuid", "numpy", "enum"),
     *("pathlib", "zoneinfo", "pytz", "dateutil", "ml_dtypes"),
+    "sqla_datastore",  # a File; nested values are seen before
 }
 _BY_THIS_MODULE = 2  # the node that counts it, and the argument of getrefcount
 

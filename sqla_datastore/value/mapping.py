@@ -116,6 +116,10 @@ class Home(Protocol):
     def link(self, value: Any) -> RowLink:
         """Return the link of a value to the row that it was loaded for; note that it holds it."""
 
+    @property
+    def is_async(self) -> bool:
+        """Whether the row is one of an asynchronous engine's."""
+
 
 class Watch(Protocol):
     """Who looks after the edits in place of values, as these see it; a Session has one."""
@@ -316,8 +320,9 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
 
     def _is_async(self) -> bool:
         """Return whether it is a row's, or nested in one, of an asynchronous engine."""
-        links = [value._row for value in self._lineage()]
-        return any(link is not None and link.is_async for link in links)
+        # as they are: a thread may ask, and must not make a link
+        known = [value._home or value._link for value in self._lineage()]
+        return any(each is not None and each.is_async for each in known)
 
     def _read_index(self) -> dict[str, Entry]:
         source = self._source

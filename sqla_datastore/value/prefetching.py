@@ -14,9 +14,6 @@ from sqla_datastore.value.datastore import DataStore
 if TYPE_CHECKING:
     from sqlalchemy.orm import QueryableAttribute
 
-LOADERS = 32
-"""Values that are loaded at the same time, where loading takes long."""
-
 
 def prefetch(
     rows: Iterable[object],
@@ -30,7 +27,8 @@ def prefetch(
     Args:
         rows: mapped instances; a row without a value is passed over.
         attribute: the attribute of theirs, for example ``Run.data``, or its name.
-        keys: the entries; those that a value does not have are passed over. None for all.
+        keys: the entries; those that a value does not have are passed over. None for all, an empty
+            list for what `inspect` tells alone.
 
     Raises:
         MissingObjectError: an object is not there. All others are loaded.
@@ -82,9 +80,10 @@ def _prefetch(
     values: list[DataStore], keys: Sequence[str] | None, stopped: threading.Event | None
 ) -> None:
     def load(value: DataStore) -> None:
-        _load(value, keys if keys is None else [name for name in keys if name in value])
+        names = value._index()  # read without any keys, too
+        _load(value, keys if keys is None else [name for name in keys if name in names])
 
-    for err in call_for_each(load, values, threads=LOADERS, stopped=stopped):
+    for err in call_for_each(load, values, stopped=stopped):
         raise err
 
 

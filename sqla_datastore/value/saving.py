@@ -14,10 +14,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqla_datastore.format import Plan, matches
+from sqla_datastore.codecs.protocol import FILE_SUFFIX
+from sqla_datastore.format import EncodedEntry, ObjectPlan, Plan, matches
 from sqla_datastore.format import plan as plan_objects
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source, fingerprint_of
+from sqla_datastore.value.entry import (
+    UNLOADED,
+    Entry,
+    Nestable,
+    ReadsLater,
+    Source,
+    fingerprint_of,
+)
 from sqla_datastore.value.mapping import EntryMapping
 
 if TYPE_CHECKING:
@@ -81,7 +89,10 @@ def _holds(entry: Entry, name: str) -> bool:
     if not stored.has_nested:
         return matches(stored, entry.value, nested_entries=_no_entries)
     now, before = _encoded(name, entry.value), _encoded(name, entry.source.load(name)[0])
-    return _nested_urls(now) == _nested_urls(before) and _digest(now) == _digest(before)
+    # nodes first: a stream that is not stored yet can be read once, and its node is like no other
+    if _nested_urls(now) != _nested_urls(before) or _nodes(now) != _nodes(before):
+        return False
+    return _digest(now) == _digest(before)
 
 
 def _no_entries(_value: object) -> Mapping[str, object]:
@@ -95,6 +106,10 @@ def _encoded(name: str, value: object) -> Plan:
 
 def _nested_urls(family: Plan) -> list[str | None]:
     return [value.url for value in family.nested_values]  # type: ignore[attr-defined]
+
+
+def _nodes(family: Plan) -> list[str]:
+    return [part.node for part in family.objects[0].entries if isinstance(part, EncodedEntry)]
 
 
 def _digest(family: Plan) -> bytes:
@@ -137,7 +152,7 @@ def _parts(entries: dict[str, Entry], outer: EntryMapping) -> dict[str, object]:
     container = resting = None
     for name, entry in entries.items():
         if entry is not resting:
-            if entry.source is None or entry.may_be_edited():
+            if entry.source is None or entry.may_be_edited() or _holds_files(entry, name):
                 parts[name] = entry.value
                 continue
             # the next ones are often the same, not loaded as well
@@ -149,6 +164,14 @@ def _parts(entries: dict[str, Entry], outer: EntryMapping) -> dict[str, object]:
         else:
             parts[name] = container
     return parts
+
+
+def _holds_files(entry: Entry, name: str) -> bool:
+    """Return whether what was handed out reads from its object, so that it has to follow it."""
+    if entry.value is UNLOADED or not entry.handed_out:
+        return False
+    assert entry.source is not None
+    return any(blob.suffix == FILE_SUFFIX for blob in entry.source.container().blobs(name))
 
 
 def _fingerprint_to_keep(entry: Entry) -> Fingerprint | Layout | None:
@@ -174,7 +197,10 @@ def _is_plain(value: object) -> bool:
 
 
 class _Probe(pickle.Pickler):
-    """Pickles to nowhere, to see which memory is handed over; passes over nested values."""
+    """Pickles to nowhere, to see which memory is handed over; passes over nested values.
+
+    What reads later counts as memory, too: it must not stay in place.
+    """
 
     def __init__(self, buffers: list[pickle.PickleBuffer]) -> None:
         super().__init__(self, 5, buffer_callback=buffers.append)
@@ -185,7 +211,8 @@ class _Probe(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """Stand for a nested value, which looks after its own memory, and for large ones."""
-        if type(obj).__module__.partition(".")[0] in _WITHOUT_BUFFERS:
+        library = type(obj).__module__.partition(".")[0]
+        if library in _WITHOUT_BUFFERS or isinstance(obj, ReadsLater):
             self._buffers.append(pickle.PickleBuffer(b""))
             return tuple, ()
         return (tuple, ()) if isinstance(obj, Nestable) else NotImplemented
@@ -204,6 +231,7 @@ def switch(value: EntryMapping, storage: Storage, url: ObjectURL, planned: Value
         with_nested = planned.objects[numbers.get(id(each), -1) + 1].names_with_nested
         source = each._source_at(storage, str(its_url))
         undos.append(_switched(each, source, written, with_nested))
+        undos.extend(_with_files(each, source, planned.objects[numbers.get(id(each), -1) + 1]))
         for child in list(_children(each)):
             if id(child) in numbers and id(child) in planned.taken:
                 one(child, url.nested(numbers[id(child)]))
@@ -216,6 +244,17 @@ def switch(value: EntryMapping, storage: Storage, url: ObjectURL, planned: Value
             each()
 
     return undo
+
+
+def _with_files(value: EntryMapping, source: Source, written: ObjectPlan) -> Iterator[Undo]:
+    """Have what reads later read from the object that it was written to."""
+    for part in written.entries:
+        if not isinstance(part, EncodedEntry):
+            continue
+        for payload in part.payloads:
+            if (belongs_to := getattr(payload, "belongs_to", None)) is not None:
+                blocks = value._is_async() and not value._is_near()
+                yield belongs_to(source, part.name, blocks_a_loop=blocks)
 
 
 def _children(value: EntryMapping) -> Iterator[Any]:

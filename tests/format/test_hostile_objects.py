@@ -782,7 +782,7 @@ class TestNames:
         for text in (repr(value), value._repr_html_()):
             assert text.replace("\n", "").isprintable()
             assert text.count("\n") <= 1
-            assert len(text) < 1_000
+            assert len(text) < 3_000
         with pytest.raises(DataStoreError) as caught:
             value[name]
         shown = "".join(traceback.format_exception_only(caught.value)).removesuffix("\n")

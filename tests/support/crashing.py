@@ -2,7 +2,7 @@
 
 Each line of its input is a JSON object with the scenario's name and the number of the point; it
 answers with a line that tells how the child ended. Run by `test_crashes.py` with the database's
-URL, the storage's folder and, for durable removals, ``removals`` as arguments. It has no
+URL, the storage's folder or URL and, for durable removals, ``removals`` as arguments. It has no
 connection of its own, so that each child starts without any, and imports everything once.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from sqlalchemy import create_engine
 
 from sqla_datastore import bind_storage, enable_removals
-from sqla_datastore.storage import LocalStorage
+from sqla_datastore.storage.binding import open_storage
 from support.databases import Stored, make_engine
 from support.models import Base
 from support.scenarios import SCENARIOS
@@ -85,12 +85,12 @@ class Points:
         setattr(owner, name, call)
 
 
-def run(url: str, base: Path, name: str, last: int | None, report: int) -> int:
+def run(url: str, base: str, name: str, last: int | None, report: int) -> int:
     """Do a scenario; return how many points there were."""
     scenario = SCENARIOS[name]
     points = Points(last)
     engine = (create_engine if scenario.stock else make_engine)(url)
-    bind_storage(engine, Watched(LocalStorage(base), points))
+    bind_storage(engine, Watched(open_storage(base), points))
     # before the library observes the dialect, so that its own work comes around the points
     for method in DATABASE:
         points.around(engine.dialect, method)
@@ -114,7 +114,7 @@ def server_session(raw: Any) -> int:
     return int(raw.info.backend_pid) if hasattr(raw, "info") else 0
 
 
-def child(url: str, base: Path, request: dict[str, Any], report: int) -> None:
+def child(url: str, base: str, request: dict[str, Any], report: int) -> None:
     """Run in the child, and report; never return."""
     signal.alarm(LATE_SECONDS)
     try:
@@ -127,7 +127,7 @@ def child(url: str, base: Path, request: dict[str, Any], report: int) -> None:
     os._exit(0)
 
 
-def answer(url: str, base: Path, request: dict[str, Any]) -> dict[str, Any]:
+def answer(url: str, base: str, request: dict[str, Any]) -> dict[str, Any]:
     """Run a scenario in a child, wait for its end and tell what it was."""
     read, write = os.pipe()
     pid = os.fork()
@@ -157,7 +157,7 @@ def main(url: str, base: str, *options: str) -> None:
     warm_up(url)
     gc.freeze()  # else each child copies what the collector touches
     for line in sys.stdin:
-        print(json.dumps(answer(url, Path(base), json.loads(line))), flush=True)
+        print(json.dumps(answer(url, base, json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,20 @@
-"""An S3 server of the tests' own, and a proxy in front of it that fails, waits and counts."""
+"""A proxy in front of an S3 server that fails, waits and counts, and looks without the library."""
 
 from __future__ import annotations
 
 import http.client
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-_STARTS_SECONDS = 30
-# moto looks for an object and makes it in two steps, so that of two writers both could win
-_SERVER = """
-import sys, threading
-from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import run_simple
+from sqla_datastore import options
 
-moto, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
-
-def one_at_a_time(environ, start_response):
-    with lock:
-        return list(moto(environ, start_response))
-
-port = int(sys.argv[1])
-run_simple("127.0.0.1", port, one_at_a_time, threaded=True, request_handler=MotoRequestHandler)
-"""
+_RELAYS_SECONDS = 60
 # given always: without credentials, obstore asks the address of a cloud's metadata for some
 CREDENTIALS = {
     "access_key_id": "AKIDEXAMPLE",
@@ -49,46 +33,13 @@ def s3_options(endpoint: str, **others: Any) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def s3_server() -> Iterator[str]:
-    """Run an S3 server for a while; give its endpoint."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER, str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-        # who asks is not looked at
-        env={**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": str(10**9)},
-    )
-    try:
-        _wait_for(port, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _STARTS_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    raise TimeoutError("the S3 server does not answer")
-
-
-def request(endpoint: str, method: str, target: str) -> bytes:
+def request(
+    endpoint: str, method: str, target: str, headers: Mapping[str, str] | None = None
+) -> bytes:
     """Ask a server without the library under test; return the body."""
     connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=20)
     try:
-        connection.request(method, target)
+        connection.request(method, target, headers=headers or {})
         answer = connection.getresponse()
         body = answer.read()
     finally:
@@ -106,12 +57,16 @@ class Seen:
         target: path and query.
         sent: how many bytes its body had.
         got: how many bytes the answer's body had.
+        began: when it came, in seconds of `time.monotonic`.
+        ended: when it was answered, or given up.
     """
 
     method: str
     target: str
     sent: int = 0
     got: int = 0
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
 
 
 @dataclass
@@ -121,11 +76,15 @@ class Fault:
     Attributes:
         status: answer with it.
         drop: relay the request, and close the connection instead of answering.
-        hang: seconds to wait before anything else.
+        cut_request: read half of the body, and close the connection.
+        cut_answer: send half of the answer's body, and close the connection.
+        hang: seconds to wait before anything else, or until the proxy's `release`.
     """
 
     status: int | None = None
     drop: bool = False
+    cut_request: bool = False
+    cut_answer: bool = False
     hang: float = 0.0
 
 
@@ -146,12 +105,21 @@ class FaultProxy:
     latency: float = 0.0
     seen: list[Seen] = field(default_factory=list)
     most_at_once: int = 0
-    _in_flight: int = 0
+    in_flight: int = 0
+    _released: threading.Event = field(default_factory=threading.Event)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def release(self) -> None:
+        """Have what hangs go on, and wait until every request was relayed or given up."""
+        self._released.set()
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self.in_flight, _RELAYS_SECONDS)
+        self._released.clear()
 
     @contextmanager
     def running(self) -> Iterator[str]:
         """Serve for a while; give the endpoint."""
-        proxy, lock = self, threading.Lock()
+        proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -164,14 +132,15 @@ class FaultProxy:
                     self.close_connection = True
 
             def relay(self) -> None:
-                with lock:
-                    proxy._in_flight += 1
-                    proxy.most_at_once = max(proxy.most_at_once, proxy._in_flight)
+                with proxy._changed:
+                    proxy.in_flight += 1
+                    proxy.most_at_once = max(proxy.most_at_once, proxy.in_flight)
                 try:
                     proxy._relay(self)
                 finally:
-                    with lock:
-                        proxy._in_flight -= 1
+                    with proxy._changed:
+                        proxy.in_flight -= 1
+                        proxy._changed.notify_all()
 
             do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = relay
 
@@ -188,19 +157,33 @@ class FaultProxy:
             try:
                 yield f"http://127.0.0.1:{server.server_address[1]}"
             finally:
+                self._released.set()
                 server.shutdown()
                 thread.join()
 
     def _relay(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers.get("content-length", 0)))
-        seen = Seen(handler.command, handler.path, len(body))
+        size = int(handler.headers.get("content-length", 0))
+        seen = Seen(handler.command, handler.path, size)
         self.seen.append(seen)
         fault = self.rule(seen) or Fault()
-        time.sleep(self.latency + fault.hang)
+        body = handler.rfile.read(size // 2 if fault.cut_request else size)
+        time.sleep(self.latency)
+        self._released.wait(fault.hang)
+        try:
+            self._answer(handler, seen, fault, body)
+        finally:
+            seen.ended = time.monotonic()
+
+    def _answer(
+        self, handler: BaseHTTPRequestHandler, seen: Seen, fault: Fault, body: bytes
+    ) -> None:
         if fault.status is not None:
             handler.send_response(fault.status)
             handler.send_header("content-length", "0")
             handler.end_headers()
+            return
+        if fault.cut_request or (len(body) < seen.sent):
+            handler.close_connection = True
             return
         status, headers, answer = self._ask(handler, body)
         if fault.drop:
@@ -214,6 +197,9 @@ class FaultProxy:
         for name, value in headers.items():
             handler.send_header(name, value)
         handler.end_headers()
+        if fault.cut_answer:
+            answer = answer[: len(answer) // 2]
+            handler.close_connection = True
         handler.wfile.write(answer)
 
     def _ask(
@@ -244,13 +230,19 @@ class StoredInBucket:
         self.base = base
         self._client = client
         self._prefix = base.partition("://")[2].partition("/")[2]
+        self._read: dict[tuple[str, str], bytes] = {}
 
-    def files(self) -> set[str]:
-        """Every object."""
+    def _listed(self) -> dict[str, str]:
+        """The entity tag of every object, by path: what it is told by besides its name."""
         import obstore
 
         pages = obstore.list(self._client, self._prefix or None)
-        return {found["path"].removeprefix(f"{self._prefix}/") for page in pages for found in page}
+        objects = (found for page in pages for found in page)
+        return {each["path"].removeprefix(f"{self._prefix}/"): each["e_tag"] for each in objects}
+
+    def files(self) -> set[str]:
+        """Every object."""
+        return {*self._listed()}
 
     def folders(self) -> set[str]:
         """What stands before a slash in the paths of objects: there are no other folders."""
@@ -261,9 +253,11 @@ class StoredInBucket:
         """The bytes of every object, by path."""
         import obstore
 
-        return {
-            path: bytes(obstore.get(self._client, self._key(path)).bytes()) for path in self.files()
-        }
+        listed = self._listed()
+        for path, tag in listed.items() - self._read.keys():
+            data = bytes(obstore.get(self._client, self._key(path)).bytes())
+            self._read[path, tag] = data
+        return {path: self._read[path, tag] for path, tag in listed.items()}
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}".lstrip("/")
@@ -278,3 +272,39 @@ class StoredInBucket:
         for path, data in wanted.items():
             if tree.get(path) != data:
                 obstore.put(self._client, self._key(path), data)
+
+    def wait_until_quiet(self) -> None:
+        """Wait until no request arrives any more of a process that was killed."""
+        last, now = None, self._listed()
+        while last != now:
+            # no event tells of it
+            time.sleep(0.02)
+            last, now = now, self._listed()
+
+
+@contextmanager
+def stored_on_s3(endpoint: str) -> Iterator[StoredInBucket]:
+    """Make a bucket on a server, and have `options.storage_options` reach it meanwhile."""
+    import obstore.store
+
+    name = f"b-{uuid.uuid4().hex}"
+    request(endpoint, "PUT", f"/{name}")
+    client = obstore.store.S3Store(name, **s3_options(endpoint))
+    with reached(endpoint):
+        yield StoredInBucket(f"s3://{name}/base", client)
+
+
+@contextmanager
+def reached(endpoint: str, **others: Any) -> Iterator[None]:
+    """Have `options.storage_options` name a server for a while."""
+    before, options.storage_options = options.storage_options, s3_options(endpoint, **others)
+    try:
+        yield
+    finally:
+        options.storage_options = before
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """Return the variables that name a server in another process."""
+    named = {f"AWS_{name.upper()}": value for name, value in CREDENTIALS.items()}
+    return {**named, "AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true"}

@@ -361,3 +361,16 @@ def test_an_object_with_fields_stands_for_its_entries():
     assert DataStore(Model(kind="rnn")) == {"kind": "rnn", "size": 3}
     with pytest.raises((TypeError, UnsupportedTypeError)):
         DataStore(5)
+
+
+def test_any_between_the_brackets_is_no_schema():
+    class Loose(DeclarativeBase):
+        pass
+
+    class Row(Loose):
+        __tablename__ = "loose_rows"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        data: Mapped[DataStore[Any]] = mapped_column(DataStoreType())
+
+    Loose.registry.configure()
+    assert Row(data={"x": 1}).data == {"x": 1}

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from support import crashing
 from support.databases import STRIDE
 from support.models import Base
+from support.object_stores import s3_environment, stored_on_s3
 from support.processes import environment
 from support.scenarios import BEFORE, SCENARIOS
 from support.stage import Stage
@@ -29,6 +30,14 @@ RACING = 3
 # where a point takes longer, those that do most
 ON_SERVERS = ("replace", "savepoints", "autocommit_update")
 REMEMBERED = ("savepoints", "two_phase")
+# each of these kills takes as long as dozens of others, and an object store has no system calls
+ON_S3 = {
+    "insert_rows": 29,
+    "replace": 11,
+    "delete_rows_that_own_folders": 11,
+    "savepoints": 41,
+    "rolled_back": 19,
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -42,7 +51,7 @@ def stage(database_url, stored):
 class Server:
     """A process that runs scenarios in children of its own."""
 
-    def __init__(self, stage, *options):
+    def __init__(self, stage, *options, **variables):
         base = str(stage.stored.base)
         program = [sys.executable, crashing.__file__, stage.url, base, *options]
         # threads of its own would make the fork of a process unsafe
@@ -51,7 +60,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(OPENBLAS_NUM_THREADS="1"),
+            env=environment(OPENBLAS_NUM_THREADS="1", **variables),
         )
 
     def run(self, name, point):
@@ -149,6 +158,7 @@ def kill_at(point, server, stage, name, outcome, collect):
     database = Database(stage.engine)
     answer = server.run(name, point)
     database.wait_for_the_end_of(answer.get("session"))
+    stage.stored.wait_until_quiet()
     if answer["code"] == 0:
         assert stage.rows() == SCENARIOS[name].after
         stage.assert_exact()
@@ -169,10 +179,10 @@ def kill_at(point, server, stage, name, outcome, collect):
     return True
 
 
-def kill_everywhere(server, stage, name, outcome="ROLLBACK", collect=Stage.collect):
+def kill_everywhere(server, stage, name, outcome="ROLLBACK", collect=Stage.collect, stride=STRIDE):
     """Run a scenario that is killed at each of its points in turn; return how many there are."""
     found = []
-    for point in range(1, 1_000, STRIDE):
+    for point in range(1, 1_000, stride):
         try:
             committed = kill_at(point, server, stage, name, outcome, collect)
         except BaseException as err:
@@ -184,9 +194,9 @@ def kill_everywhere(server, stage, name, outcome="ROLLBACK", collect=Stage.colle
     before_the_last_loss = found[: len(found) - found[::-1].index(False)]
     # objects are written in parallel, so a point can come a little earlier in another run
     assert before_the_last_loss.count(True) <= RACING, "committed, and not at a later point"
-    if STRIDE == 1:
+    if stride == 1:
         assert set(found) == {False, SCENARIOS[name].after != BEFORE}
-    return len(found) * STRIDE
+    return len(found) * stride
 
 
 def test_a_process_killed_at_any_call_leaves_whole_rows_and_what_gc_removes(server, stage):
@@ -229,3 +239,25 @@ def test_with_durable_removals_another_process_removes_what_a_killed_one_superse
         pytest.skip(f"no {name} on this database")
     points = kill_everywhere(remembering_server, stage, name, "COMMIT", Stage.drain)
     assert points > 50
+
+
+@pytest.fixture(scope="module")
+def s3_stage(s3_endpoint, tmp_path_factory):
+    url = f"sqlite:///{tmp_path_factory.mktemp('database') / 'test.db'}"
+    with stored_on_s3(s3_endpoint) as stored, contextlib.closing(Stage(url, stored)) as stage:
+        yield stage
+
+
+@pytest.fixture
+def s3_server(s3_stage, s3_endpoint):
+    server = Server(s3_stage, **s3_environment(s3_endpoint))
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("name", ON_S3)
+def test_a_process_killed_while_it_uses_s3_leaves_whole_rows_and_what_gc_removes(
+    s3_server, s3_stage, name
+):
+    points = kill_everywhere(s3_server, s3_stage, name, stride=ON_S3[name] * STRIDE)
+    assert points > 30

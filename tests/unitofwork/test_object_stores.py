@@ -2,52 +2,55 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections import defaultdict
 from contextlib import contextmanager
 from itertools import accumulate, chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
-from support.databases import make_engine
+from support.databases import STRIDE, make_engine
 from support.exactness import assert_exact
 from support.models import Base, Keyed
-from support.object_stores import FaultProxy, StoredInBucket, request, s3_options
+from support.object_stores import (
+    Fault,
+    FaultProxy,
+    StoredInBucket,
+    reached,
+    request,
+    s3_options,
+    stored_on_s3,
+)
 from support.scenarios import BEFORE, SCENARIOS
 from support.stage import Stage
 from support.watched import Watched
 
 from sqla_datastore import DataStore, DataStoreIO, bind_storage, options
 from sqla_datastore.cli import main as cli
-from sqla_datastore.exceptions import MissingObjectError, StorageError
+from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
 from sqla_datastore.maintenance import check, gc, usage
 from sqla_datastore.storage import ObjectStorage
 from sqla_datastore.storage.binding import open_storage
 
 obstore = pytest.importorskip("obstore")
+MIB = 1024 * 1024
 FAULTY = ["insert_rows", "replace", "edit_in_place", "delete_rows", "savepoints"]
 
 
 @pytest.fixture(scope="module", params=["memory", "s3"])
 def stored(request):
     """An empty storage, seen without the library."""
-    name = f"b-{uuid.uuid4().hex}"
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "s3":
-            yield _stored_on_s3(name, request.getfixturevalue("s3_endpoint"), patch)
-        else:
-            base = f"memory://{name}/base"
-            yield StoredInBucket(base, open_storage(base)._store)
-
-
-def _stored_on_s3(name, endpoint, patch):
-    request(endpoint, "PUT", f"/{name}")
-    patch.setattr(options, "storage_options", s3_options(endpoint))
-    client = obstore.store.S3Store(name, **s3_options(endpoint))
-    return StoredInBucket(f"s3://{name}/base", client)
+    if request.param == "s3":
+        with stored_on_s3(request.getfixturevalue("s3_endpoint")) as stored:
+            yield stored
+    else:
+        base = f"memory://b-{uuid.uuid4().hex}/base"
+        yield StoredInBucket(base, open_storage(base)._store)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,83 @@ def test_a_call_that_fails(stage, name, caplog):
     assert number > step
 
 
+FAULTS = {
+    "busy": Fault(status=503),
+    "answer lost": Fault(drop=True),
+    "request cut": Fault(cut_request=True),
+    "answer cut": Fault(cut_answer=True),
+    "no answer": Fault(hang=60),
+}
+REQUEST_SECONDS = 0.4
+# which requests fail, once or from then on: these make 20, and 12
+NUMBERS = {
+    ("savepoints", False): (4, 17),
+    ("savepoints", True): (10,),
+    ("edit_in_place", False): (2, 9),
+    ("edit_in_place", True): (5,),
+}
+
+
+class FailingRequests:
+    """Fails the n-th request to a proxy, and perhaps all that follow.
+
+    Attributes:
+        met: the methods of those that failed.
+    """
+
+    def __init__(self, number, fault, *, stays):
+        self.met = []
+        self._left = number
+        self._fault = fault
+        self._stays = stays
+        self._lock = threading.Lock()
+
+    def __call__(self, seen):
+        with self._lock:
+            self._left -= 1
+            if self._left > 0 or (self._left < 0 and not self._stays):
+                return None
+            self.met.append(seen.method)
+            return self._fault
+
+
+@pytest.fixture(scope="module")
+def s3_proxy(s3_endpoint):
+    proxy = FaultProxy(s3_endpoint)
+    with proxy.running() as endpoint:
+        yield proxy, endpoint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", ["s3"], indirect=True)
+@pytest.mark.parametrize("stays", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["savepoints", "edit_in_place"])
+def test_a_request_that_fails(stage, s3_proxy, monkeypatch, name, fault, stays):
+    """Our error or none, all or nothing, nothing dangling; and `gc` finds what is left."""
+    scenario, (proxy, endpoint) = SCENARIOS[name], s3_proxy
+    for number in NUMBERS[name, stays][::STRIDE]:
+        stage.reset()
+        engine = stage.engine_for(scenario, stage.stored.base)
+        proxy.rule = failing = FailingRequests(number, FAULTS[fault], stays=stays)
+        with monkeypatch.context() as patch, reached(endpoint):
+            patch.setattr(options, "request_seconds", REQUEST_SECONDS)
+            try:
+                scenario.run(engine, scenario.make())
+            except StorageError:
+                expected = BEFORE
+            else:
+                expected = scenario.after
+        engine.dispose()
+        # a request that was given up may arrive all the same
+        proxy.release()
+        assert failing.met
+        assert stage.rows() == expected
+        if not stage.is_exact():
+            assert stage.collect().removed
+            stage.assert_exact()
+
+
 @pytest.fixture
 def engine(stored, tmp_path):
     stored.put_back({})
@@ -138,6 +218,23 @@ class TestMaintenance:
         assert gc(engine, Base.metadata, grace_seconds=0).removed == 0
         gc(engine, Base.metadata, apply=True, grace_seconds=0)
         assert stored.files() == tree.keys() - {gone}
+
+    def test_a_listing_in_another_order_is_refused(self, engine, stored, monkeypatch):
+        """Rows that come and go do not need it; who compares all rows and objects does."""
+        real = obstore.list
+        monkeypatch.setattr(
+            obstore, "list", lambda *a, **k: [[*page][::-1] for page in real(*a, **k)]
+        )
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in (1, 2, 3))
+            session.commit()
+            for compare in (check, gc):
+                with pytest.raises(ConfigurationError, match="order of paths"):
+                    compare(engine, Base.metadata)
+            session.delete(session.get(Keyed, 2))
+            session.commit()
+        monkeypatch.undo()
+        assert_exact(engine, Base.metadata, stored, 2)
 
     def test_the_command(self, engine, stored, capsys):
         with Session(engine) as session:
@@ -226,6 +323,25 @@ class TestRequests:
         # and one look into its folder, which may hold what a crash has left
         assert sorted(seen.method for seen in proxy.seen) == ["GET", "PUT"]
 
+    def test_deletes_are_two_rounds(self, proxied):
+        """Their folders are listed together, and their objects removed together."""
+        engine, proxy = proxied
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in range(20))
+            session.commit()
+            proxy.seen.clear()
+            proxy.latency = 0.02
+            for row in session.scalars(select(Keyed)).all():
+                session.delete(row)
+            session.commit()
+        for method in ("GET", "DELETE"):
+            spans = [(seen.began, seen.ended) for seen in proxy.seen if seen.method == method]
+            assert len(spans) == 20
+            assert overlapping(spans) > 10
+        assert len(proxy.seen) == 40
+        spans = [(seen.began, seen.ended) for seen in proxy.seen]
+        assert covered(spans) < sum(end - begin for begin, end in spans) / 4
+
     def test_one_entry_of_a_large_value_is_two_requests(self, proxied):
         engine, proxy = proxied
         rng = np.random.default_rng(1)
@@ -258,6 +374,17 @@ class TestRequests:
                 session.get(Keyed, 1).data[name]
             assert [seen.method for seen in proxy.seen] == ["GET", "GET"]
 
+    def test_a_deep_check_reads_an_object_at_once(self, proxied):
+        engine, proxy = proxied
+        with Session(engine) as session:
+            session.add(Keyed(id=1, data=DataStore(a=np.arange(9), b=[1, 2], c="x")))
+            session.add(Keyed(id=2, data=DataStore(a=np.arange(90_000), b=np.arange(90_000))))
+            session.commit()
+        proxy.seen.clear()
+        assert check(engine, Base.metadata, deep=True).is_clean
+        # the listing, the small one, the end and the whole of the larger one
+        assert [seen.method for seen in proxy.seen] == ["GET"] * 4
+
     def test_what_is_compressed_is_read_at_once(self, proxied):
         engine, proxy = proxied
         values = np.random.default_rng(1).integers(0, 9, 2_000_000)
@@ -271,18 +398,37 @@ class TestRequests:
         assert [seen.method for seen in proxy.seen] == ["GET", "GET"]
 
 
+def overlapping(spans):
+    """Return how many of these (begin, end) there are at the same time at most."""
+    begins, ends = [(begin, 1) for begin, _ in spans], [(end, -1) for _, end in spans]
+    return max(accumulate(step for _, step in sorted(begins + ends)))
+
+
+def covered(spans):
+    """Return how long there is at least one of these (begin, end), in seconds."""
+    total, until = 0.0, 0.0
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
 class Slow:
     """A storage of which each request takes 20 milliseconds; notes when they began and ended.
 
     Attributes:
         spans: begin and end of each request, by its name.
+        most_held: how many bytes its unfinished objects had together at most.
     """
 
     SECONDS = 0.02
 
     def __init__(self, storage):
         self._storage = storage
+        self._lock = threading.Lock()
+        self._held = 0
         self.spans = defaultdict(list)
+        self.most_held = 0
 
     def __getattr__(self, name):
         return getattr(self._storage, name)
@@ -292,28 +438,37 @@ class Slow:
         time.sleep(self.SECONDS)
         self.spans[name].append((begin, time.monotonic()))
 
+    def _hold(self, size):
+        with self._lock:
+            self._held += size
+            self.most_held = max(self.most_held, self._held)
+
     @contextmanager
     def create(self, path):
-        with self._storage.create(path) as writer:
-            yield writer
-            self._wait("create")
+        sizes = []
+
+        def write(data):
+            writer.write(data)
+            sizes.append(memoryview(data).nbytes)
+            self._hold(sizes[-1])
+
+        try:
+            with self._storage.create(path) as writer:
+                yield SimpleNamespace(write=write)
+                self._wait("create")
+        finally:
+            self._hold(-sum(sizes))
 
     def list(self, folder):
         self._wait("list")
         return iter([*self._storage.list(folder)])
 
     def most_at_once(self, name):
-        begins = [(begin, 1) for begin, _ in self.spans[name]]
-        ends = [(end, -1) for _, end in self.spans[name]]
-        return max(accumulate(step for _, step in sorted(begins + ends)))
+        return overlapping(self.spans[name])
 
     def seconds(self):
         """Return how long at least one of them was waited for."""
-        total, until = 0.0, 0.0
-        for begin, end in sorted(chain.from_iterable(self.spans.values())):
-            total += max(0.0, end - max(begin, until))
-            until = max(until, end)
-        return total
+        return covered(chain.from_iterable(self.spans.values()))
 
 
 class TestLatency:
@@ -339,12 +494,28 @@ class TestLatency:
             session.commit()
         assert len([*storage.list("")]) == 200
 
-    def test_large_values_are_not_all_in_memory(self, slow):
+    @pytest.mark.parametrize("budget", [1, 5 * MIB, 64 * MIB])
+    def test_what_is_written_at_once_keeps_to_the_bytes_in_flight(self, slow, monkeypatch, budget):
         engine, storage = slow
+        monkeypatch.setattr(options, "in_flight_bytes", budget)
         with Session(engine) as session:
-            session.add_all(Keyed(id=n, data=DataStore(a=bytes(1 << 20))) for n in range(20))
+            session.add_all(Keyed(id=n, data=DataStore(a=bytes(MIB))) for n in range(20))
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in range(20, 30))
             session.commit()
-        assert 1 < storage.most_at_once("create") <= 8
+        # there is always one; the indexes of objects come on top
+        assert storage.most_held <= max(budget, MIB) + 30 * 1_000
+        assert storage.most_at_once("create") > min(3, budget // MIB)
+        assert len([*storage.list("")]) == 30
+
+    @pytest.mark.parametrize("workers", [1, 4])
+    def test_no_more_workers_than_the_option_says(self, slow, monkeypatch, workers):
+        engine, storage = slow
+        monkeypatch.setattr(options, "storage_workers", workers)
+        with Session(engine) as session:
+            session.add_all(Keyed(id=n, data=DataStore(a=n)) for n in range(12))
+            session.commit()
+        assert storage.most_at_once("create") == workers
+        assert storage.most_at_once("list") == workers
 
     def test_a_store_that_is_down_is_not_asked_for_each_value(self, slow, monkeypatch):
         engine, storage = slow

@@ -86,6 +86,65 @@ def test_sizes_are_the_payload_s_own_before_and_after(storage, value):
     assert inspect(reloaded(ds, storage)).entries["v"].nbytes == before
 
 
+@pytest.mark.parametrize(
+    "value",
+    [1, 1.5, True, [1, "two", 3.0], {"a": 1, 2: (3,)}, {"x": np.zeros(100)}, pd.Timestamp(0), 1j],
+    ids=repr,
+)
+def test_sizes_of_numbers_and_collections_agree_before_and_after(storage, value):
+    ds = DataStore(v=value)
+    before = inspect(ds).entries["v"].nbytes
+    assert before > 0
+    store(ds, storage)
+    assert inspect(reloaded(ds, storage)).entries["v"].nbytes == before
+
+
+def test_a_nested_value_is_as_large_as_its_entries(storage):
+    def made():
+        return DataStore(n=DataStore(a=np.zeros(100), m=DataStore(b=b"12345")))
+
+    ds = made()
+    assert inspect(ds).entries["n"].nbytes == 805
+    assert inspect(DataStore(items=[DataStore(a=np.zeros(100))])).entries["items"].nbytes > 800
+    store(ds, storage)
+    fresh = reloaded(ds, storage)
+    assert inspect(fresh).entries["n"].nbytes == 0  # unknown: no other object is read for that
+    assert "B" not in repr(fresh).splitlines()[1].removeprefix("  n  DataStore")
+    assert len(fresh.n) == 2
+    assert len(fresh.n.m) == 1
+    assert inspect(fresh).entries["n"].nbytes == 805
+    fresh.n.a = np.zeros(200)
+    assert inspect(fresh).entries["n"].nbytes == 1605
+    assert "1.6 KiB" in repr(fresh)
+
+
+def test_texts_of_frames_count():
+    texts = pd.DataFrame({"a": pd.Series(["x" * 1000] * 100, dtype=object)})
+    for value in (texts, texts["a"], pd.Index(texts["a"])):
+        assert inspect(DataStore(v=value)).entries["v"].nbytes > 100_000
+
+
+def test_what_is_too_large_to_count_or_cannot_be_stored_has_no_size():
+    endless = []
+    endless.append(endless)
+    for value in ([0] * 200_000, endless, [object()]):
+        assert inspect(DataStore(v=value)).entries["v"].nbytes == 0
+
+
+def test_an_inspection_prints_as_a_table(storage):
+    ds = example()
+    store(ds, storage)
+    fresh = reloaded(ds, storage)
+    _ = fresh.array
+    lines = str(inspect(fresh)).splitlines()
+    assert lines[0] == f"<Inspection {ds.url}, 5 entries>"
+    assert lines[1].split() == ["entry", "type", "dtype", "shape", "size"]
+    assert " ".join(lines[2].split()) == "array numpy.ndarray float32 (100, 20) 7.8 KiB loaded"
+    assert repr(inspect(fresh)) == str(inspect(fresh))
+    assert "<table" in inspect(fresh)._repr_html_()
+    assert str(inspect(DataStore())) == "<Inspection not stored, 0 entries>"
+
+
 def _bytes(value):
     return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
 
@@ -182,7 +241,7 @@ def test_repr_never_raises():
     "value", [b"123", "text", bytearray(3), pd.Series([1]), pd.DataFrame({"nbytes": [1]}), None]
 )
 def test_sizes_of_what_is_not_stored(value):
-    assert (inspect(DataStore(v=value)).entries["v"].nbytes > 0) == (value is not None)
+    assert inspect(DataStore(v=value)).entries["v"].nbytes > 0
 
 
 @pytest.mark.parametrize("thing", [{"a": 1}, None, object()])

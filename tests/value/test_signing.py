@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import urllib.error
 import urllib.request
 import uuid
 import zipfile
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from support.buckets import SERVICE_ACCOUNT, service_account_key
 from support.object_stores import request, s3_options
 
 from sqla_datastore import (
@@ -117,6 +121,63 @@ def test_storages_without_signed_urls(tmp_path, session_on):
         session.commit()
         with pytest.raises(StorageError, match="has no signed URLs"):
             sign(run.data, 60)
+
+
+@pytest.mark.servers
+def test_what_google_signs(new_bucket, monkeypatch):
+    """A V4 signature: https://cloud.google.com/storage/docs/authentication/signatures."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding
+
+    bucket = new_bucket("gcs")
+    monkeypatch.setattr(options, "storage_options", bucket.storage_options)
+    managed = DataStoreIO.write(b"abc", "reports", bucket.base)
+    url = managed.sign(300)
+    endpoint, path = bucket.storage_options["base_url"], managed.url.removeprefix("gs:///")
+    assert url.startswith(f"{endpoint}/{bucket.base.removeprefix('gs://')}/{path}?")
+    assert "PRIVATE KEY" not in url
+    assert download(url) == b"abc"  # moto does not look at signatures
+
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    signature = bytes.fromhex(query.pop("X-Goog-Signature"))
+    date = query["X-Goog-Date"]
+    scope = f"{date[:8]}/auto/storage/goog4_request"
+    assert query == {
+        "X-Goog-Algorithm": "GOOG4-RSA-SHA256",
+        "X-Goog-Credential": f"{SERVICE_ACCOUNT}/{scope}",
+        "X-Goog-Date": date,
+        "X-Goog-Expires": "300",
+        "X-Goog-SignedHeaders": "host",
+    }
+    signed = parts.query.rpartition("&")[0]
+    request = ["GET", parts.path, signed, "host:storage.googleapis.com", "", "host"]
+    digest = hashlib.sha256("\n".join([*request, "UNSIGNED-PAYLOAD"]).encode()).hexdigest()
+    text = "\n".join(["GOOG4-RSA-SHA256", date, scope, digest]).encode()
+    public = service_account_key()[1].public_key()
+    public.verify(signature, text, padding.PKCS1v15(), hashes.SHA256())
+
+
+@pytest.mark.servers
+def test_azure_lets_anybody_download(new_bucket, session_on, monkeypatch):
+    bucket = new_bucket("azurite")
+    monkeypatch.setattr(options, "storage_options", bucket.storage_options)
+    managed = DataStoreIO.write(b"abc", "reports", bucket.base)
+    url = managed.sign(60)
+    assert download(url) == b"abc"
+    with session_on(bucket.base) as session:
+        run = Run(data=DataStore(a=[1, 2]))
+        session.add(run)
+        session.commit()
+        with zipfile.ZipFile(io.BytesIO(download(sign(run.data, 3600)))) as archive:
+            assert archive.testzip() is None
+    # it is for this object only, and nobody gets it without the signature
+    other = DataStoreIO.write(b"def", "reports", bucket.base)
+    plain, _, query = url.partition("?")
+    stranger = f"{plain.rpartition('/')[0]}/{other.url.rpartition('/')[2]}?{query}"
+    for refused in (plain, stranger, url.replace("sp=r", "sp=rw")):
+        with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
+            download(refused)
 
 
 def test_azure_signs_with_a_key():

@@ -5,33 +5,40 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 
 from sqla_datastore import StorageError
-from sqla_datastore.storage.local import LocalStorage
-from sqla_datastore.storage.protocol import ObjectWriter
+from sqla_datastore.storage.protocol import ObjectWriter, Storage
 from support.databases import Stored
 from support.exactness import delete_rows
 from support.machine.model import Model
 from support.machine.models import Base
+from support.object_stores import StoredInBucket
 
 
-class AttackedStorage(LocalStorage):
-    """A folder that fails when it is told to, and lets others in just before it removes.
+class AttackedStorage:
+    """A storage that fails when it is told to, and lets others in just before it removes.
+
+    Args:
+        storage: what does the work.
 
     Attributes:
         failing: the method that raises, if any.
         before_remove: called with the paths before they are removed.
     """
 
-    failing: str | None = None
-
-    def __init__(self, base: Path) -> None:
-        super().__init__(base)
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.failing: str | None = None
         self.before_remove: Callable[[list[str]], None] = lambda paths: None
+        # from Python 3.12 on, a protocol is looked for without __getattr__
+        for name in {"leftovers", "remove_leftovers"} & set(dir(storage)):
+            setattr(self, name, getattr(storage, name))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
 
     def _strike(self, method: str) -> None:
         if self.failing == method:
@@ -40,18 +47,18 @@ class AttackedStorage(LocalStorage):
     @contextlib.contextmanager
     def create(self, path: str) -> Iterator[ObjectWriter]:
         self._strike("create")
-        with super().create(path) as writer:
+        with self._storage.create(path) as writer:
             yield writer
 
     def make_durable(self, paths: Iterable[str]) -> None:
         self._strike("make_durable")
-        super().make_durable(paths)
+        self._storage.make_durable(paths)
 
     def remove(self, paths: Iterable[str]) -> None:
         paths = list(paths)
         self.before_remove(paths)
         self._strike("remove")
-        super().remove(paths)
+        self._storage.remove(paths)
 
 
 class World:
@@ -61,11 +68,15 @@ class World:
         engine: the database, its tables made.
         other: another engine on it, for those who come between.
         storage: bound to the first engine.
-        stored: its folder, seen without the library.
+        stored: what lies there, seen without the library.
     """
 
     def __init__(
-        self, engine: Engine, other: Engine, storage: AttackedStorage, stored: Stored
+        self,
+        engine: Engine,
+        other: Engine,
+        storage: AttackedStorage,
+        stored: Stored | StoredInBucket,
     ) -> None:
         self.engine = engine
         self.other = other
@@ -91,14 +102,13 @@ class World:
             self.aside = False
 
     def reset(self) -> None:
-        """Empty the tables and the folder."""
+        """Empty the tables and the storage."""
         self.model = Model()
         self.storage.failing = None
         self.storage.before_remove = lambda paths: None
         with self.unobserved():
             delete_rows(self.engine, Base.metadata)
-        for path in sorted(self.stored.base.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
+        self.stored.put_back({})
 
     def _savepoint(
         self, connection: Connection, _cursor: object, statement: str, *_: object
