@@ -8,7 +8,7 @@ plain data                the same: None, bool, int, float, str, bytes and conta
 ``DataStore``             a `DataStore`, with what its URL refers to; not stored yet
 ``Sequence``              its frame
 ``Archive``               the bytes of its TAR
-``ArchiveStore``          the bytes of the TAR that its URL refers to; nothing is unpacked
+``ArchiveStore``          a `File`, the TAR that its URL refers to; nothing is unpacked
 arrays, frames, …         the same; arrays are read-only
 ========================  ==============================================================
 """
@@ -19,7 +19,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from sqla_datastore.codecs._collections import collides
 from sqla_datastore.exceptions import MissingObjectError, RefusedURLError
@@ -33,6 +33,7 @@ from sqla_datastore.mltraq.pickled_data import (
 from sqla_datastore.mltraq.reading import LIMIT_BYTES, Allowance, Reading
 from sqla_datastore.storage import posix
 from sqla_datastore.value.datastore import DataStore
+from sqla_datastore.value.file import File
 
 DEPTH: Final = 100
 """How deep containers may nest, those of the objects that are referred to included."""
@@ -81,7 +82,7 @@ def read_object(
     if source.startswith("file:"):
         return reader.value_at(source)
     folder, name = os.path.split(os.path.abspath(source))
-    return reader.value_of(_contents(folder, name, source, reader.allowance), source)
+    return reader.value_of(contents(folder, name, source, reader.allowance), source)
 
 
 def read_bytes(url: str, datastore: PathLike, *, limit_bytes: int = LIMIT_BYTES) -> bytes:
@@ -116,7 +117,7 @@ class ObjectReader:
 
     def value_at(self, url: str, depth: int = DEPTH) -> Any:
         """Return the value of the object of a URL, which may nest so deep."""
-        with self._opened(url):
+        with self._entered(url):
             return self.value_of(self.bytes_at(url), url, depth)
 
     def value_of(self, data: bytes, name: str, depth: int = DEPTH) -> Any:
@@ -127,13 +128,23 @@ class ObjectReader:
 
     def bytes_at(self, url: str) -> bytes:
         """Return the bytes of the object of a URL."""
+        return contents(*self._place_of(url), url, self.allowance)
+
+    def _archive_at(self, url: str) -> File:
+        folder, path = self._place_of(url)
+        with _opened(folder, path, url):  # that it is there, and no link
+            name = f"{path.rpartition('/')[2]}.tar"
+            return File(os.path.join(folder, path), name=name, content_type="application/x-tar")
+
+    def _place_of(self, url: str) -> tuple[str, str]:
+        """Return the folder of all objects, and the path there."""
         path = _path_of(url)
         if self._folder is None:
             raise RefusedURLError(url, "give the folder of MLtraq's data store, where it lies")
-        return _contents(self._folder, path, url, self.allowance)
+        return self._folder, path
 
     @contextmanager
-    def _opened(self, url: str) -> Iterator[None]:
+    def _entered(self, url: str) -> Iterator[None]:
         if url in self._open:
             raise Reading(url, self.allowance).damaged("it contains itself")
         self._open.add(url)
@@ -172,7 +183,7 @@ class ObjectReader:
             case "mltraq.DataStore-0", str():
                 return DataStore(self._entries_at(value, reading, depth))
             case "mltraq.ArchiveStore-0", str():
-                return self.bytes_at(value)
+                return self._archive_at(value)
             case "mltraq.Archive-0", bytes():
                 return value
             case "uuid.UUID-0", str():
@@ -248,13 +259,20 @@ def _path_of(url: str) -> str:
     return "/".join(segments)
 
 
-def _contents(folder: str, path: str, name: str, allowance: Allowance) -> bytes:
-    """Return the bytes of a regular file below a folder, through no symbolic link."""
+def contents(folder: str, path: str, name: str, allowance: Allowance) -> bytes:
+    """Return the bytes of a file below a folder, which count."""
+    with _opened(folder, path, name) as (file, size_bytes):
+        Reading(name, allowance).take(_FILE_BYTES + size_bytes)
+        return file.read(size_bytes)
+
+
+@contextmanager
+def _opened(folder: str, path: str, name: str) -> Iterator[tuple[BinaryIO, int]]:
+    """Give a regular file below a folder and its size; no symbolic link is followed."""
     try:
         with posix.storage_errors(name, folder), posix.base_opened(folder) as top:
             descriptor, status = posix.open_file(top, path)
             with os.fdopen(descriptor, "rb") as file:
-                Reading(name, allowance).take(_FILE_BYTES + status.st_size)
-                return file.read(status.st_size)
+                yield file, status.st_size
     except MissingObjectError as err:
         raise err.because("is it the folder that MLtraq's option datastore.url names?") from err

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import sqlite3
+import tarfile
 import uuid
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def test_experiments_and_their_fields(engine):
     assert (digits.id, digits.name) == (ID, "Digits 8x8")
     assert digits.fields["note"] == "first try"
     np.testing.assert_array_equal(digits.fields["shared"].grid, np.eye(2))
-    assert b"notes.txt" in digits.fields["notes"]
+    with digits.fields["notes"].open() as stream, tarfile.open(fileobj=stream) as archive:
+        assert archive.getnames() == ["notes.txt"]
     assert (empty.name, empty.fields) == ("empty", {})
     assert [run.fields for run in empty.runs()] == [{}]
 

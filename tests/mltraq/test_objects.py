@@ -155,7 +155,10 @@ def test_a_value_of_values(tmp_path):
     assert outer == {"ds": DataStore(x=1)}
     assert outer["ds"].url is None
     archived = dumped(kind("mltraq.ArchiveStore-0", "file:///tar"))
-    assert read_object(archived, tmp_path) == b"a tar"
+    archive = read_object(archived, tmp_path)
+    assert (archive.name, archive.content_type) == ("tar.tar", "application/x-tar")
+    with archive.open() as stream:
+        assert stream.read() == b"a tar"
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -408,6 +411,8 @@ def test_a_symbolic_link_is_not_followed(tmp_path):
     for url in ("file:///link", "file:///up/secret", "file:///fifo"):
         with pytest.raises(StorageError):
             read_object(url, folder)
+        with pytest.raises(StorageError):
+            read_object(dumped(kind("mltraq.ArchiveStore-0", url)), folder)
 
 
 def test_a_prefix_with_spaces(tmp_path):
