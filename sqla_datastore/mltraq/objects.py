@@ -81,7 +81,7 @@ def read_object(
     source = os.fspath(source)
     if source.startswith("file:"):
         return reader.value_at(source)
-    folder, name = os.path.split(os.path.abspath(source))
+    folder, name = os.path.split(_absolute(source))
     return reader.value_of(contents(folder, name, source, reader.allowance), source)
 
 
@@ -111,7 +111,7 @@ class ObjectReader:
     """
 
     def __init__(self, datastore: PathLike | None, allowance: Allowance) -> None:
-        self._folder = None if datastore is None else os.path.abspath(datastore)
+        self._folder = None if datastore is None else _absolute(datastore)
         self.allowance = allowance
         self._open: set[str] = set()
 
@@ -192,7 +192,10 @@ class ObjectReader:
                 return _datetime64(value, reading)
             case str(), bytes() if kind in _OF_BYTES:
                 return _from_bytes(kind, value, reading)
-        raise reading.refused(f"it holds {kind!r} of a {type(value).__name__}, which is not known")
+        shown = repr(kind) if isinstance(kind, str) else "no text"
+        raise reading.refused(
+            f"it holds what MLtraq does not write: the kind {shown}, or its value"
+        )
 
     def _entries_at(self, url: str, reading: Reading, depth: int) -> dict[str, Any]:
         found = self.value_at(url, depth)
@@ -247,6 +250,10 @@ def _datetime64(microseconds: int, reading: Reading) -> Any:
         return np.datetime64(microseconds, "us")
     except OverflowError as err:
         raise reading.damaged("a datetime64 has more than 64 bits") from err
+
+
+def _absolute(path: PathLike) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _path_of(url: str) -> str:

@@ -129,7 +129,8 @@ class _Machine:
     def _more_than_data(self, opcode: str, argument: Any) -> Exception:
         name = ""
         if opcode == "STACK_GLOBAL":
-            name = ".".join(map(str, self._stack[-2:]))
+            # not str() of anything: that may take more than there is
+            name = ".".join(each for each in self._stack[-2:] if isinstance(each, str))
         elif opcode in ("GLOBAL", "INST"):
             name = str(argument).replace(" ", ".")
         named = f"names {name!r} ({opcode})" if name else f"has the opcode {opcode}"

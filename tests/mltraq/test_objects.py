@@ -183,7 +183,11 @@ OPCODES = {
     "NEXT_BUFFER": (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
     # a memo of this length would take 64 GB
     "LONG_BINPUT": (b"\x80\x05K\x01r\xff\xff\xff\xff.", "opcode LONG_BINPUT"),
-    "protocol 0": (pickle.dumps([1.5], protocol=0), "opcode MARK|protocol|opcode"),
+    "a name that nests": (
+        b"\x80\x05" + b"]" * 5_000 + b"a" * 4_999 + b"\x8c\x01x\x93.",
+        r"names 'x' \(STACK_GLOBAL\)",
+    ),
+    "protocol 0": (pickle.dumps([1.5], protocol=0), "opcode (LIST|PUT)"),
     "protocol 4": (pickle.dumps([1.5], protocol=4), "protocol 4"),
     "an array as a pickle": (pickle.dumps(np.zeros(2), protocol=5), "STACK_GLOBAL"),
 }
@@ -219,6 +223,7 @@ DAMAGED = {
     "a list as a key": b"\x80\x05}]K\x01s.",
     "a list that contains itself": b"\x80\x05]\x94h\x00a.",
     "a tuple that contains itself": b"\x80\x05]\x94h\x00\x85a.",
+    "a kind that nests": b"\x80\x05}\x8c\x09DATAPAK-0" + b"]" * 5_000 + b"a" * 4_999 + b"s.",
     "lists in lists": b"\x80\x05" + b"]" * 5_000 + b"a" * 4_999 + b".",
     # hashing it would crash CPython
     "a key that nests": b"\x80\x05}" + b")" + b"\x85" * 200_000 + b"Ns.",
@@ -291,7 +296,9 @@ def test_damage(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [None, b"", "x", [1]])
-@pytest.mark.parametrize("name", ["mltraq.Bunch-0", "numpy.ndarray-0", "os.system", 7, None])
+@pytest.mark.parametrize(
+    "name", ["mltraq.Bunch-0", "numpy.ndarray-0", "os.system", 7, None, [[1]], {"a": 1}]
+)
 def test_kinds_that_are_not_known(name, value):
     with pytest.raises((UnsupportedFormatError, DamagedObjectError)):
         read_object(dumped(kind(name, value)))
