@@ -43,7 +43,7 @@ def read_npy(data: bytes, reading: Reading) -> npt.NDArray[Any]:
         items = math.prod(shape)  # not by NumPy, which wraps round
         if items * dtype.itemsize != len(data) - start or (items and not dtype.itemsize):
             raise reading.damaged("an array's shape does not fit its bytes")
-        array: npt.NDArray[Any] = np.ndarray(shape, dtype, data[start:], order=order)
+        array: npt.NDArray[Any] = np.ndarray(shape, dtype, memoryview(data)[start:], order=order)
         if fault := fault_of(array):
             raise reading.damaged(fault)
     return array

@@ -19,6 +19,8 @@ from sqla_datastore.mltraq.reading import Reading
 
 _UNCOMPRESSED, _ZLIB = b"C00", b"C01"
 _PROTOCOL: Final = 5
+# of a mark or a place in the memo
+_OPCODE_BYTES: Final = 8
 # of an object, with its place in a container
 _OBJECT_BYTES: Final = 64
 _CONTAINER_BYTES: Final = 256
@@ -84,6 +86,7 @@ def read_pickle(data: bytes, reading: Reading) -> Any:
     for opcode, argument in _opcodes(data, reading):
         if opcode == "STOP":
             break
+        reading.take(_OPCODE_BYTES)
         try:
             machine.follow(opcode, argument)
         except (IndexError, TypeError, AttributeError) as err:

@@ -329,6 +329,7 @@ BOMBS = {
     "compressed": b"C01" + zlib.compress(dumped(bytes(50_000_000))),
     "one tuple again and again": _memoized(60),
     "a key of one tuple again and again": b"\x80\x05}" + _memoized(60)[2:-1] + b"Ns.",
+    "many marks": b"\x80\x05" + b"(" * 600_000 + b".",
     "many sets": b"\x80\x05(" + b"\x8f" * 100_000 + b"t.",
     "one array again and again": b"\x80\x05("
     + dumped(kind("pyarrow.Table-0", feather_of(pa.table({"a": ["x" * 100] * 50_000}))))[2:-1]
