@@ -105,13 +105,13 @@ class Encoder(Protocol):
 
 
 class TellsDamage(Protocol):
-    """What makes the error for bytes that are not what was written."""
+    """What makes the error for bytes that are not what was written, as a `Decoder` does."""
 
     def damaged(self, reason: str) -> Exception:
-        """Return (not raise) a `DamagedObjectError` that names the URL and the entry."""
+        """Return (not raise) the error."""
 
 
-class Decoder(TellsDamage, Protocol):
+class Decoder(Protocol):
     """What a codec may ask of the container while it decodes one entry."""
 
     def decode(self, node: JSON) -> Any:
@@ -166,6 +166,9 @@ class Decoder(TellsDamage, Protocol):
 
     def nested(self, number: Any) -> Any:
         """Return the nested `DataStore` of that number, not loaded."""
+
+    def damaged(self, reason: str) -> Exception:
+        """Return (not raise) a `DamagedObjectError` that names the URL and the entry."""
 
 
 class Codec(Protocol):
