@@ -106,6 +106,13 @@ class Encoder(Protocol):
         """Return (not raise) an `UnsupportedTypeError` that names the entry and the place."""
 
 
+class TellsDamage(Protocol):
+    """What makes the error for bytes that are not what was written, as a `Decoder` does."""
+
+    def damaged(self, reason: str) -> Exception:
+        """Return (not raise) the error."""
+
+
 class Decoder(Protocol):
     """What a codec may ask of the container while it decodes one entry."""
 
