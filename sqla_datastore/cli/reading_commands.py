@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-_FORMATS = ("file", "parquet", "csv", "npy", "json", "zip")
+_FORMATS = ("parquet", "csv", "npy", "json", "zip")
 _SHOWN_ROWS = 50
 
 
@@ -197,7 +197,7 @@ def _show(arguments: argparse.Namespace, tables: Tables) -> int:
 
 def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any]) -> int:
     from sqla_datastore.cli.tables import print_json, print_table
-    from sqla_datastore.value.display import size_text
+    from sqla_datastore.value.display import dtype_text, size_text
 
     if arguments.json:
         shown = {name: _entries_json(entries) for name, entries in contents.items()}
@@ -214,7 +214,7 @@ def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any])
                 [
                     entry,
                     what.type,
-                    what.dtype or "",
+                    dtype_text(what),
                     "" if what.shape is None else str(what.shape),
                     "" if what.type == "DataStore" and not what.nbytes else size_text(what.nbytes),
                 ]
@@ -236,6 +236,7 @@ def _entries_json(entries: dict[str, Any] | None) -> Any:
             "dtype": what.dtype,
             "shape": what.shape,
             "nbytes": what.nbytes,
+            **({} if what.file_name is None else {"file_name": what.file_name}),
         }
         for name, what in entries.items()
     ]
@@ -272,7 +273,9 @@ def _show_entry(arguments: argparse.Namespace, ref: Any) -> int:
 def _add_export(commands: Commands) -> None:
     export = _add_reading(commands, "export", "write a value or an entry to a file", _export)
     _add_row(export)
-    export.add_argument("--to", choices=_FORMATS, required=True, help="the format")
+    export.add_argument(
+        "--to", choices=_FORMATS, help="the format; without it a file is written as it is"
+    )
     export.add_argument(
         "--output",
         "-o",
@@ -284,16 +287,18 @@ def _add_export(commands: Commands) -> None:
 
 def _export(arguments: argparse.Namespace, tables: Tables) -> int:
     from sqla_datastore.browsing.entries import find_entry
-    from sqla_datastore.browsing.exports import export, file_name
+    from sqla_datastore.browsing.exports import export, file_name, suffix_of
 
     _column, value = tables.row(arguments.table, arguments.key).value(arguments.column)
-    path = arguments.entry
-    if not path and arguments.to not in ("json", "zip"):
-        raise ConfigurationError(f"a whole value is no {arguments.to}; name an entry, or use zip")
+    path, kind = arguments.entry, arguments.to
+    if kind is not None and not path and kind not in ("json", "zip"):
+        raise ConfigurationError(f"a whole value is no {kind}; name an entry, or use zip")
     loaded = find_entry(value, *path).load() if path else value
-    name = arguments.output or file_name(arguments.to, arguments.table, arguments.key, *path)
+    name = arguments.output or file_name(
+        kind or suffix_of(loaded), arguments.table, arguments.key, *path
+    )
     with _written(name, replace=arguments.force) as out:
-        export(loaded, arguments.to, out)
+        export(loaded, kind, out)
     if name != "-":
         print(printable(name))
     return 0

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sqla_datastore import ConfigurationError, DataStore, DataStoreIO, File
+from sqla_datastore import ConfigurationError, DataStore, DataStoreIO
 from sqla_datastore.browsing.exports import export, file_name, jsonable
 
 FRAME = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
@@ -103,16 +103,9 @@ def test_zip_is_an_object_of_this_library_and_of_other_tools(tmp_path, value):
         assert read.value.tolist() == [0, 1, 2]
 
 
-def test_a_file_is_written_as_it_is(tmp_path):
-    (tmp_path / "x.bin").write_bytes(bytes(range(256)))
-    for value in (File(tmp_path / "x.bin"), bytes(range(256))):
-        assert exported(value, "file") == bytes(range(256))
-
-
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
-        ("text", "file"),
         (np.zeros((2, 2, 2)), "csv"),
         ("text", "parquet"),
         (FRAME, "npy"),
