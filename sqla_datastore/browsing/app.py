@@ -26,7 +26,7 @@ from sqla_datastore.browsing.views import View, view_of
 from sqla_datastore.exceptions import DataStoreError, MissingObjectError, StorageError
 from sqla_datastore.printable import printable
 from sqla_datastore.value.datastore import DataStore
-from sqla_datastore.value.display import place_text, size_text
+from sqla_datastore.value.display import entry_size_text, place_text, size_text
 
 _LONGEST: Final = 1_000
 _LISTED_ENTRIES: Final = 1_000
@@ -84,6 +84,7 @@ class _Pages:
         )
         self._templates.globals["address"] = _address
         self._templates.filters["size"] = size_text
+        self._templates.filters["entry_size"] = entry_size_text
         self._templates.filters["place"] = place_text
 
     def answering(self, show: Callable[[_Query], Response]) -> Callable[[Request], Response]:

@@ -7,6 +7,7 @@ import contextlib
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -196,7 +197,7 @@ def _show(arguments: argparse.Namespace, tables: Tables) -> int:
 
 def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any]) -> int:
     from sqla_datastore.cli.tables import print_json, print_table
-    from sqla_datastore.value.display import size_text
+    from sqla_datastore.value.display import facts_of
 
     if arguments.json:
         shown = {name: _entries_json(entries) for name, entries in contents.items()}
@@ -209,16 +210,7 @@ def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any])
             continue
         print_table(
             ["entry", "type", "dtype", "shape", "size"],
-            [
-                [
-                    entry,
-                    what.type,
-                    what.dtype or "",
-                    "" if what.shape is None else str(what.shape),
-                    "" if what.type == "DataStore" and not what.nbytes else size_text(what.nbytes),
-                ]
-                for entry, what in entries.items()
-            ],
+            [[entry, *facts_of(what)] for entry, what in entries.items()],
             numbers={4},
             title=name,
         )
@@ -228,16 +220,7 @@ def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any])
 def _entries_json(entries: dict[str, Any] | None) -> Any:
     if entries is None:
         return None
-    return [
-        {
-            "name": name,
-            "type": what.type,
-            "dtype": what.dtype,
-            "shape": what.shape,
-            "nbytes": what.nbytes,
-        }
-        for name, what in entries.items()
-    ]
+    return [{"name": name, **asdict(what)} for name, what in entries.items()]
 
 
 def _show_entry(arguments: argparse.Namespace, ref: Any) -> int:
