@@ -32,8 +32,8 @@ def outputs(folder):
 
 
 def test_a_value_shows_a_table_and_loads_nothing(outputs):
-    assert "<td>history</td><td>pandas.DataFrame</td>" in outputs[0]
-    assert "<td>weights</td><td>numpy.ndarray</td><td>float64</td><td>(3, 2)</td>" in outputs[0]
+    assert "<b>history</b></td><td>pandas.DataFrame</td>" in outputs[0]
+    assert "<b>weights</b></td><td>numpy.ndarray</td><td>float64</td><td>(3, 2)</td>" in outputs[0]
     assert "loaded" not in outputs[0]
 
 
@@ -42,5 +42,5 @@ def test_an_entry_of_all_runs_is_compared(outputs):
 
 
 def test_an_edit_is_saved(outputs, folder):
-    assert "<td>note</td>" in outputs[2]
+    assert "<b>note</b>" in outputs[2]
     assert len(list((folder / "notebook.storage").rglob("*.zip"))) == 3
