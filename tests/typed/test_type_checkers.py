@@ -11,7 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = Path(__file__).parent / "modules"
-MYPY = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"]
+# options that change what mypy remembers are those of pyproject.toml, so that what it has just checked
+# for the project, SQLAlchemy and NumPy among it, is not checked again
+MYPY = [
+    *(sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"),
+    *("--python-version=3.11", "--warn-unreachable", f"--cache-dir={ROOT / '.mypy_cache'}"),
+]
 PYRIGHT = [sys.executable, "-m", "basedpyright", "--project"]
 STANDARD = '{"typeCheckingMode": "standard", "pythonVersion": "3.11"}'
 
