@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = Path(__file__).parent / "modules"
-# options that change what mypy remembers are those of pyproject.toml, so that what it has just checked
-# for the project, SQLAlchemy and NumPy among it, is not checked again
+# the options that decide what mypy remembers are those of pyproject.toml: what it has just read for
+# the project, SQLAlchemy and NumPy among it, is not read again
 MYPY = [
     *(sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"),
     *("--python-version=3.11", "--warn-unreachable", f"--cache-dir={ROOT / '.mypy_cache'}"),
