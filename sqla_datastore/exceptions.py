@@ -16,29 +16,70 @@
 
 A missing entry is a plain `KeyError` or `AttributeError`; no error above is either of them.
 None of them is wrapped in SQLAlchemy's ``StatementError``. Their messages are `printable`, whatever
-a file or row says; their attributes hold what was found, unchanged.
+a file or row says; their attributes hold what was found, unchanged. Each class has a code, which
+never changes and is a heading of ``docs/errors.md``; the text of an error ends with a link there.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy.exc import ArgumentError, DontWrapMixin, InvalidRequestError
 
-from sqla_datastore.printable import printable
+from sqla_datastore.printable import LONGEST_MESSAGE, printable
+
+DOCUMENTATION = "https://docs.example.org/sqla_datastore"
+"""Where the documentation is published, as pyproject.toml says, too."""
+
+_LONGEST = LONGEST_MESSAGE - 200  # the link has room
+
+
+def _with_link(message: str, code: str | None, kind: str) -> str:
+    """Return a message with the link to what is known of its code."""
+    if code is None:
+        return message
+    link = f"(Background on this {kind} at: {DOCUMENTATION}/errors.html#{code})"
+    return f"{message} {link}" if message else link
 
 
 class DataStoreError(DontWrapMixin, Exception):
     """The root of all errors of this library.
 
+    Its text is the message and a link to what ``docs/errors.md`` says of the error's code.
+
     Args:
         message: one line; what it quotes of files and rows need not be escaped.
+
+    Attributes:
+        code: what kind of error it is; it never changes.
     """
 
+    code: str | None = None
+
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(message, _LONGEST))
+
+    @property
+    def message(self) -> str:
+        """The text without the link."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        return _with_link(self.message, self.code, "error")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # as it is: the constructors of the leaves take other things than the message
+        return _unpickled, (type(self), self.args), self.__dict__
 
     def add_note(self, note: str) -> None:
         """Add a note, escaped as the message is."""
         super().add_note(printable(note))
+
+
+def _unpickled(cls: type[DataStoreError], args: tuple[Any, ...]) -> DataStoreError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    return error
 
 
 class UnsupportedTypeError(DataStoreError, TypeError):
@@ -49,6 +90,8 @@ class UnsupportedTypeError(DataStoreError, TypeError):
         entry: where in the value, for example ``'a'`` or ``'a[3]["x"]'``, or None.
         type: the type that no codec takes, or None.
     """
+
+    code = "unsupported-type"
 
     def __init__(
         self,
@@ -63,9 +106,11 @@ class UnsupportedTypeError(DataStoreError, TypeError):
         self.entry = entry
         self.type = type
 
-    def __str__(self) -> str:
+    @property
+    def message(self) -> str:
+        """The text without the link."""
         column = f"column {self.column!r}: " if self.column else ""
-        return column + super().__str__()
+        return column + super().message
 
 
 class SchemaMismatchError(UnsupportedTypeError):
@@ -75,6 +120,8 @@ class SchemaMismatchError(UnsupportedTypeError):
         entry: the entry that is missing, not listed, or of another type.
     """
 
+    code = "schema-mismatch"
+
 
 class UnsupportedFormatError(DataStoreError, ValueError):
     """An object needs a reader newer than this one, or a codec that is not registered.
@@ -83,6 +130,8 @@ class UnsupportedFormatError(DataStoreError, ValueError):
         url: the object, or None.
         entry: the entry that needs it, or None for the whole object.
     """
+
+    code = "unsupported-format"
 
     def __init__(self, message: str, *, url: str | None = None, entry: str | None = None) -> None:
         super().__init__(message)
@@ -100,6 +149,8 @@ class DamagedObjectError(DataStoreError, ValueError):
         expected: the checksum or size that was written, or None.
         found: the checksum or size that was read, or None.
     """
+
+    code = "damaged-object"
 
     def __init__(
         self,
@@ -132,6 +183,8 @@ class MissingObjectError(DataStoreError, FileNotFoundError):
         url: the URL.
     """
 
+    code = "missing-object"
+
     def __init__(
         self,
         url: str,
@@ -152,7 +205,16 @@ class MissingObjectError(DataStoreError, FileNotFoundError):
 
 
 class DefaultStorageWarning(UserWarning):
-    """Values are written to the folder ``sqla.datastore``, as nobody has named a storage."""
+    """Values are written to the folder ``sqla.datastore``, as nobody has named a storage.
+
+    Attributes:
+        code: what kind of warning it is; it never changes.
+    """
+
+    code = "default-storage"
+
+    def __str__(self) -> str:
+        return _with_link(super().__str__(), self.code, "warning")
 
 
 class RefusedURLError(DataStoreError, ValueError):
@@ -162,6 +224,8 @@ class RefusedURLError(DataStoreError, ValueError):
         url: the text that was refused.
         reason: why.
     """
+
+    code = "refused-url"
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(f"refused {url!r}: {reason}")
@@ -178,6 +242,8 @@ class StorageError(DataStoreError, OSError):
             would take as long, in vain.
     """
 
+    code = "storage"
+
     def __init__(self, message: str, *, url: str | None = None, no_answer: bool = False) -> None:
         super().__init__(message)
         self.url = url
@@ -186,6 +252,8 @@ class StorageError(DataStoreError, OSError):
 
 class StaleValueError(DataStoreError, RuntimeError):
     """An edit that could not be saved, or a value that is not usable any more."""
+
+    code = "stale-value"
 
 
 class CollectError(DataStoreError, ValueError):
@@ -196,6 +264,8 @@ class CollectError(DataStoreError, ValueError):
         entry: the entry's name, or None where a column of the rows is meant.
     """
 
+    code = "collect"
+
     def __init__(self, message: str, *, row: str | None = None, entry: str | None = None) -> None:
         super().__init__(message)
         self.row = row
@@ -205,6 +275,10 @@ class CollectError(DataStoreError, ValueError):
 class RefusedStatementError(DataStoreError, InvalidRequestError):
     """A statement whose effect on stored objects cannot be followed; it did not run."""
 
+    code = "refused-statement"
+
 
 class ConfigurationError(DataStoreError, ArgumentError):
     """Columns, templates or storages that contradict each other."""
+
+    code = "configuration"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -92,3 +93,8 @@ def test_no_module_is_imported_by_what_it_imports():
     graph = grimp.build_graph("sqla_datastore", cache_dir=None)
     imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
     TopologicalSorter(imports).prepare()
+
+
+def test_the_reference_has_the_public_packages():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    assert sorted(re.findall(r"automodule:: ([\w.]+)", page)) == PUBLIC

@@ -41,7 +41,7 @@ def summary_of(value: DataStore) -> str:
     try:
         names = list(value)
     except DataStoreError as err:
-        return printable(f"{type(err).__name__}: {err}", 200)
+        return printable(f"{type(err).__name__}: {err.message}", 200)
     count = count_text(len(names))
     more = ", …" * (len(names) > _NAMED)
     return printable(": ".join([count, *[", ".join(names[:_NAMED]) + more] * bool(names)]), 400)
@@ -89,7 +89,7 @@ def checked(text: str) -> dict[str, Any]:
     try:
         DataStore(entries)._plan(None)
     except UnsupportedTypeError as err:
-        raise ValueError(str(err)) from err
+        raise ValueError(err.message) from err
     return entries
 
 

@@ -320,7 +320,7 @@ class Container:
             try:
                 _read_manifest(self._reader, self.url, whole=True)
             except DataStoreError as err:
-                yield str(err)
+                yield err.message
 
     def _check_entry(self, name: str, *, deep: bool) -> Iterator[str]:
         try:
@@ -328,7 +328,7 @@ class Container:
             for blob in self.blobs(name) if deep else ():
                 blob.verify()
         except DataStoreError as err:
-            yield str(err)
+            yield err.message
 
     def _node(self, name: str) -> JSON:
         text = self.node_text(name)

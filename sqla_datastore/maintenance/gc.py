@@ -183,7 +183,7 @@ class _GarbageCollector:
             if left and isinstance(storage, KeepsLeftovers):
                 storage.remove_leftovers(left)
         except StorageError as err:
-            self.failures.append(str(err))
+            self.failures.append(err.message)
             there = those_there(storage, doomed)
             doomed = [path for path in doomed if path not in there]
             # which of them went nobody can tell; the next run finds the others

@@ -67,7 +67,7 @@ class Remover(OfColumn):
             if self._apply:
                 self._source.remove(gone)
         except StorageError as err:
-            self._counts.failures.append(str(err))
+            self._counts.failures.append(err.message)
             gone = [path for path in gone if not is_there(self._source, path)]
         self._counts.removed += len(gone)
         self._counts.removed_bytes += sum(sizes[path] for path in gone)

@@ -164,7 +164,7 @@ class DueRemovals:
         try:
             storage.remove([path for family in families.values() for path in family])
         except StorageError as err:
-            self.failures.append(str(err))
+            self.failures.append(err.message)
             # remove() does not say which of them it could not remove
             there = those_there(storage, (path for family in families.values() for path in family))
             return {url for url, family in families.items() if not there.isdisjoint(family)}

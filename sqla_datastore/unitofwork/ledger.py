@@ -223,15 +223,18 @@ class Ledger:
         listed = {name for name, kind in last.items() if kind is _Kind.LIST}
         return listed - ((found.dropped | self._written.keys()) - found.live)
 
-    def prepare(self, referenced: Callable[[set[ObjectName]], set[ObjectName]]) -> None:
+    def prepare(
+        self, referenced: Callable[[set[ObjectName], set[ObjectName]], set[ObjectName]]
+    ) -> None:
         """Decide what goes, and make the rest durable. Called right before COMMIT; may fail.
 
         After a failure the caller rolls the database back and calls `abort`.
 
         Args:
             referenced: given the names of which the log is not sure (what rows held until this
-                transaction, the `candidates`, what was adopted without certainty), returns those
-                that some row refers to, asked in the same transaction. Not called without names.
+                transaction, the `candidates`, what was adopted without certainty), and the
+                `candidates` alone, which any row may have, returns those that some row refers to,
+                asked in the same transaction. Not called without names.
 
         Raises:
             StorageError: a row refers to an object that was not written whole.
@@ -239,7 +242,7 @@ class Ledger:
         """
         found, candidates = self._replay(), self.candidates()
         doubtful = candidates | found.uncertain | (found.dropped - found.live)
-        held = referenced(doubtful) if doubtful else set()
+        held = referenced(doubtful, candidates) if doubtful else set()
         lost = found.uncertain - held
         self._unadopted = lost & self._tried()
         if self.incomplete() - lost:

@@ -83,7 +83,12 @@ class ReferringRows:
             self._bound_to_key.update(effects.destinations)
 
     def referenced(
-        self, connection: Connection | None, names: set[ObjectName], *, refuses_strays: bool = True
+        self,
+        connection: Connection | None,
+        names: set[ObjectName],
+        listed: set[ObjectName],
+        *,
+        refuses_strays: bool = True,
     ) -> set[ObjectName]:
         """Return those of the names that a row refers to, asked in this transaction.
 
@@ -91,6 +96,9 @@ class ReferringRows:
             connection: the transaction's; without one nobody can be asked, so everything stays but
                 what rows are known to have lost.
             names: what was dropped, listed, or adopted without certainty.
+            listed: those of them that lie in a folder that is to be emptied, and that any row may
+                have: also one that lost it and has it again, by a savepoint's rollback for
+                instance, and may have got another key since.
             refuses_strays: refuse a value that an UPDATE has put into another row than was found.
 
         Raises:
@@ -98,7 +106,7 @@ class ReferringRows:
         """
         if connection is None:
             known = self._previous.keys() - self._unproven.keys()
-            return names - known if self.are_locked else names
+            return names - (known - listed) if self.are_locked else names
         rows = {name: self._previous.get(name) or self._destinations.get(name) for name in names}
         held = self._held_by_key(connection, {n: row for n, row in rows.items() if row is not None})
         # what nobody else knows needs neither a lock nor another table; a row may have got another
@@ -109,7 +117,7 @@ class ReferringRows:
         found = self._held_in_own_table(connection, own)
         if refuses_strays:
             self._refuse_strays(found, held)
-        listed = {name for name in names - held - own if name not in self._previous}
+        listed = (listed | (names - own - self._previous.keys())) - held - found
         self._asked_again = self._unseen(connection, names, listed)
         # without a lock, as no index may lead to it: a lock could be one of all rows
         others = {name for name in names - held - found if self._unproven.get(name) is False}

@@ -206,7 +206,7 @@ class DataStore(EntryMapping, Generic[S_co]):
         try:
             self._check_entries(EntrySchema.of(schema), None)
         except SchemaMismatchError as err:
-            return str(err)
+            return err.message
         return None
 
     # -- attributes --------------------------------------------------------------------------------

@@ -351,8 +351,8 @@ def test_the_advice_of_an_error_helps(kind):
     value = VALUES[kind]()
     with pytest.raises(UnsupportedTypeError) as caught:
         encode_value(value)
-    codes = code_in(str(caught.value))
-    assert codes, str(caught.value)
+    codes = code_in(caught.value.message)
+    assert codes, caught.value.message
     for code in codes:
         result = run(code, value)
         if code.startswith("register_"):
@@ -374,7 +374,7 @@ def test_a_name_that_is_no_str_is_told_what_a_dict_may_have():
     for make in (lambda v: DataStore(v), lambda v: DataStore.coerce("data", v)):
         with pytest.raises(UnsupportedTypeError, match="the name of an entry is a str") as caught:
             make({1: 2})
-        (code,) = code_in(str(caught.value))
+        (code,) = code_in(caught.value.message)
         run(code, {1: 2})._plan("rows.data")
 
 

@@ -256,8 +256,8 @@ def test_the_advice_for_what_is_refused_helps(make):
     value = make()
     with pytest.raises(UnsupportedTypeError) as caught:
         encode_value(value)
-    found = re.findall(r"; store (.+?\))(?: and what the subclass adds)?$", str(caught.value))
-    assert found, str(caught.value)
+    found = re.findall(r"; store (.+?\))(?: and what the subclass adds)?$", caught.value.message)
+    assert found, caught.value.message
     (code,) = found
     instead = eval(code, {"value": value, "xarray": xr})
     back = stored(instead)

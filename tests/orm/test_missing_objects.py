@@ -51,7 +51,7 @@ def assert_both(message):
 def failing(read):
     with pytest.raises(MissingObjectError) as caught:
         read()
-    return str(caught.value)
+    return caught.value.message
 
 
 @pytest.mark.parametrize("read", [lambda d: d.n, list, len, dict], ids=["n", "list", "len", "dict"])

@@ -54,3 +54,11 @@ def test_they_refuse_the_marked_lines_and_no_others(checker, path, tmp_path):
     assert marked
     found = errors(checker, path, tmp_path)
     assert set(found) == marked, found
+
+
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_they_take_the_readme_as_it_is(checker, tmp_path):
+    page = (ROOT / "README.md").read_text()
+    path = tmp_path / "readme.py"
+    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)))
+    assert errors(checker, path, tmp_path) == {}

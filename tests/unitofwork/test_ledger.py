@@ -57,7 +57,7 @@ class Names:
             raise error
 
 
-def none(_names):
+def none(_names, _listed):
     """No row refers to a listed name."""
     return set()
 
@@ -263,7 +263,7 @@ def test_listed_names_go_unless_a_row_refers_to_them():
     storage, ledger = Names({"orphan", "referenced", "adopted"}), Ledger()
     asked = []
 
-    def referenced(names):
+    def referenced(names, _listed):
         asked.append({name.path for name in names})
         return {name for name in names if name.path == "referenced"}
 
@@ -278,7 +278,7 @@ def test_listed_names_go_unless_a_row_refers_to_them():
 def test_nothing_is_asked_where_nothing_was_superseded_or_listed():
     storage, ledger = Names({"old"}), Ledger()
 
-    def referenced(names):
+    def referenced(names, _listed):
         raise AssertionError(f"asked for {names}")
 
     ledger.begin_savepoint("s")
@@ -294,7 +294,7 @@ def test_nothing_is_asked_where_nothing_was_superseded_or_listed():
 def test_what_a_row_holds_in_spite_of_its_statement_stays():
     storage, ledger = Names({"old", "held"}), Ledger()
     ledger.drop(names_of(storage, "old", "held"))
-    ledger.prepare(lambda names: {name for name in names if name.path == "held"})
+    ledger.prepare(lambda names, _listed: {name for name in names if name.path == "held"})
     ledger.finish()
     assert storage.paths == {"held"}
 
@@ -303,7 +303,7 @@ def test_what_is_known_of_a_listed_name_counts():
     storage, ledger = Names({"old"}), Ledger()
     asked = []
 
-    def referenced(names):
+    def referenced(names, _listed):
         asked.append({name.path for name in names})
         return set()
 
@@ -322,7 +322,7 @@ def test_an_adopted_name_that_is_listed_later_is_asked_about(refers):
     storage, ledger = Names(), Ledger()
     inserted(ledger, storage, "new")
     ledger.listed(names_of(storage, "new"))
-    ledger.prepare(lambda names: names if refers else set())
+    ledger.prepare(lambda names, _listed: names if refers else set())
     ledger.finish()
     assert storage.paths == ({"new"} if refers else set())
 
@@ -454,7 +454,7 @@ def test_a_failing_question_is_raised_and_abort_restores_what_was():
     ledger = Ledger()
     _script(ledger, one, two)
 
-    def referenced(_names):
+    def referenced(_names, _listed):
         raise DiskError("the database went away")
 
     with pytest.raises(DiskError):
@@ -629,7 +629,7 @@ class Transactions(RuleBasedStateMachine):
         assert self.ledger.is_empty
         self._begin()
 
-    def _referenced(self, names):
+    def _referenced(self, names, _listed):
         assert names <= set(self._names(self.storage.paths))
         rows = {*self.world.rows.values(), *self.others}
         return {name for name in names if name.path in rows}

@@ -333,6 +333,59 @@ def test_changing_the_key_keeps_the_object(engine, exact):
         assert session.get(Keyed, 5).data.n == 6
 
 
+def _replaced_in_a_savepoint(session, row):
+    nested = session.begin_nested()
+    row.data = value(2)
+    session.flush()
+    nested.rollback()
+
+
+def _replaced_and_put_back(session, row):
+    old = row.data
+    row.data = value(2)
+    session.flush()
+    row.data = DataStore.from_url(old.url)
+    session.flush()
+
+
+def _deleted_in_a_savepoint(session, row):
+    nested = session.begin_nested()
+    session.delete(row)
+    session.flush()
+    nested.rollback()
+
+
+def _replaced_by_sql_and_put_back(session, row):
+    table, old = Keyed.__table__, row.data.url
+    for new in (value(2), DataStore.from_url(old)):
+        session.execute(update(table).where(table.c.id == row.id).values(data=new))
+
+
+@pytest.mark.parametrize(
+    "had_lost",
+    [
+        _replaced_in_a_savepoint,
+        _deleted_in_a_savepoint,
+        _replaced_and_put_back,
+        _replaced_by_sql_and_put_back,
+    ],
+)
+def test_a_row_that_has_its_object_again_keeps_it_under_another_key(engine, exact, had_lost):
+    """Another row takes its old key, and with it the folder in which the object lies."""
+    with Session(engine) as session:
+        row = add(session, 3, Keyed, id=5)
+        session.commit()
+        had_lost(session, row)
+        row.id = 7
+        session.flush()
+        add(session, 6, Keyed, id=5)
+        session.commit()
+        exact(2)
+        session.expire_all()
+        assert session.get(Keyed, 7).data.n == 3
+        assert session.get(Keyed, 5).data.n == 6
+
+
 def test_nested_values_are_a_family_of_objects(engine, exact, stored):
     with Session(engine) as session:
         row = Keyed(id=1, data=DataStore(n=1, child=DataStore(m=2, deep=DataStore(k=[3]))))

@@ -134,6 +134,7 @@ class World:
         if not self.aside:
             self.model.commit()
 
-    def _rollback(self, _connection: object) -> None:
-        if not self.aside:
+    def _rollback(self, connection: Connection) -> None:
+        # one that is detached asks for the reason why an object is missing, and writes nothing
+        if not self.aside and not connection.connection.is_detached:
             self.model.rollback()
