@@ -7,7 +7,6 @@ import contextlib
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -220,7 +219,17 @@ def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any])
 def _entries_json(entries: dict[str, Any] | None) -> Any:
     if entries is None:
         return None
-    return [{"name": name, **asdict(what)} for name, what in entries.items()]
+    return [
+        {
+            "name": name,
+            "type": what.type,
+            "dtype": what.dtype,
+            "shape": what.shape,
+            "nbytes": what.nbytes,
+            **({} if what.file_name is None else {"file_name": what.file_name}),
+        }
+        for name, what in entries.items()
+    ]
 
 
 def _show_entry(arguments: argparse.Namespace, ref: Any) -> int:
@@ -254,7 +263,9 @@ def _show_entry(arguments: argparse.Namespace, ref: Any) -> int:
 def _add_export(commands: Commands) -> None:
     export = _add_reading(commands, "export", "write a value or an entry to a file", _export)
     _add_row(export)
-    export.add_argument("--to", choices=_FORMATS, required=True, help="the format")
+    export.add_argument(
+        "--to", choices=_FORMATS, help="the format; without it a file is written as it is"
+    )
     export.add_argument(
         "--output",
         "-o",
@@ -266,16 +277,18 @@ def _add_export(commands: Commands) -> None:
 
 def _export(arguments: argparse.Namespace, tables: Tables) -> int:
     from sqla_datastore.browsing.entries import find_entry
-    from sqla_datastore.browsing.exports import export, file_name
+    from sqla_datastore.browsing.exports import export, file_name, suffix_of
 
     _column, value = tables.row(arguments.table, arguments.key).value(arguments.column)
-    path = arguments.entry
-    if not path and arguments.to not in ("json", "zip"):
-        raise ConfigurationError(f"a whole value is no {arguments.to}; name an entry, or use zip")
+    path, kind = arguments.entry, arguments.to
+    if kind is not None and not path and kind not in ("json", "zip"):
+        raise ConfigurationError(f"a whole value is no {kind}; name an entry, or use zip")
     loaded = find_entry(value, *path).load() if path else value
-    name = arguments.output or file_name(arguments.to, arguments.table, arguments.key, *path)
+    name = arguments.output or file_name(
+        kind or suffix_of(loaded), arguments.table, arguments.key, *path
+    )
     with _written(name, replace=arguments.force) as out:
-        export(loaded, arguments.to, out)
+        export(loaded, kind, out)
     if name != "-":
         print(printable(name))
     return 0

@@ -7,6 +7,8 @@ import datetime as dt
 import decimal
 import enum
 import gc
+import hashlib
+import io
 import threading
 import time
 import uuid
@@ -36,6 +38,7 @@ from sqla_datastore import (
     DamagedObjectError,
     DataStore,
     DataStoreType,
+    File,
     MissingObjectError,
     acollect,
     acollect_array,
@@ -45,7 +48,7 @@ from sqla_datastore import (
     collect_array,
     collect_batches,
 )
-from sqla_datastore.format import Container
+from sqla_datastore.format import Container, StoredBlob
 from sqla_datastore.storage import LocalStorage
 
 
@@ -124,6 +127,21 @@ def test_frames_stand_one_below_the_other_with_the_key_of_their_rows(session):
     pd.testing.assert_frame_equal(
         found.to_pandas()[["id", "a"]], pd.DataFrame({"id": [1, 1, 2], "a": [1, 2, 3]})
     )
+
+
+def test_of_files_all_is_told_but_their_bytes(session, monkeypatch):
+    add(session, File(io.BytesIO(b"a,b"), "x.csv"), File(io.BytesIO(b""), "y", "text/z"), None)
+    monkeypatch.setattr(StoredBlob, "verified_pieces", None)
+    assert entries(session).drop_columns("sha256").to_pylist() == [
+        {"id": 1, "name": "x.csv", "content_type": "text/csv", "size_bytes": 3},
+        {"id": 2, "name": "y", "content_type": "text/z", "size_bytes": 0},
+    ]
+    assert entries(session)["sha256"][0].as_py() == hashlib.sha256(b"a,b").hexdigest()
+    with pytest.raises(CollectError, match="File values are no NumPy arrays"):
+        collect_array(session, RUNS, Run.data, "e")
+    session.add(Run(id=4, data=DataStore(e=1)))
+    with pytest.raises(CollectError, match=r"id=4.* a File"):
+        entries(session)
 
 
 FRAMES = {
