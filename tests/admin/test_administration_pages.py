@@ -195,11 +195,11 @@ def test_a_form_edits_plain_entries_and_keeps_the_others(client, engine, stored)
 
 def test_a_file_is_named_and_kept(client, engine, stored):
     add(engine, report=File(io.BytesIO(b"a,b"), "<i>.csv"), note="old")
-    page = client.get("/admin/run/details/1").text
+    page = client.get(client.details).text
     assert "<td>File</td><td>&lt;i&gt;.csv, text/csv</td>" in page
     text = form_text(client)
     assert '"report" File' in text
-    assert save(client, text.replace('"old"', '"new"')).status_code == 302
+    assert save(client, text.replace('"old"', '"new"')).status_code == client.saved
     with Session(engine) as session:
         data = session.get(Run, 1).data
         assert (data.report.name, data.report.read(), data.note) == ("<i>.csv", b"a,b", "new")
