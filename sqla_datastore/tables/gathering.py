@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
@@ -116,7 +117,11 @@ def read(session: Any, query: RowQuery, call: Read[T], rows: int = _ROWS) -> Ite
         query: what is selected.
         call: reads; blocks.
         rows: how many at a time.
+
+    Raises:
+        TypeError: the session is asynchronous, or no session.
     """
+    _check_session(session, is_awaited=False)
     found = _some(session.execute(query.statement).all(), rows)
     return (off_loop(partial(call, each, stopped), stopped) for each, stopped in found)
 
@@ -125,8 +130,20 @@ async def aread(
     session: Any, query: RowQuery, call: Read[T], rows: int = _ROWS
 ) -> AsyncIterator[T]:
     """As `read`, for asynchronous sessions and connections."""
+    _check_session(session, is_awaited=True)
     for each, stopped in _some((await session.execute(query.statement)).all(), rows):
         yield await in_thread(partial(call, each, stopped), stopped)
+
+
+def _check_session(session: Any, *, is_awaited: bool) -> None:
+    execute = getattr(session, "execute", None)
+    if execute is None or iscoroutinefunction(execute) is not is_awaited:
+        needed = "an AsyncSession or AsyncConnection" if is_awaited else "a Session or Connection"
+        names = "collect, collect_array and collect_batches"
+        others = names if is_awaited else names.replace("collect", "acollect")
+        raise TypeError(
+            f"{needed} is needed here, not {type(session).__name__!r}; {others} take the others"
+        )
 
 
 def _some(rows: Sequence[Row], count: int) -> Iterator[tuple[list[Row], threading.Event]]:
