@@ -20,6 +20,8 @@ from sqlalchemy.orm import Session
 
 from sqla_datastore import DataStoreType, bind_storage
 from sqla_datastore.maintenance import CheckReport, DrainReport, GcReport, check, drain, gc
+from sqla_datastore.storage.binding import open_storage
+from sqla_datastore.storage.protocol import Storage
 from support.databases import Stored, make_engine
 from support.exactness import assert_exact
 from support.models import Base, Compact, Counter, Experiment, Keyed, Project, Run
@@ -35,12 +37,16 @@ class Stage:
     Args:
         url: an empty database.
         stored: the empty storage, seen without the library.
+        storage: the same as the library is to see it, by default as its base says.
     """
 
-    def __init__(self, url: str, stored: Stored | StoredInBucket) -> None:
+    def __init__(
+        self, url: str, stored: Stored | StoredInBucket, storage: Storage | None = None
+    ) -> None:
         self.url = url
         self.stored = stored
-        self.engine = make_engine(url, stored.base)
+        self.storage = open_storage(stored.base) if storage is None else storage
+        self.engine = make_engine(url, self.storage)
         Base.metadata.create_all(self.engine)
         self._raw = [_raw(table) for table in Base.metadata.sorted_tables]
         with Session(self.engine) as session:
@@ -130,7 +136,7 @@ class Stage:
     def assert_does(self, scenario: Scenario) -> None:
         """Put all back and run a scenario; assert its rows, and that the storage is exact."""
         self.reset()
-        engine = self.engine_for(scenario, self.stored.base)
+        engine = self.engine_for(scenario, self.storage)
         scenario.run(engine, scenario.make())
         engine.dispose()
         assert self.rows() == scenario.after

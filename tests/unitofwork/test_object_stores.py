@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate, chain
 from types import SimpleNamespace
 
@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
-from support.databases import STRIDE, make_engine
+from support.buckets import BUCKETS
+from support.databases import STRIDE, Stored, make_engine
 from support.exactness import assert_exact
 from support.models import Base, Keyed
 from support.object_stores import (
@@ -34,18 +35,28 @@ from sqla_datastore import DataStore, DataStoreIO, bind_storage, options
 from sqla_datastore.cli import main as cli
 from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
 from sqla_datastore.maintenance import check, gc, usage
-from sqla_datastore.storage import ObjectStorage
+from sqla_datastore.storage import FsspecStorage, ObjectStorage
 from sqla_datastore.storage.binding import open_storage
 
 obstore = pytest.importorskip("obstore")
+fsspec = pytest.importorskip("fsspec")
 MIB = 1024 * 1024
-FAULTY = ["insert_rows", "replace", "edit_in_place", "delete_rows", "savepoints"]
+FAULTY = [
+    *("insert_rows", "replace", "edit_in_place", "delete_rows_that_own_folders", "savepoints")
+]
+STORES = ["memory", "fsspec", "s3", *(pytest.param(n, marks=pytest.mark.servers) for n in BUCKETS)]
 
 
 @pytest.fixture(scope="module", params=["memory", "s3"])
 def stored(request):
     """An empty storage, seen without the library."""
-    if request.param == "s3":
+    with _bucket(request.param, request) as stored:
+        yield stored
+
+
+@contextmanager
+def _bucket(kind, request):
+    if kind == "s3":
         with stored_on_s3(request.getfixturevalue("s3_endpoint")) as stored:
             yield stored
     else:
@@ -53,11 +64,23 @@ def stored(request):
         yield StoredInBucket(base, open_storage(base)._store)
 
 
-@pytest.fixture(scope="module")
-def stage(stored, tmp_path_factory):
-    stage = Stage(f"sqlite:///{tmp_path_factory.mktemp('db') / 'test.db'}", stored)
-    yield stage
-    stage.close()
+@pytest.fixture(scope="module", params=STORES)
+def stage(request, new_bucket, tmp_path_factory):
+    """A database, and an empty storage of some kind."""
+    folder, storage = tmp_path_factory.mktemp("stage"), None
+    with ExitStack() as stack:
+        if request.param in ("memory", "s3"):
+            stored = stack.enter_context(_bucket(request.param, request))
+        elif request.param == "fsspec":
+            stored = Stored(folder / "storage")
+            storage = FsspecStorage(fsspec.filesystem("file"), str(stored.base))
+        else:
+            bucket = new_bucket(request.param)
+            stack.enter_context(options.using(storage_options=bucket.storage_options))
+            stored = StoredInBucket(bucket.base, bucket.client)
+        stage = Stage(f"sqlite:///{folder / 'test.db'}", stored, storage)
+        stack.callback(stage.close)
+        yield stage
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -86,12 +109,12 @@ class Failing:
 def test_a_call_that_fails(stage, name, caplog):
     """Whichever it is: all or nothing, nothing dangling, and gc finds what could not be removed."""
     scenario, number = SCENARIOS[name], 0
-    step = 7 if stage.stored.base.startswith("s3") else 3
+    step = 3 if stage.storage.scheme in ("memory", "file") else 7
     while True:
         number += step
         failing = Failing(number)
         stage.reset()
-        storage = Watched(open_storage(stage.stored.base), failing)
+        storage = Watched(stage.storage, failing)
         engine = stage.engine_for(scenario, storage)
         try:
             scenario.run(engine, scenario.make())
@@ -157,7 +180,7 @@ def s3_proxy(s3_endpoint):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stored", ["s3"], indirect=True)
+@pytest.mark.parametrize("stage", ["s3"], indirect=True)
 @pytest.mark.parametrize("stays", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["savepoints", "edit_in_place"])
