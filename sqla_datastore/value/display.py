@@ -21,15 +21,15 @@ _TITLES: Final = ("entry", "type", "dtype", "shape", "size", "")
 
 # Colours are the page's own, so that dark pages stay dark: JupyterLab's and VS Code's variables
 # where they are set, what surrounds the table where not. Lines and stripes are grey that lets
-# through what is behind it.
+# through what is behind it. The class is named twice to prevail over JupyterLab's rule for cells.
 _STYLE: Final = (
     ".sqla-ds{color:var(--jp-content-font-color1,var(--vscode-editor-foreground,inherit));"
     "font-size:var(--jp-content-font-size1,.9em);border-collapse:collapse;background:none}"
-    ".sqla-ds caption{caption-side:top;text-align:left;padding:.3em 0}"
+    ".sqla-ds caption{caption-side:top;text-align:left;padding:.3em 0;white-space:nowrap}"
     ".sqla-ds caption,.sqla-ds .p{color:var(--jp-content-font-color2,#666)}"
-    ".sqla-ds td,.sqla-ds th{text-align:left;padding:.2em .8em .2em 0;border:0;"
+    ".sqla-ds.sqla-ds td,.sqla-ds.sqla-ds th{text-align:left;padding:.2em .8em .2em 0;border:0;"
     "border-bottom:1px solid rgba(128,128,128,.3);background:none;vertical-align:top}"
-    ".sqla-ds .n{text-align:right;white-space:nowrap}"
+    ".sqla-ds.sqla-ds td.n{text-align:right;white-space:nowrap}"
     ".sqla-ds code{color:inherit;background:none}"
     "@media (prefers-color-scheme:dark){.sqla-ds caption,.sqla-ds .p"
     "{color:var(--jp-content-font-color2,#aaa)}}"
