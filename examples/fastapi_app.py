@@ -2,22 +2,34 @@
 
     uvicorn --factory examples.fastapi_app:create_app
 
-A CSV that is uploaded becomes a frame of a new row. Rows are listed without loading a frame, one
-frame is streamed as Arrow or Parquet, and a value's object is downloaded as it lies in the storage,
-from a signed URL where the storage has such. Needs FastAPI, python-multipart and aiosqlite.
+A CSV that is uploaded becomes a frame of a new row, a file of any size a `File`. Rows are listed
+without loading a frame, one frame is streamed as Arrow or Parquet, and one file as it was uploaded,
+or a range of it. A value's object is downloaded as it lies in the storage, from a signed URL where
+the storage has such. Needs FastAPI, python-multipart and aiosqlite.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
+from urllib.parse import quote
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Form, HTTPException, UploadFile
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    Form,
+    Header,
+    HTTPException,
+    UploadFile,
+)
 from fastapi.concurrency import run_in_threadpool
 from fastapi.requests import HTTPConnection
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
@@ -30,6 +42,7 @@ from sqla_datastore import (
     DataStore,
     DataStoreIO,
     DataStoreType,
+    File,
     StorageError,
     aload,
     aprefetch,
@@ -177,13 +190,89 @@ async def download(run: OneRun, session: OneSession) -> Response:
         "Content-Length": str(size_bytes),
         "Content-Disposition": f'attachment; filename="run-{run.id}.zip"',
     }
-    return StreamingResponse(pieces(stored), media_type="application/zip", headers=headers)
+    stream = await run_in_threadpool(stored.open)
+    return StreamingResponse(
+        pieces(stream, 0, size_bytes), media_type="application/zip", headers=headers
+    )
 
 
-def pieces(stored: DataStoreIO) -> Iterator[bytes]:
-    with stored.open() as stream:
-        while piece := stream.read(1_000_000):
+def pieces(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    """Yield a part of a stream; called by a thread, piece by piece as the client takes them."""
+    with stream:
+        stream.seek(start)
+        while start < end and (piece := stream.read(min(PIECE, end - start))):
+            start += len(piece)
             yield piece
+
+
+PIECE = 1_000_000
+
+
+@router.post("/files", status_code=201)
+async def upload_file(file: UploadFile, session: OneSession) -> RunOut:
+    """Store a file of any size; it is never in memory as a whole.
+
+    Starlette has spooled it to the disk by now. One that broke off does not come here.
+    """
+    try:
+        stored = File(file.file, file.filename, file.content_type)
+    except ValueError:  # the client's content type is none
+        stored = File(file.file, file.filename)
+    run = Run(title=stored.name, data=DataStore(file=stored))
+    session.add(run)
+    await session.commit()
+    return RunOut.model_validate(run)
+
+
+@router.get("/runs/{id_run}/files/{name}")
+async def download_file(
+    run: OneRun,
+    name: str,
+    wanted: Annotated[str | None, Header(alias="Range")] = None,
+    if_range: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Stream a file, or the range of it that is asked for, as after a download that broke off."""
+    try:
+        file = (await aload(run.data, name))[name]
+    except KeyError as err:
+        raise HTTPException(404, "The run has no such entry.") from err
+    if not isinstance(file, File):
+        raise HTTPException(422, "The entry is no file.")
+    size, tag = file.size_bytes or 0, f'"{file.sha256}"'
+    part = range_of(wanted, size) if if_range in (None, tag) else None
+    if part is not None and not part:
+        raise HTTPException(
+            416, "The range is not in the file.", {"Content-Range": f"bytes */{size}"}
+        )
+    sent = range(size) if part is None else part
+    headers = {
+        # as it is: a media type of text would get a charset that nobody knows
+        "Content-Type": file.content_type,
+        "Content-Length": str(len(sent)),
+        "Accept-Ranges": "bytes",
+        # a stranger's HTML or SVG must not run as a page of this service
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name, safe='')}",
+        "X-Content-Type-Options": "nosniff",
+        "ETag": tag,
+    }
+    if part is not None:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+    stream = await run_in_threadpool(file.open)
+    status = 200 if part is None else 206
+    return StreamingResponse(pieces(stream, sent.start, sent.stop), status, headers)
+
+
+def range_of(header: str | None, size: int) -> range | None:
+    """Return the bytes that a header asks for; None for all, as of several ranges at once."""
+    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header or "", re.ASCII)
+    if found is None or found[0] == "bytes=-":
+        return None
+    first, last = found.groups()
+    if not first:
+        return range(max(0, size - int(last)), size)
+    if last and int(last) < int(first):
+        return None
+    return range(int(first), min(size, int(last) + 1 if last else size))
 
 
 @router.post("/runs/{id_run}/summary", status_code=202)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -242,6 +243,37 @@ class Options:
         if not isinstance(cache_bytes, int) or cache_bytes < 1:
             raise ValueError(f"options.cache_bytes is a positive integer, not {cache_bytes!r}")
         self._cache_bytes = cache_bytes
+
+    @contextmanager
+    def using(self, **changes: Any) -> Iterator[Options]:
+        """Set options for a ``with`` block, and put back what was there, after an error too.
+
+        ::
+
+            with options.using(url="/data/results", compression=True):
+                ...
+
+        The options are those of the whole process: other threads and tasks see them during the
+        block as well. Where threads need different storages, give each engine its own
+        (`bind_storage`). Blocks may be nested.
+
+        Args:
+            changes: any of the options by name; each is checked as when it is assigned.
+
+        Raises:
+            TypeError: there is no option of that name; none was set.
+        """
+        names = [name for name, each in vars(Options).items() if isinstance(each, property)]
+        for name in changes.keys() - set(names):
+            raise TypeError(f"there is no option {name!r}; there are {', '.join(names)}")
+        before = {name: getattr(self, name) for name in changes}
+        try:
+            for name, value in changes.items():
+                setattr(self, name, value)
+            yield self
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
 
     def __repr__(self) -> str:
         return (

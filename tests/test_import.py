@@ -19,7 +19,9 @@ HEAVY = [
 ]
 
 SCRIPT = """
-import json, sys, time
+import gc, json, sys, time
+# whose turn it is to collect the whole heap is chance, and takes as long as all of our imports
+gc.disable()
 begin = time.perf_counter()
 import sqlalchemy.orm
 before = set(sys.modules)
@@ -44,8 +46,14 @@ def test_imports_none_of_the_heavy_libraries():
     assert found.isdisjoint(HEAVY)
 
 
-def test_costs_less_than_a_third_of_what_sqlalchemy_costs():
-    assert any(run(SCRIPT)["ratio"] < 0.3 for _ in range(5))
+def test_costs_less_than_a_quarter_of_what_sqlalchemy_costs():
+    assert any(run(SCRIPT)["ratio"] < 0.25 for _ in range(5))
+
+
+def test_imports_nothing_of_what_only_some_use():
+    ours = {name for name in run(SCRIPT)["modules"] if name.startswith("sqla_datastore.")}
+    rooms = {name.split(".")[1] for name in ours}
+    assert rooms.isdisjoint({"typed", "tables", "browsing", "admin", "cli", "orm", "maintenance"})
 
 
 def test_the_column_type_imports_none_of_them_either():

@@ -33,6 +33,7 @@ PUBLIC = [
     "sqla_datastore.alembic",
     "sqla_datastore.codecs",
     "sqla_datastore.maintenance",
+    "sqla_datastore.mltraq",
     "sqla_datastore.storage",
     "sqla_datastore.testing",
     "sqla_datastore.typed",

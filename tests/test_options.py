@@ -210,6 +210,35 @@ class TestOptions:
         with pytest.raises(AttributeError):
             options.urls = "x"
 
+    def test_using_sets_options_for_a_block(self, tmp_path):
+        options.url = "outer"
+        with options.using(url=tmp_path, verify="always") as inner:
+            assert inner is options
+            assert (options.url, options.verify) == (str(tmp_path), "always")
+            with options.using(url=None):
+                assert options.url is None
+            assert options.url == str(tmp_path)
+        assert (options.url, options.verify) == ("outer", "default")
+
+    def test_using_puts_back_what_was_there_after_an_error(self):
+        with pytest.raises(RuntimeError), options.using(url="inner"):
+            raise RuntimeError
+        assert options.url is None
+
+    def test_using_sets_nothing_where_one_option_is_wrong(self):
+        with pytest.raises(ValueError, match="'always'"), options.using(url="x", verify="never"):
+            pytest.fail("the block began")
+        with pytest.raises(TypeError, match="no option 'urls'; there are url, verify"):
+            options.using(url="x", urls="x").__enter__()
+        assert (options.url, options.verify) == (None, "default")
+
+    def test_using_takes_every_option(self):
+        names = {name.removeprefix("_") for name in type(options).__slots__}
+        before = repr(options)
+        with options.using(**{name: getattr(options, name) for name in names}):
+            assert repr(options) == before
+        assert repr(options) == before
+
     def test_repr(self):
         shown = (
             "options(url=None, verify='default', sync='files', compression=False, "

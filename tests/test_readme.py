@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from support.pages import Page
+
+from sqla_datastore.options import Options
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,6 +47,8 @@ NEEDS = {
     "tables": ("duckdb", "polars"),
     "web": ("fastapi", "sqlmodel"),
 }
+# what another program has left, which the page reads
+GIVEN = {"mltraq": ROOT / "tests" / "mltraq" / "golden"}
 # how many rows a page leaves; their files are all that it leaves besides
 LAB = ("lab.db", "lab.storage")
 LEFT = {
@@ -71,6 +76,15 @@ PRINTED = {
         r"^may\.pdf application/pdf$",
         r"^\['config\.json', 'weights/0\.bin'\]$",
     ],
+    "mltraq": [
+        r"^(examples\.storage/d65df69e-1175-44a5-be2f-2232765703b8/[0-9a-f]{32}\.zip\n){2}^a ",
+        r"^a <class 'numpy\.ndarray'> \[0\. 0\. 0\. 0\. 0\. 0\. 0\. 0\. 0\. 0\.\]$",
+        r"^b <class 'pandas\..*Series'> \[1 2 3\]$",
+        r"^c <class 'int'> 123$",
+        r"^url_a file:///self_managed/d65df69e-1175-44a5-be2f-2232765703b8/[0-9a-f]{32}\.io\.zip$",
+        r"^url_b file:///self_managed/d65df69e-1175-44a5-be2f-2232765703b8/[0-9a-f]{32}\.bin$",
+        r"^b <class 'bytes'> b'11111'\n^refused 'hostile': its pickle names 'posix\.system'",
+    ],
 }
 
 
@@ -89,6 +103,8 @@ def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
         pytest.importorskip(library)
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    if path.stem in GIVEN:
+        shutil.copytree(GIVEN[path.stem], tmp_path, dirs_exist_ok=True)
     page = Page(path)
     printed = page.run(tmp_path)
     for pattern in PRINTED.get(path.stem, ()):
@@ -147,6 +163,21 @@ def test_modules_and_tests_that_pages_name_are_there():
     for page in PAGES:
         for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?|test_\w+\.py)`", page.read_text()):
             assert any((root / path).exists() for root in roots), f"{page.name}: {path}"
+
+
+def test_the_reference_lists_all_options_variables_and_extras():
+    page = (ROOT / "docs" / "api.md").read_text()
+    names = {name for name, each in vars(Options).items() if isinstance(each, property)}
+    assert set(re.findall(r"^\| `options\.(\w+)` \|", page, re.MULTILINE)) == names
+    variables = {
+        name
+        for module in (ROOT / "sqla_datastore").rglob("*.py")
+        for name in re.findall(r"SQLA_DATASTORE_\w+", module.read_text())
+    }
+    assert set(re.findall(r"^\| `(SQLA_DATASTORE_\w+)` \|", page, re.MULTILINE)) == variables
+    extras = set(PYPROJECT["project"]["optional-dependencies"]) - {"all"}
+    table = page.partition("| extra |")[2].partition("\n\n")[0]
+    assert extras <= set(re.findall(r"`([\w-]+)`", table))
 
 
 def test_the_page_on_architecture_has_the_layers_of_the_contract():

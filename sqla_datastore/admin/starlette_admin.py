@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
+from sqlalchemy.orm import class_mapper
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette_admin import RequestAction
@@ -25,7 +26,7 @@ from starlette_admin.exceptions import FormValidationError
 from starlette_admin.fields import BaseField, TextAreaField
 
 from sqla_datastore.admin.plain_entries import checked, revised, summary_of, text_of
-from sqla_datastore.exceptions import DataStoreError
+from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
 from sqla_datastore.storage.off_loop import in_thread
 from sqla_datastore.value.datastore import DataStore
 from sqla_datastore.value.inspection import html_of
@@ -93,6 +94,17 @@ class DataStoreView(ModelView):
     async def edit(self, request: Request, pk: Any, data: dict[str, Any]) -> Any:  # noqa: D102
         row = await self.find_by_pk(request, pk)
         return await super().edit(request, pk, await self._with_values(request, data, row))
+
+    async def handle_exception(self, request: Request, exc: Exception) -> None:
+        """Show at its field why a value cannot be stored, such as what its schema says."""
+        if isinstance(exc, UnsupportedTypeError) and exc.column is not None:
+            columns = {
+                each.key: str(each.columns[0]) for each in class_mapper(self.model).column_attrs
+            }
+            for field in self.get_fields_list(request):
+                if isinstance(field, DataStoreField) and columns.get(field.name) == exc.column:
+                    raise FormValidationError({field.name: str(exc)}) from exc
+        await super().handle_exception(request, exc)
 
     async def _with_values(
         self, request: Request, data: dict[str, Any], row: Any

@@ -7,16 +7,16 @@ where any text can be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, Final
+from urllib.parse import parse_qsl, quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from sqla_datastore.browsing.entries import EntryRef, entries_of, find_entry, nested_value
@@ -26,10 +26,12 @@ from sqla_datastore.browsing.views import View, view_of
 from sqla_datastore.exceptions import DataStoreError, MissingObjectError, StorageError
 from sqla_datastore.printable import printable
 from sqla_datastore.value.datastore import DataStore
-from sqla_datastore.value.display import place_text, size_text
+from sqla_datastore.value.display import dtype_text, place_text, size_text
+from sqla_datastore.value.file import File
 
 _LONGEST: Final = 1_000
 _LISTED_ENTRIES: Final = 1_000
+_PIECE: Final = 1 << 20
 
 
 def page_of(tables: Tables) -> Starlette:
@@ -41,6 +43,7 @@ def page_of(tables: Tables) -> Starlette:
         Route("/row", page.answering(page.row)),
         Route("/entry", page.answering(page.entry)),
         Route("/picture", page.answering(page.picture)),
+        Route("/file", page.answering(page.file)),
         Route("/style.css", page.answering(page.style)),
     ]
     return Starlette(routes=routes, exception_handlers={404: page.no_page})
@@ -85,6 +88,7 @@ class _Pages:
         self._templates.globals["address"] = _address
         self._templates.filters["size"] = size_text
         self._templates.filters["place"] = place_text
+        self._templates.filters["dtype"] = dtype_text
 
     def answering(self, show: Callable[[_Query], Response]) -> Callable[[Request], Response]:
         """Return an endpoint that turns errors into pages."""
@@ -154,6 +158,22 @@ class _Pages:
         data, kind = made
         return Response(data, media_type=kind)
 
+    def file(self, query: _Query) -> Response:
+        """Send a file for saving: what browsers would do with its type is not asked."""
+        _row, _column, value = self._value(query)
+        path = query.path
+        ref = find_entry(value, *path) if path else None
+        file = ref.load() if ref is not None and ref.is_file else None
+        if not isinstance(file, File):
+            raise NotThereError("there is no file here")
+        headers = {
+            "Content-Length": str(file.size_bytes),
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name, safe='')}",
+        }
+        # opened here: what is missing becomes a page
+        sent = _pieces(file.open())
+        return StreamingResponse(sent, headers=headers, media_type="application/octet-stream")
+
     def style(self, _query: _Query) -> Response:
         return Response(self._templates.get_template("style.css").render(), media_type="text/css")
 
@@ -214,6 +234,12 @@ class _Pages:
 
     def _page(self, template: str, status: int = 200, **shown: Any) -> Response:
         return HTMLResponse(self._templates.get_template(template).render(**shown), status)
+
+
+def _pieces(stream: BinaryIO) -> Iterator[bytes]:
+    with stream:
+        while piece := stream.read(_PIECE):
+            yield piece
 
 
 def _shown(value: object) -> object:

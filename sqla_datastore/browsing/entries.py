@@ -45,6 +45,11 @@ class EntryRef:
         return self.description.type == "DataStore"
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is a file, of which loading reads no byte."""
+        return self.description.file_name is not None
+
+    @property
     def is_mapped(self) -> bool:
         """Whether loading it reads nothing: an array of numbers that is mapped from a file."""
         source = self.value._source
@@ -56,7 +61,7 @@ class EntryRef:
     @property
     def is_large(self) -> bool:
         """Whether loading it takes more memory than people expect of a glance."""
-        return self.description.nbytes > LARGEST_BYTES and not self.is_mapped
+        return self.description.nbytes > LARGEST_BYTES and not (self.is_file or self.is_mapped)
 
 
 def entries_of(value: DataStore, most: int | None = None) -> dict[str, Description]:

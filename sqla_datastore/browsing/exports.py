@@ -1,4 +1,7 @@
-"""Write a loaded value to a file that other programs read: Parquet, CSV, NPY, JSON, or our ZIP."""
+"""Write a loaded value to a file that other programs read: Parquet, CSV, NPY, JSON, or our ZIP.
+
+A `File` is written as it is.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +21,51 @@ from typing import Any, BinaryIO, Final
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.datastore import DataStore
+from sqla_datastore.value.file import File
 from sqla_datastore.value.io import DataStoreIO
 
 
-def export(value: Any, kind: str, out: BinaryIO) -> None:
+def export(value: Any, kind: str | None, out: BinaryIO) -> None:
     """Write a value.
 
     Args:
         value: an entry's value, or a whole `DataStore`, which is loaded.
-        kind: one of `KINDS`.
+        kind: one of `KINDS`; None for a `File`, whose bytes are written as they are.
         out: an open file.
 
     Raises:
-        ConfigurationError: the format cannot hold such a value; something may have been written.
+        ConfigurationError: the format cannot hold such a value, or is needed; something may have
+            been written.
         DataStoreError: entries of it cannot be read.
     """
+    if isinstance(value, File) and kind != "zip":
+        _file(value, kind, out)
+        return
+    if kind is None:
+        raise ConfigurationError(f"only a File needs no format; name one of {', '.join(KINDS)}")
     try:
         KINDS[kind](value, out)
     except (TypeError, ValueError, ArithmeticError, NotImplementedError) as err:
         shown = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        which = "" if kind == "zip" else ": zip takes everything"
         raise ConfigurationError(
-            f"{shown!r} cannot be written as {kind} ({err}); try another "
-            "format: zip takes everything"
+            f"{shown!r} cannot be written as {kind} ({err}); try another format{which}"
         ) from err
+
+
+def _file(file: File, kind: str | None, out: BinaryIO) -> None:
+    if kind is not None:
+        raise ConfigurationError(
+            f"a File is not written as {kind}; leave the format out for its own bytes, or use zip"
+        )
+    for piece in file.iter_bytes():
+        out.write(piece)
+
+
+def suffix_of(value: Any) -> str:
+    """Return the suffix under which a `File` is written as it is: that of its name."""
+    name = value.name if isinstance(value, File) else ""
+    return re.sub(r"[^A-Za-z0-9]", "_", Path(name).suffix[1:20]) or "bin"
 
 
 def file_name(kind: str, *parts: str) -> str:

@@ -7,8 +7,13 @@ import struct
 import zlib
 from typing import Any, Final
 
+from sqla_datastore.value.file import File
+
 _LARGEST_SIDE: Final = 640
 _LARGEST_FILE: Final = 20 << 20
+SMALL_FILE: Final = 4 << 20
+"""Of a `File` that has more bytes nothing is shown but what is known of it."""
+
 _SIGNATURES: Final = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -24,11 +29,13 @@ def picture(value: Any) -> tuple[bytes, str] | None:
     lowest to its highest one, one of bytes is shown as it is.
 
     Args:
-        value: an image of Pillow, the bytes of a PNG, JPEG or GIF, or an array.
+        value: an image of Pillow, the bytes or a small `File` of a PNG, JPEG or GIF, or an array.
 
     Returns:
         The file, or None where it is no picture.
     """
+    if isinstance(value, File):
+        return picture(value.read()) if (value.size_bytes or 0) <= SMALL_FILE else None
     if isinstance(value, (bytes, bytearray)):
         kind = file_type(value)
         return (bytes(value), kind) if kind and len(value) <= _LARGEST_FILE else None

@@ -9,10 +9,12 @@ from itertools import islice
 from pprint import PrettyPrinter
 from typing import Any, Final
 
-from sqla_datastore.browsing.pictures import file_type, is_picture_like
+from sqla_datastore.browsing.pictures import SMALL_FILE, file_type, is_picture_like
 from sqla_datastore.browsing.plots import histogram, line_plot, number_text
 from sqla_datastore.printable import printable
 from sqla_datastore.value.datastore import DataStore
+from sqla_datastore.value.display import size_text
+from sqla_datastore.value.file import File
 
 ROWS: Final = 50
 """How many rows of a frame are shown."""
@@ -75,6 +77,8 @@ def view_of(value: Any) -> View:
         show = _text
     elif isinstance(value, (bytes, bytearray)):
         show = _bytes
+    elif isinstance(value, File):
+        show = _file
     else:
         library = type(value).__module__.partition(".")[0]
         show = _BY_LIBRARY.get(library, _other)
@@ -106,6 +110,35 @@ def _bytes(value: bytes | bytearray, view: View) -> None:
     ]
     if len(value) > len(head):
         view.notes.append(f"the first {len(head)} of {len(value)} bytes")
+
+
+def _file(value: File, view: View) -> None:
+    """Show what is known of a file, and a small one as picture, text or bytes.
+
+    The content type is what somebody has said: the bytes decide, and text is never more than text.
+    """
+    view.facts += [
+        ("name", value.name),
+        ("content type", value.content_type),
+        ("SHA-256", value.sha256 or "not known"),
+    ]
+    if (value.size_bytes or 0) > SMALL_FILE:
+        view.notes.append(f"its contents are not shown: they are more than {size_text(SMALL_FILE)}")
+        return
+    data = value.read()
+    text = None if file_type(data) else _decoded(data)
+    if text is None:
+        _bytes(data, view)
+    else:
+        _text(text, view)
+
+
+def _decoded(data: bytes) -> str | None:
+    """Return bytes as text, None where they are none."""
+    try:
+        return None if b"\0" in data else data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _ascii(data: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -203,7 +204,7 @@ def _show(arguments: argparse.Namespace, tables: Tables) -> int:
 
 def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any]) -> int:
     from sqla_datastore.cli.tables import print_json, print_table
-    from sqla_datastore.value.display import size_text
+    from sqla_datastore.value.display import dtype_text, size_text
 
     if arguments.json:
         shown = {name: _entries_json(entries) for name, entries in contents.items()}
@@ -220,7 +221,7 @@ def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any])
                 [
                     entry,
                     what.type,
-                    what.dtype or "",
+                    dtype_text(what),
                     "" if what.shape is None else str(what.shape),
                     "" if what.type == "DataStore" and not what.nbytes else size_text(what.nbytes),
                 ]
@@ -242,6 +243,7 @@ def _entries_json(entries: dict[str, Any] | None) -> Any:
             "dtype": what.dtype,
             "shape": what.shape,
             "nbytes": what.nbytes,
+            **({} if what.file_name is None else {"file_name": what.file_name}),
         }
         for name, what in entries.items()
     ]
@@ -278,7 +280,9 @@ def _show_entry(arguments: argparse.Namespace, ref: Any) -> int:
 def _add_export(commands: Commands) -> None:
     export = _add_reading(commands, "export", "write a value or an entry to a file", _export)
     _add_row(export)
-    export.add_argument("--to", choices=_FORMATS, required=True, help="the format")
+    export.add_argument(
+        "--to", choices=_FORMATS, help="the format; without it a file is written as it is"
+    )
     export.add_argument(
         "--output",
         "-o",
@@ -290,16 +294,18 @@ def _add_export(commands: Commands) -> None:
 
 def _export(arguments: argparse.Namespace, tables: Tables) -> int:
     from sqla_datastore.browsing.entries import find_entry
-    from sqla_datastore.browsing.exports import export, file_name
+    from sqla_datastore.browsing.exports import export, file_name, suffix_of
 
     _column, value = tables.row(arguments.table, arguments.key).value(arguments.column)
-    path = arguments.entry
-    if not path and arguments.to not in ("json", "zip"):
-        raise ConfigurationError(f"a whole value is no {arguments.to}; name an entry, or use zip")
+    path, kind = arguments.entry, arguments.to
+    if kind is not None and not path and kind not in ("json", "zip"):
+        raise ConfigurationError(f"a whole value is no {kind}; name an entry, or use zip")
     loaded = find_entry(value, *path).load() if path else value
-    name = arguments.output or file_name(arguments.to, arguments.table, arguments.key, *path)
+    name = arguments.output or file_name(
+        kind or suffix_of(loaded), arguments.table, arguments.key, *path
+    )
     with _written(name, replace=arguments.force) as out:
-        export(loaded, arguments.to, out)
+        export(loaded, kind, out)
     if name != "-":
         print(printable(name))
     return 0
@@ -313,14 +319,35 @@ def _written(name: str, *, replace: bool) -> Iterator[BinaryIO]:
         return
     path = Path(name)
     part = path.with_name(f".{uuid.uuid4().hex}.part")
-    if path.exists() and not replace:
-        raise ConfigurationError(f"there is a file {name!r} already; --force replaces it")
+    if os.path.lexists(path):
+        if not replace:
+            raise ConfigurationError(f"there is a file {name!r} already; --force replaces it")
+        if path.exists() and not path.is_file():
+            # to replace /dev/null by a file would harm all
+            raise ConfigurationError(f"{name!r} is no file that could be replaced")
     try:
         with part.open("xb") as out:
             yield out
-        part.replace(path)
+        _name(part, path, replace=replace)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _name(part: Path, path: Path, *, replace: bool) -> None:
+    """Give a finished file its name."""
+    if replace:
+        part.replace(path)
+        return
+    from sqla_datastore.storage import posix
+
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        posix.link_exclusively(part.name, path.name, folder)
+    except posix.NameTakenError as err:
+        # it was made meanwhile
+        raise ConfigurationError(f"there is a file {str(path)!r} by now; export again") from err
+    finally:
+        os.close(folder)
 
 
 # -- browse ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 from typing_extensions import Buffer
 
 from ..exceptions import UnsupportedFormatError
-from .protocol import Decoder, Description, Encoder
+from .protocol import Decoder, Description, Encoder, TellsDamage
 
 SMALL_BYTES: Final = 4096
 """Longer bytes go into a blob, so that the node stays small."""
@@ -146,7 +146,7 @@ def read_int(node: Any, decoder: Decoder) -> int:
     return value
 
 
-def lacks(what: str, decoder: Decoder) -> UnsupportedFormatError:
+def lacks(what: str, decoder: TellsDamage) -> UnsupportedFormatError:
     """Return the error of an undamaged node that needs what this program or platform lacks."""
     place = decoder.damaged(what)  # a decoder tells URL and entry only through its errors
     url, entry = getattr(place, "url", None), getattr(place, "entry", None)

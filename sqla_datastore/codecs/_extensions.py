@@ -17,7 +17,7 @@ import pyarrow as pa
 from ._base import lacks
 from ._messages import EXTENSION_NAME, extensions
 from ._registered import ARROW_TYPES
-from .protocol import Decoder
+from .protocol import TellsDamage
 
 _UNKNOWN = "pyarrow does not know its extension type; store its storage"
 _NOT_BACK = "its extension type does not come back from its own metadata; store its storage"
@@ -105,7 +105,7 @@ def _reads_as_it_is(schema: Any) -> bool:
         return False
 
 
-def refuse_foreign(name: bytes, decoder: Decoder) -> None:
+def refuse_foreign(name: bytes, decoder: TellsDamage) -> None:
     """Refuse an extension type whose code nobody has allowed to read objects.
 
     A name that the program has not registered is metadata of a column that is read as it is stored.
@@ -135,7 +135,7 @@ def _registered_as(name: bytes) -> type[Any] | None:
     return next(named, None)
 
 
-def check_extensions(schema: Any, storage: Any, decoder: Decoder) -> None:
+def check_extensions(schema: Any, storage: Any, decoder: TellsDamage) -> None:
     """Refuse extension types that are over another storage than the stored one.
 
     Those of Python say themselves what their storage is, and Arrow believes them.

@@ -19,7 +19,7 @@ from ..exceptions import DataStoreError
 from ._compressed_stream import CompressedStream, compressed_stream, without_dictionaries
 from ._extensions import check_extensions, refuse_foreign, schema_refusal
 from ._messages import facts, messages, storage_schema, unpacked_nbytes
-from .protocol import Decoder, Encoder
+from .protocol import Decoder, Encoder, TellsDamage
 
 _FREE_ROWS = 1 << 20
 _FREE_COLUMNS = 1 << 17
@@ -157,9 +157,21 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
     Raises:
         DamagedObjectError: the bytes are no stream of valid batches of known types.
     """
-    unpacked = decoder.unpacked_nbytes(number)
-    data = decoder.blob(number)
-    nbytes = len(data) if unpacked is None else unpacked
+    return batches_in(decoder.blob(number), decoder.unpacked_nbytes(number), decoder)
+
+
+def batches_in(data: Buffer, unpacked: int | None, decoder: TellsDamage) -> tuple[Any, list[Any]]:
+    """Return schema and batches of a stream; they refer to its memory.
+
+    Args:
+        data: the stream.
+        unpacked: how many bytes it has before it is compressed, None where it must not be.
+        decoder: makes the errors.
+
+    Raises:
+        DamagedObjectError: the bytes are no stream of valid batches of known types.
+    """
+    nbytes = memoryview(data).nbytes if unpacked is None else unpacked
     with refused_as_damage(decoder, "an Arrow stream"):
         # first: to read a batch would unpack it, and to read a schema runs the code of its types
         storage, count = _checked_messages(data, unpacked, decoder)
@@ -185,7 +197,7 @@ def read_stream(number: Any, decoder: Decoder) -> tuple[Any, list[Any]]:
     return schema, batches
 
 
-def _checked_messages(data: Buffer, unpacked: int | None, decoder: Decoder) -> tuple[Any, int]:
+def _checked_messages(data: Buffer, unpacked: int | None, decoder: TellsDamage) -> tuple[Any, int]:
     """Look at all messages of a stream before Arrow acts on them.
 
     Args:
@@ -229,7 +241,7 @@ def has_far_more_nulls(schema: Any, batches: Sequence[Any], nbytes: int) -> bool
     """
     if not any(pa.types.is_null(each) for field in schema for each in types_in(field.type)):
         return False
-    rows = sum(max(map(len, _arrays_in(batch)), default=0) for batch in batches)
+    rows = sum(max(map(len, arrays_in(batch)), default=0) for batch in batches)
     return rows > max(_FREE_ROWS, 8 * nbytes)
 
 
@@ -260,7 +272,7 @@ def _is_plain(arrow_type: Any) -> bool:
 
 
 def _shown(batch: Any) -> int:
-    views = (each for each in _arrays_in(batch) if _is_view(each.type))
+    views = (each for each in arrays_in(batch) if _is_view(each.type))
     # of 16 bytes each; the first four are its length
     lengths = (np.frombuffer(each.buffers()[1] or b"", "<u4")[::4] for each in views)
     return sum(int(each.sum(dtype=np.uint64)) for each in lengths)
@@ -270,7 +282,7 @@ def _is_view(arrow_type: Any) -> bool:
     return str(arrow_type) in _WIDE_OF_VIEW
 
 
-def _arrays_in(batch: Any) -> Iterator[Any]:
+def arrays_in(batch: Any) -> Iterator[Any]:
     """Yield the columns of a batch and the arrays in them."""
     todo = list(batch.columns)
     while todo:
@@ -312,7 +324,7 @@ def check_field_names(schema: Any) -> None:
 
 
 @contextmanager
-def refused_as_damage(decoder: Decoder, what: str) -> Iterator[None]:
+def refused_as_damage(decoder: TellsDamage, what: str) -> Iterator[None]:
     """Turn whatever a library raises about hostile values into `DamagedObjectError`."""
     try:
         yield

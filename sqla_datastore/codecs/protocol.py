@@ -49,17 +49,19 @@ class Description:
 
     Attributes:
         type: the Python type's usual name, for example ``numpy.ndarray``.
-        dtype: the dtype as text, or None where the type has none.
+        dtype: the dtype as text, of a file its content type, or None where the type has none.
         shape: lengths by dimension, or None where the type has none.
         nbytes: the payload's own size in bytes, for an array its ``nbytes``. Where a codec leaves
             it at -1, the container puts the size of the blobs there, headers included, or that of
             the node where there are none.
+        file_name: the name of a file, None for all else.
     """
 
     type: str
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     nbytes: int = -1
+    file_name: str | None = None
 
 
 class StoredBytes(Protocol):
@@ -102,6 +104,13 @@ class Encoder(Protocol):
 
     def unsupported(self, value: object, reason: str) -> Exception:
         """Return (not raise) an `UnsupportedTypeError` that names the entry and the place."""
+
+
+class TellsDamage(Protocol):
+    """What makes the error for bytes that are not what was written, as a `Decoder` does."""
+
+    def damaged(self, reason: str) -> Exception:
+        """Return (not raise) the error."""
 
 
 class Decoder(Protocol):

@@ -8,6 +8,7 @@ pandas ``Series``                as a frame of one column
 NumPy array                      one row, a fixed-size list of fixed-size lists
 dict of names                    one row, a column for each key
 a scalar, None                   one row of one column
+`File`                           one row: what is known of it, and none of its bytes
 ===============================  =====================================================
 
 A column that has no name of its own has the entry's. Metadata, `attrs` and an index that only
@@ -24,12 +25,16 @@ import pandas as pd
 import pyarrow as pa
 
 from sqla_datastore.codecs import find_codec
+from sqla_datastore.value.file import File
 
-TABLE, SCALAR, DICT = "a table", "a scalar", "a dict"
+TABLE, SCALAR, DICT, FILE = "a table", "a scalar", "a dict", "a File"
 
 
-def table_of(value: Any, name: str) -> tuple[str, Any]:
-    """Return the kind of an entry and its Arrow table.
+_FACTS = ("name", "content_type", "size_bytes", "sha256")
+
+
+def table_of(value: Any, name: str) -> tuple[str, Any] | None:
+    """Return the kind of an entry and its Arrow table; None for an empty dict.
 
     Args:
         value: the entry, loaded.
@@ -48,7 +53,12 @@ def table_of(value: Any, name: str) -> tuple[str, Any]:
             return TABLE, make(value, name)
     if hasattr(value, "__arrow_c_stream__"):
         return TABLE, pa.table(value)
+    if isinstance(value, File):
+        return FILE, pa.Table.from_pylist([{fact: getattr(value, fact) for fact in _FACTS}])
     if isinstance(value, dict):
+        if not value:
+            # a table without columns has no rows, and this is to be one
+            return None
         return DICT, pa.Table.from_pylist([_named(value)])
     codec = find_codec(value)
     if codec is not None and codec.mutable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
@@ -117,7 +118,7 @@ def read(session: Any, query: RowQuery, call: Read[T], rows: int = _ROWS) -> Ite
         call: reads; blocks.
         rows: how many at a time.
     """
-    found = _some(session.execute(query.statement).all(), rows)
+    found = _some(_execute_of(session, awaited=False)(query.statement).all(), rows)
     return (off_loop(partial(call, each, stopped), stopped) for each, stopped in found)
 
 
@@ -125,8 +126,26 @@ async def aread(
     session: Any, query: RowQuery, call: Read[T], rows: int = _ROWS
 ) -> AsyncIterator[T]:
     """As `read`, for asynchronous sessions and connections."""
-    for each, stopped in _some((await session.execute(query.statement)).all(), rows):
+    found = await _execute_of(session, awaited=True)(query.statement)
+    for each, stopped in _some(found.all(), rows):
         yield await in_thread(partial(call, each, stopped), stopped)
+
+
+def _execute_of(session: Any, *, awaited: bool) -> Callable[..., Any]:
+    """Return the method that selects.
+
+    Raises:
+        TypeError: what is given selects nothing, or is of the other kind.
+    """
+    execute = getattr(session, "execute", None)
+    if execute is None or iscoroutinefunction(execute) is not awaited:
+        takes = "an AsyncSession or AsyncConnection" if awaited else "a Session or Connection"
+        other = "collect takes the others" if awaited else "acollect takes those of asyncio"
+        raise TypeError(
+            f"rows are selected by {takes}, not by {type(session).__name__!r}; make a session of "
+            f"an engine, and {other}"
+        )
+    return execute  # type: ignore[no-any-return]
 
 
 def _some(rows: Sequence[Row], count: int) -> Iterator[tuple[list[Row], threading.Event]]:

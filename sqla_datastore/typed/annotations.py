@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import Mapped, declared_attr
 
 _UNIONS = {typing.Union, types.UnionType}
 
@@ -26,17 +26,24 @@ def annotated_schema(cls: type, key: str) -> type | None:
         these where it needs them.
     """
     for base in cls.__mro__:
-        annotation = _annotations(base).get(key)
+        annotation = _annotations(base).get(key) or _declared(vars(base).get(key))
         if annotation is not None:
             return _parameter(annotation, base)
     return None
 
 
-def _annotations(base: type) -> dict[str, Any]:
+def _annotations(base: Any) -> dict[str, Any]:
     try:
         return inspect.get_annotations(base)
     except NameError:  # from Python 3.14 on they are evaluated only now
         return {}
+
+
+def _declared(attribute: Any) -> Any:
+    """Return the annotation of what a mixin declares by a function; None for anything else."""
+    if not isinstance(attribute, declared_attr):
+        return None
+    return _annotations(attribute.fget).get("return")
 
 
 def _parameter(annotation: Any, base: type) -> type | None:
@@ -61,9 +68,11 @@ def _parameter(annotation: Any, base: type) -> type | None:
 
 def schema_in(arguments: tuple[Any, ...]) -> type | None:
     """Return the class between the brackets of ``DataStore[…]``; None for `Any`, and for none."""
+    given = arguments[0] if arguments else None
+    # a generic class says which entries there are, whatever its parameters
+    given = typing.get_origin(given) or given
     # from Python 3.11 on `Any` is a class
-    is_schema = bool(arguments) and isinstance(arguments[0], type) and arguments[0] is not Any
-    return arguments[0] if is_schema else None
+    return given if isinstance(given, type) and given is not Any else None
 
 
 def _first(found: Iterable[type | None]) -> type | None:

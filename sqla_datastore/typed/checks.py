@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import typing_extensions
 
 from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.typed.annotations import schema_in
 from sqla_datastore.typed.constraints import Constraint, is_dtype
 
 _UNIONS = {typing.Union, types.UnionType}
@@ -44,7 +45,8 @@ def problem_of(value: Any, annotation: Any) -> str | None:
         found = [problem_of(value, each) for each in arguments]
         return None if None in found else "; ".join(filter(None, found))
     if isinstance(value, _Nested) and isinstance(origin, type) and isinstance(value, origin):
-        return value._problem_as(arguments[0])
+        schema = schema_in(arguments)
+        return None if schema is None else value._problem_as(schema)
     if _is_array(origin):
         return _array_problem(value, origin, arguments)
     if isinstance(annotation, type) and not typing_extensions.is_typeddict(annotation):

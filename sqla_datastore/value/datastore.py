@@ -32,7 +32,6 @@ from sqla_datastore.exceptions import (
 )
 from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL, head_of
-from sqla_datastore.typed.entry_schema import EntrySchema, entries_of
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
 from sqla_datastore.value.equality import equal
 from sqla_datastore.value.mapping import EntryMapping, RowLink
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from sqla_datastore.options import Level
     from sqla_datastore.storage.binding import StorageLike
     from sqla_datastore.storage.protocol import Storage
+    from sqla_datastore.typed.entry_schema import EntrySchema
     from sqla_datastore.value.display import Inspection
     from sqla_datastore.value.saving import ValuePlan
 
@@ -108,6 +108,8 @@ class DataStore(EntryMapping, Generic[S_co]):
         self._entries = {}
         self._changed = True
         if not isinstance(mapping_or_pairs, (Mapping, list, tuple)):
+            from sqla_datastore.typed.entry_schema import entries_of
+
             fields = entries_of(mapping_or_pairs)
             mapping_or_pairs = mapping_or_pairs if fields is None else fields
         self.update(mapping_or_pairs, **entries)
@@ -195,6 +197,7 @@ class DataStore(EntryMapping, Generic[S_co]):
         Raises:
             SchemaMismatchError: says which.
         """
+        self._take_edited_defaults()
         entries = self._index()
         schema.check_names(entries, column=column)
         for name, entry in entries.items():
@@ -203,6 +206,8 @@ class DataStore(EntryMapping, Generic[S_co]):
 
     def _problem_as(self, schema: type) -> str | None:
         """Say why the value is not what a schema says, None if it is; for nested values."""
+        from sqla_datastore.typed.entry_schema import EntrySchema
+
         try:
             self._check_entries(EntrySchema.of(schema), None)
         except SchemaMismatchError as err:
@@ -323,6 +328,7 @@ class DataStore(EntryMapping, Generic[S_co]):
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         """Be the type of a pydantic field: see ``docs/web.md``."""
         from sqla_datastore.typed.annotations import schema_in
+        from sqla_datastore.typed.entry_schema import EntrySchema
         from sqla_datastore.value.pydantic_schema import core_schema_of
 
         given = schema_in(get_args(source))
@@ -331,7 +337,7 @@ class DataStore(EntryMapping, Generic[S_co]):
 
     @classmethod
     def _field(cls, schema: EntrySchema | None, value: Mapping[str, Any]) -> DataStore:
-        """Make a value of a mapping, as the schema of a field says; return a value as it is.
+        """Make a value of a mapping, and return a value as it is; check what is not stored yet.
 
         Raises:
             UnsupportedTypeError: the mapping cannot be one.
@@ -340,7 +346,7 @@ class DataStore(EntryMapping, Generic[S_co]):
         coerced = cls.coerce("data", value)
         assert coerced is not None
         # to look at a value that is stored would read its index
-        if schema is not None and coerced is not value:
+        if schema is not None and coerced.url is None:
             coerced._check_entries(schema, None)
         return coerced
 

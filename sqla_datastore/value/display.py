@@ -101,6 +101,16 @@ def place_text(url: str | None) -> str:
     return f"in the row, {size_text(parsed.size_bytes)}" if isinstance(parsed, DataURL) else url
 
 
+def dtype_text(what: Description) -> str:
+    """Return an entry's dtype, of a file its name and content type, "" where it has none.
+
+    Examples:
+        >>> dtype_text(Description("File", "text/csv", file_name="loss.csv"))
+        'loss.csv, text/csv'
+    """
+    return ", ".join(filter(None, (what.file_name, what.dtype)))
+
+
 def name_text(name: str) -> str:
     """Return an entry's name, short and harmless; as ``repr`` shows it where it is unusual."""
     # a cut before `repr`, which would take ten times as much for a name of controls alone
@@ -126,7 +136,7 @@ def rows_of(known: Inspection, shown: int) -> list[list[str]]:
         [
             name_text(name),
             printable(what.type, _WIDEST_TYPE),
-            printable(what.dtype or "", _WIDEST_TYPE),
+            printable(dtype_text(what), _WIDEST_TYPE),
             "" if what.shape is None else printable(what.shape, _WIDEST_TYPE),
             # of a nested value whose index was not read nobody knows
             "" if what.type == "DataStore" and not what.nbytes else size_text(what.nbytes),

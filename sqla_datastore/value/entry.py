@@ -42,6 +42,8 @@ class Nestable:
         _opened: the object that holds it, once it was needed; `_source` makes it.
         _entries: its entries; None until the index of a stored value is first needed.
         _changed: whether saving it would write something new.
+        _defaults: what `typed` gave for entries that are missing, where it can be edited, each with
+            what makes another one; None without such.
         _handed_out: whether something editable was handed out, here or in a nested value.
         _armed: whether this was told to who looks after it, since the last `_scan`.
         _outer: the value that it is nested in.
@@ -53,6 +55,7 @@ class Nestable:
         "__weakref__",
         "_armed",
         "_changed",
+        "_defaults",
         "_entries",
         "_handed_out",
         "_holders",
@@ -75,6 +78,7 @@ class Nestable:
         self._opened: Source | None = None
         self._entries: dict[str, Entry] | None = None
         self._changed = False
+        self._defaults: dict[str, tuple[Entry, Callable[[], Any]]] | None = None
         self._handed_out = False
         self._armed = False
         self._outer: Nestable | None = None

@@ -54,8 +54,10 @@ class _FileCodec:
         return File._of(content, base_name(name), kind if is_content_type(kind) else UNKNOWN)
 
     def describe(self, node: Any) -> Description:
-        kind = node.get("content_type") if isinstance(node, dict) else None
-        return Description("File", kind if isinstance(kind, str) else None)
+        known = node if isinstance(node, dict) else {}
+        kind = known.get("content_type")
+        shown = kind if isinstance(kind, str) else None
+        return Description("File", shown, file_name=base_name(known.get("name")))
 
     def describe_value(self, value: File) -> Description:
         """Return what `inspect` tells of one that is in memory."""
@@ -63,7 +65,7 @@ class _FileCodec:
             size = value.size_bytes
         except (OSError, ValueError):  # its path or stream is gone
             size = None
-        return Description("File", value.content_type, nbytes=size or 0)
+        return Description("File", value.content_type, nbytes=size or 0, file_name=value.name)
 
 
 CODECS: tuple[Codec, ...] = (_FileCodec(),)

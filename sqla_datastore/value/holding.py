@@ -27,9 +27,10 @@ _BY_THIS_MODULE = 2  # the node that counts it, and the argument of getrefcount
 
 def is_held_elsewhere(value: Nestable) -> bool:
     """Return whether somebody holds something editable that a value has handed out."""
+    defaults = [entry for entry, _ in (value._defaults or {}).values()]
     return any(
         _is_entry_held(entry) if entry.handed_out else any(map(is_held_elsewhere, entry.children))
-        for entry in (value._entries or {}).values()
+        for entry in [*(value._entries or {}).values(), *defaults]
     )
 
 

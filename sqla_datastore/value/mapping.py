@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from sqla_datastore.exceptions import MissingObjectError, StorageError, UnsupportedTypeError
 from sqla_datastore.storage.off_loop import can_await, is_on_loop, off_loop
 from sqla_datastore.storage.urls import is_in_row
-from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
+from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source, fingerprint_of
 
 if TYPE_CHECKING:
     from sqla_datastore.storage.protocol import Storage
@@ -348,6 +348,46 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
                 entries[name] = entry = own
         # another thread has assigned it meanwhile, an entry of another object perhaps
         return self._loaded(name) if entry.value is UNLOADED else entry
+
+    def _default(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return the default of a missing entry; it becomes the entry once it is edited in place.
+
+        Args:
+            name: the entry's name.
+            make: makes it.
+        """
+        known = self._defaults or {}
+        if name in known:
+            return known[name][0].value
+        entry = Entry(make())
+        if isinstance(entry.value, EntryMapping) or fingerprint_of(entry.value) is not None:
+            entry.handed_out = True
+            self._defaults = {**known, name: (entry, make)}
+            self._arm()
+        return entry.value
+
+    def _take_edited_defaults(self) -> bool:
+        """Take over defaults that were edited since they were handed out; return whether some were.
+
+        The others stay: whoever has one may edit it yet.
+        """
+        if self._defaults is None:
+            return False
+        from sqla_datastore.value.equality import equal
+
+        defaults = self._defaults
+        missing = {name: each for name, each in defaults.items() if name not in self._index()}
+        edited = {
+            name: entry for name, (entry, make) in missing.items() if not equal(entry.value, make())
+        }
+        left = {name: each for name, each in missing.items() if name not in edited}
+        if edited and not self._changed:
+            # first, since it may refuse: then they are found again
+            self.changed()
+        self._defaults = left or None
+        for name, entry in edited.items():
+            self._put(name, entry)
+        return bool(edited)
 
     def _load_anew(self) -> None:
         """Load all entries, and those of nested values, so that each is encoded when it is saved.

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 from pydantic_core import PydanticCustomError, core_schema
 
 # pydantic refuses typing.TypedDict on Python 3.11
 from typing_extensions import TypedDict
 
+from sqla_datastore.codecs import Description
 from sqla_datastore.exceptions import UnsupportedTypeError
 from sqla_datastore.storage.urls import is_in_row
 from sqla_datastore.value.inspection import inspect
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
 
 class EntryMetadata(TypedDict):
-    """What is known of an entry without its payload."""
+    """What is known of an entry without its payload; of a file, `dtype` is the content type."""
 
     type: str
     dtype: str | None
     shape: list[int] | None
     nbytes: int
+    file_name: NotRequired[str]
 
 
 class DataStoreMetadata(TypedDict):
@@ -77,16 +79,18 @@ def metadata_of(value: EntryMapping) -> DataStoreMetadata:
     known = inspect(value)
     return {
         "url": None if known.url is None or is_in_row(known.url) else known.url,
-        "entries": {
-            _as_json(name): {
-                "type": what.type,
-                "dtype": what.dtype,
-                "shape": None if what.shape is None else list(what.shape),
-                "nbytes": what.nbytes,
-            }
-            for name, what in known.entries.items()
-        },
+        "entries": {_as_json(name): _of_entry(what) for name, what in known.entries.items()},
     }
+
+
+def _of_entry(what: Description) -> EntryMetadata:
+    found: EntryMetadata = {
+        "type": what.type,
+        "dtype": what.dtype,
+        "shape": None if what.shape is None else list(what.shape),
+        "nbytes": what.nbytes,
+    }
+    return found if what.file_name is None else {**found, "file_name": what.file_name}
 
 
 def _as_json(name: str) -> str:

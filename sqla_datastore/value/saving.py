@@ -68,7 +68,7 @@ class ValuePlan(Plan):
 def scan(value: EntryMapping) -> bool:
     """Look for edits in place in a value and in those nested in it; see `DataStore._scan`."""
     value._armed = False
-    found = False
+    found = value._take_edited_defaults()
     # a copy of its own: another thread may assign entries
     for name, entry in dict(value._entries or {}).items():
         if entry.value is UNLOADED:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from sqla_datastore.typed.entry_schema import EntrySchema
+from sqla_datastore.value.mapping import EntryMapping
 
 _SLOTS = ("_label", "_schema", "_value")
 
@@ -23,9 +25,9 @@ class TypedView(MutableMapping[str, Any]):
 
     _label: str
     _schema: EntrySchema
-    _value: MutableMapping[str, Any]
+    _value: EntryMapping
 
-    def __init__(self, value: MutableMapping[str, Any], schema: EntrySchema, label: str) -> None:
+    def __init__(self, value: EntryMapping, schema: EntrySchema, label: str) -> None:
         for name, given in zip(_SLOTS, (label, schema, value), strict=True):
             object.__setattr__(self, name, given)
 
@@ -36,7 +38,7 @@ class TypedView(MutableMapping[str, Any]):
             return value
         field = self._schema.fields.get(name)
         if field is not None and field.default is not None:
-            return field.default()
+            return self._value._default(name, field.default)
         if field is not None and field.is_required:
             self._schema.check_names(self._value, row=self._label)
         raise KeyError(name)
@@ -55,12 +57,18 @@ class TypedView(MutableMapping[str, Any]):
         return len(self._value)
 
     def __getattr__(self, name: str) -> Any:
+        # copy and pickle ask for such names before there is a value
+        if name.startswith("_"):
+            raise AttributeError(name)
         try:
             return self[name]
         except KeyError:
             raise AttributeError(f"{self._schema.name} has no entry {name!r}", name=name) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_") or hasattr(type(self), name):
+            # it would be read as something else
+            raise AttributeError(f"{name!r} cannot be set as an attribute; use typed[{name!r}]")
         self[name] = value
 
     def __delattr__(self, name: str) -> None:
@@ -68,6 +76,16 @@ class TypedView(MutableMapping[str, Any]):
             del self[name]
         except KeyError:
             raise AttributeError(f"the value has no entry {name!r}", name=name) from None
+
+    def __copy__(self) -> EntryMapping:
+        """Return a copy of the value: one that belongs to no row has no column to check it."""
+        return copy.copy(self._value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EntryMapping:
+        return copy.deepcopy(self._value, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return copy.copy, (self._value,)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._schema.fields})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import io
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.databases import Stored, make_engine
 from support.exactness import assert_exact, delete_rows
 
-from sqla_datastore import DataStore, DataStoreType, bind_storage
+from sqla_datastore import DataStore, DataStoreType, File, bind_storage
 from sqla_datastore.value.entry import Entry
 
 pytest.importorskip("sqladmin")
@@ -146,6 +147,19 @@ def test_a_form_edits_plain_entries_and_keeps_the_others(client, engine, stored)
     found = value(engine)
     assert np.array_equal(found.pop("weights"), np.arange(3))
     assert found == {"note": "new", "tags": [1]}
+    assert_exact(engine, Base.metadata, stored, 1)
+
+
+def test_a_file_is_named_and_kept(client, engine, stored):
+    add(engine, report=File(io.BytesIO(b"a,b"), "<i>.csv"), note="old")
+    page = client.get("/admin/run/details/1").text
+    assert "<td>File</td><td>&lt;i&gt;.csv, text/csv</td>" in page
+    text = form_text(client)
+    assert '"report" File' in text
+    assert save(client, text.replace('"old"', '"new"')).status_code == 302
+    with Session(engine) as session:
+        data = session.get(Run, 1).data
+        assert (data.report.name, data.report.read(), data.note) == ("<i>.csv", b"a,b", "new")
     assert_exact(engine, Base.metadata, stored, 1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import html
+import io
 import re
 
 import numpy as np
@@ -13,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.databases import Stored, make_engine
 from support.exactness import assert_exact, delete_rows
 
-from sqla_datastore import DataStore, DataStoreType, bind_storage
+from sqla_datastore import DataStore, DataStoreType, File, bind_storage
 from sqla_datastore.value.entry import Entry
 
 pytest.importorskip("starlette_admin")
@@ -28,6 +30,11 @@ pytestmark = pytest.mark.libraries
 HOSTILE = "<script>alert(1)</script>"
 
 
+@dataclasses.dataclass
+class Settings:
+    lr: float
+
+
 class Base(DeclarativeBase):
     pass
 
@@ -38,10 +45,11 @@ class Run(Base):
     title: Mapped[str]
     data: Mapped[DataStore] = mapped_column(DataStoreType())
     more: Mapped[DataStore | None] = mapped_column(DataStoreType())
+    typed: Mapped[DataStore[Settings] | None] = mapped_column(DataStoreType())
 
 
 class RunView(DataStoreView):
-    fields = ("id", "title", "data", "more")
+    fields = ("id", "title", "data", "more", "typed")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +112,7 @@ def form_text(client, path="/admin/run/edit?pk=1", name="data"):
 
 def save(client, text, path="/admin/run/edit?pk=1", **others):
     token = re.search(r'name="([^"]*csrf[^"]*)"[^>]*value="([^"]*)"', client.get(path).text)
-    fields = {"title": "first", "data": text, "more": "", token[1]: token[2], **others}
+    fields = {"title": "first", "data": text, "more": "", "typed": "", token[1]: token[2], **others}
     return client.post(path, data=fields)
 
 
@@ -147,6 +155,19 @@ def test_a_form_edits_plain_entries_and_keeps_the_others(client, engine, stored)
     assert_exact(engine, Base.metadata, stored, 1)
 
 
+def test_a_file_is_named_and_kept(client, engine, stored):
+    add(engine, report=File(io.BytesIO(b"a,b"), "<i>.csv"), note="old")
+    page = client.get("/admin/run/detail?pk=1").text
+    assert "<td>File</td><td>&lt;i&gt;.csv, text/csv</td>" in page
+    text = form_text(client)
+    assert '"report" File' in text
+    assert save(client, text.replace('"old"', '"new"')).status_code == 303
+    with Session(engine) as session:
+        data = session.get(Run, 1).data
+        assert (data.report.name, data.report.read(), data.note) == ("<i>.csv", b"a,b", "new")
+    assert_exact(engine, Base.metadata, stored, 1)
+
+
 def test_a_form_makes_a_row(client, engine, stored):
     assert save(client, '{"n": 1}', "/admin/run/create").status_code == 303
     assert value(engine) == {"n": 1}
@@ -182,6 +203,21 @@ def test_what_cannot_be_stored_is_shown_again_with_a_reason(client, engine, stor
     assert message in html.unescape(response.text)
     assert HOSTILE not in response.text
     assert stored.files() == set()
+
+
+def test_what_the_schema_of_the_column_does_not_allow_is_shown_with_a_reason(
+    client, engine, stored
+):
+    add(engine, n=1)
+    before = stored.files()
+    for text in ('{"lr": "high"}', '{"n": 1}'):
+        response = save(client, form_text(client), typed=text)
+        assert response.status_code == 422
+        assert "Settings" in response.text
+    assert stored.files() == before
+    assert save(client, form_text(client), typed='{"lr": 0.5}').status_code == 303
+    with Session(engine) as session:
+        assert session.get(Run, 1).typed == {"lr": 0.5}
 
 
 def test_a_name_that_is_kept_cannot_be_taken(client, engine):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 from html.parser import HTMLParser
 from urllib.parse import urlencode
 
 import pytest
-from support.lab import FIRST, HOSTILE, LAST, ROWS, Base, Lab, gradient
+from support.lab import FILES, FIRST, HOSTILE, LAST, ROWS, Base, Lab, gradient
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
+from sqla_datastore import File
 from sqla_datastore.browsing import entries as entries_module
 from sqla_datastore.browsing.app import page_of
 from sqla_datastore.browsing.guard import Guard
@@ -208,6 +210,85 @@ def test_a_large_entry_waits_until_it_is_asked_for(client, reads, monkeypatch):
     assert client.get(address("/picture", "photo")).status_code == 200  # mapped: nothing is read
     (link,) = [link for link in Parsed(text).links if "load=1" in link]
     assert "warm-up" in shown(client, link)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+ACTIVE = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+LOG = b"a line\n" * 700_000
+PNG = picture(gradient())[0]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A client of a page about a row with files."""
+    lab = Lab(tmp_path_factory.mktemp("files"))
+    lab.add_files(
+        page=File(io.BytesIO(ACTIVE), '\u20ac "<b>.html', "text/html"),
+        drawing=File(io.BytesIO(ACTIVE), "a.svg", "image/svg+xml"),
+        photo=File(io.BytesIO(PNG), "a.png"),
+        disguised=File(io.BytesIO(PNG), "a.html", "text/html"),
+        log=File(io.BytesIO(LOG), "a.log", "text/plain"),
+        noise=File(io.BytesIO(b"\0\xff" * 9), "a.txt"),
+        tree={"config.json": File(io.BytesIO(b"{}"), "config.json")},
+    )
+    return client_of(lab)
+
+
+def of_file(page, *path):
+    return address(page, *path, key=FILES)
+
+
+def test_a_row_names_its_files(files):
+    texts = Parsed(shown(files, of_file("/row"))).texts
+    assert {"File", "a.log, text/plain", '\u20ac "<b>.html, text/html'} <= set(texts)
+
+
+@pytest.mark.parametrize("name", ["page", "drawing"])
+def test_active_contents_are_shown_as_text_and_sent_for_saving(files, name):
+    page = Parsed(shown(files, of_file("/entry", name)))
+    assert ACTIVE.decode() in "".join(page.texts)
+    assert not {"script", "svg", "img", "iframe", "object", "embed"} & page.tags
+    assert files.get(of_file("/picture", name)).status_code == 404
+    (link,) = [link for link in page.links if link.startswith("/file")]
+    answer = files.get(link)
+    assert answer.content == ACTIVE
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"].startswith("attachment;")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_name_of_a_file_fits_a_header(files):
+    headers = files.get(of_file("/file", "page")).headers
+    name = "%E2%82%AC%20%22%3Cb%3E.html"
+    assert headers["content-disposition"] == f"attachment; filename*=UTF-8''{name}"
+
+
+@pytest.mark.parametrize("name", ["photo", "disguised"])
+def test_a_small_picture_is_shown_by_what_its_bytes_are(files, name):
+    assert "<img" in shown(files, of_file("/entry", name))
+    answer = files.get(of_file("/picture", name))
+    assert (answer.headers["content-type"], answer.content) == ("image/png", PNG)
+
+
+def test_a_large_file_is_not_read_and_can_be_downloaded(files, monkeypatch):
+    monkeypatch.setattr(entries_module, "LARGEST_BYTES", 1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(File, "read", None)
+        text = shown(files, of_file("/entry", "log"))
+    assert "a line" not in text
+    assert "more than 4.0 MiB" in text
+    assert files.get(of_file("/file", "log")).content == LOG
+
+
+def test_what_is_no_text_is_shown_as_bytes(files):
+    assert "00 ff 00 ff" in shown(files, of_file("/entry", "noise"))
+    assert "config.json" in shown(files, of_file("/entry", "tree"))
+
+
+@pytest.mark.parametrize("path", [(), ("tree",), ("nonsense",)])
+def test_there_are_no_files_but_files(files, path):
+    assert files.get(of_file("/file", *path)).status_code == 404
 
 
 # -- hostile ---------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support.lab import FIRST, HOSTILE, LAST, ROWS, Lab
+from support.lab import FILES, FIRST, HOSTILE, LAST, ROWS, Lab
 
+from sqla_datastore import DataStoreIO, File
 from sqla_datastore.cli import main as cli
 
 MODELS = "support.lab:Base"
@@ -113,6 +114,31 @@ def test_export_names_the_file_after_the_entry(run, tmp_path):
     assert run("export", "experiments", str(FIRST), "history", "--to", "csv", "--force")[0] == 0
 
 
+EXPORT = ("export", "experiments", str(FIRST), "history", "--to", "csv", "-o")
+
+
+def test_export_replaces_nothing_unasked_and_no_device_ever(run, tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "not there yet")
+    assert "--force" in run(*EXPORT, "link.csv")[2]
+    assert (tmp_path / "link.csv").is_symlink()
+    os.mkfifo(tmp_path / "pipe.csv")
+    status, _, err = run(*EXPORT, "pipe.csv", "--force")
+    assert (status, (tmp_path / "pipe.csv").is_fifo()) == (2, True), err
+    assert "no file that could be replaced" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"link.csv", "pipe.csv"}
+
+
+def test_export_leaves_a_file_that_was_made_meanwhile(run, tmp_path, monkeypatch):
+    def write(value: object, kind: str, out: io.BufferedWriter) -> None:
+        (tmp_path / "x.csv").write_text("theirs")
+
+    monkeypatch.setattr("sqla_datastore.browsing.exports.export", write)
+    status, _, err = run(*EXPORT, "x.csv")
+    assert (status, (tmp_path / "x.csv").read_text()) == (2, "theirs"), err
+    assert "'x.csv'" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
 def test_export_formats(run, tmp_path):
     for kind, entry in [("parquet", "history"), ("npy", "weights"), ("json", "settings")]:
         arguments = ("experiments", str(FIRST), entry, "--to", kind, "-o", f"x.{kind}")
@@ -122,6 +148,44 @@ def test_export_formats(run, tmp_path):
     assert json.loads((tmp_path / "x.json").read_text())["layers"] == [64, 32]
     assert run("export", "experiments", str(FIRST), "--to", "zip", "-o", "x.zip")[0] == 0
     assert np.load(tmp_path / "x.zip")["weights"].shape == (64, 96)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A lab with files, one with the name of what a shell runs."""
+    lab = Lab(tmp_path_factory.mktemp("files"))
+    table = File(io.BytesIO(b"a,b\n"), "../.bashrc.c\u202esv", "text/csv")
+    lab.add_files(table=table, plain=File(io.BytesIO(b"x"), "x"), tree={"a": table})
+    return lab
+
+
+def test_show_knows_files(files, capsys):
+    row = [MODELS, *files.arguments, "experiments", str(FILES)]
+    assert cli.main(["show", *row]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["table", "File", ".bashrc.csv,", "text/csv", "4", "B"] in map(str.split, lines)
+    assert cli.main(["show", *row, "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)["entries"]["data"]
+    assert [entry.get("file_name") for entry in entries] == [".bashrc.csv", "x", None]
+    assert cli.main(["show", *row, "table"]) == 0
+    out = capsys.readouterr().out
+    assert [part for part in (".bashrc.csv", "text/csv", "4 B", "a,b") if part not in out] == []
+
+
+def test_a_file_is_exported_as_it_is_under_a_name_of_ours(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    row = [MODELS, *files.arguments, "experiments", str(FILES)]
+    for entry in ("table", "plain"):
+        assert cli.main(["export", *row, entry]) == 0
+    assert cli.main(["export", *row, "table", "--to", "zip", "-o", "all.zip"]) == 0
+    names = [f"experiments-{FILES}-table.csv", f"experiments-{FILES}-plain.bin"]
+    assert capsys.readouterr().out.split() == [*names, "all.zip"]
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"a,b\n", b"x"]
+    assert DataStoreIO("file:///all.zip", storage=tmp_path).read_deserialize()["value"].read()
+    for refused in (["table", "--to", "csv"], ["tree", "--to", "json"], ["tree"], []):
+        assert cli.main(["export", *row, *refused, "-o", "refused"]) == 2
+        assert "zip" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "all.zip"}
 
 
 def test_export_to_stdout(lab, capfdbinary):

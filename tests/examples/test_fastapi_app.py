@@ -15,6 +15,7 @@ from support.examples import load_example
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
+from sqla_datastore import DamagedObjectError
 from sqla_datastore.storage import ObjectStorage
 from sqla_datastore.value.entry import Entry
 
@@ -47,6 +48,83 @@ def test_an_upload_becomes_a_row_and_one_object(client, stored):
     assert stored.files() == {body["data"]["url"].removeprefix("file:///")}
     table = body["data"]["entries"]["table"]
     assert (table["type"], table["shape"]) == ("pandas.DataFrame", [2, 2])
+
+
+def upload_file(client, content=CSV, name="loss.csv", kind="text/csv"):
+    response = client.post("/files", files={"file": (name, content, kind)})
+    assert response.status_code == 201
+    return response.json()
+
+
+def test_a_file_comes_back_as_it_was_sent(client, stored):
+    content = bytes(range(256)) * 10_000
+    body = upload_file(client, content, "../\u20ac <b>.bin", "application/x-data; a=b")
+    assert stored.files() == {body["data"]["url"].removeprefix("file:///")}
+    assert body["title"] == "\u20ac <b>.bin"
+    response = client.get("/runs/1/files/file")
+    assert response.content == content
+    headers = response.headers
+    assert headers["content-type"] == "application/x-data; a=b"
+    assert headers["content-length"] == str(len(content))
+    assert headers["content-disposition"] == "attachment; filename*=UTF-8''%E2%82%AC%20%3Cb%3E.bin"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_content_type_that_is_none_is_left_out(client):
+    body = upload_file(client, name="page.html", kind="nonsense")
+    assert body["data"]["entries"]["file"]["dtype"] == "text/html"
+    assert client.get("/runs/1/files/file").headers["content-type"] == "text/html"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "part"),
+    [
+        ("bytes=0-3", 206, slice(0, 4)),
+        ("bytes=5-", 206, slice(5, None)),
+        ("bytes=-4", 206, slice(-4, None)),
+        ("bytes=20-999", 206, slice(20, None)),
+        ("bytes=-999", 206, slice(None)),
+        ("bytes=999-", 416, slice(0)),
+        ("bytes=-0", 416, slice(0)),
+        # what a server may leave unheard
+        ("bytes=3-1", 200, slice(None)),
+        ("bytes=0-1,4-5", 200, slice(None)),
+        ("bytes=-", 200, slice(None)),
+        ("bytes=" + "9" * 5_000 + "-", 200, slice(None)),
+        ("lines=0-1", 200, slice(None)),
+    ],
+)
+def test_a_range_of_a_file(client, wanted, status, part):
+    upload_file(client)
+    response = client.get("/runs/1/files/file", headers={"Range": wanted})
+    assert response.status_code == status
+    if status == 416:
+        assert response.headers["content-range"] == f"bytes */{len(CSV)}"
+        return
+    assert response.content == CSV[part]
+    if status == 206:
+        start, stop, _ = part.indices(len(CSV))
+        assert response.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(CSV)}"
+
+
+@pytest.mark.parametrize("size", [24, 1_500_000])
+def test_a_damaged_file_is_not_sent_to_its_end(client, stored, size):
+    url = upload_file(client, b"\1" * size, "x", "x/y")["data"]["url"]
+    path = stored.base / url.removeprefix("file:///")
+    path.write_bytes(path.read_bytes().replace(b"\1" * 20, b"\2" * 20, 1))
+    with (
+        pytest.raises(DamagedObjectError),
+        client.stream("GET", "/runs/1/files/file") as response,
+    ):
+        response.read()
+
+
+def test_a_download_is_only_continued_where_the_file_is_the_same(client):
+    upload_file(client)
+    tag = client.get("/runs/1/files/file").headers["etag"]
+    for given, status in ((tag, 206), ('"another"', 200)):
+        headers = {"Range": "bytes=4-", "If-Range": given}
+        assert client.get("/runs/1/files/file", headers=headers).status_code == status
 
 
 def test_rows_are_listed_without_loading_a_frame(client, stored, monkeypatch):
@@ -105,6 +183,8 @@ def test_a_bucket_is_read_in_threads(tmp_path, monkeypatch):
         assert client.post("/runs/1/summary").status_code == 202
         assert "summary" in client.get("/runs").json()[0]["data"]["entries"]
         response = client.get("/runs/1/object")
+        upload_file(client)
+        assert client.get("/runs/2/files/file").content == CSV
         assert "manifest.json" in zipfile.ZipFile(io.BytesIO(response.content)).namelist()
 
 
@@ -116,6 +196,9 @@ def test_a_bucket_is_read_in_threads(tmp_path, monkeypatch):
         ("/runs/1/entries/source", 422),
         ("/runs/1/entries/table?form=pickle", 422),
         ("/runs/2/object", 404),
+        ("/runs/2/files/file", 404),
+        ("/runs/1/files/nonsense", 404),
+        ("/runs/1/files/source", 422),
     ],
 )
 def test_what_is_not_there_is_said(client, path, status):
@@ -130,9 +213,10 @@ def test_what_is_no_csv_writes_nothing(client, stored, content):
     assert stored.files() == set()
 
 
-def test_an_upload_that_breaks_off_writes_nothing(app, client, stored):
+@pytest.mark.parametrize(("path", "field"), [("/runs", "table"), ("/files", "file")])
+def test_an_upload_that_breaks_off_writes_nothing(app, client, stored, path, field):
     head = b'--x\r\nContent-Disposition: form-data; name="title"\r\n\r\nfirst\r\n'
-    part = b'--x\r\nContent-Disposition: form-data; name="table"; filename="a.csv"\r\n\r\n'
+    part = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="a"\r\n\r\n'.encode()
     messages = [
         {"type": "http.request", "body": head + part + CSV * 100_000, "more_body": True},
         {"type": "http.disconnect"},
@@ -140,7 +224,7 @@ def test_an_upload_that_breaks_off_writes_nothing(app, client, stored):
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/runs",
+        "path": path,
         "query_string": b"",
         "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
     }

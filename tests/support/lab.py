@@ -12,11 +12,12 @@ import pyarrow as pa
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_datastore import DataStore, DataStoreType, bind_storage
+from sqla_datastore import DataStore, DataStoreType, File, bind_storage
 
 HOSTILE = '</td><script>alert("x")</script>\x1b[2J\u202e'
 ROWS = 120
 FIRST, EMPTY, LAST = uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=ROWS)
+FILES = uuid.UUID(int=ROWS + 1)
 
 
 class Base(DeclarativeBase):
@@ -60,6 +61,14 @@ class Lab:
                 for n in range(3, ROWS)
             )
             session.add_all(Run(name="a,b", step=n, data=DataStore(n=n)) for n in range(3))
+            session.commit()
+        engine.dispose()
+
+    def add_files(self, **entries: File | dict[str, File]) -> None:
+        """Add an experiment with files."""
+        engine = self.engine()
+        with Session(engine) as session:
+            session.add(Experiment(id=FILES, title="files", data=DataStore(entries)))
             session.commit()
         engine.dispose()
 

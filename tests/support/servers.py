@@ -1,9 +1,10 @@
-"""Servers of object stores, each a process of its own on free ports of loopback.
+"""Servers of object stores and of an example, each a process of its own on free ports of loopback.
 
 - moto, a server of S3 in Python; it serves the client of Google Cloud Storage too.
 - SeaweedFS, a server of S3 that checks signatures, from a wheel.
 - Azurite, Microsoft's emulator of Azure Blob Storage, from npm; each version is installed once,
   into the user's cache.
+- The example of FastAPI, which tells its memory and how late its event loop is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from support.processes import environment
 
 ACCOUNT = "lab"
 """The account and the access key that every server knows."""
@@ -88,6 +91,16 @@ def azurite() -> Iterator[str]:
         command += ["--blobHost", "127.0.0.1", "--blobPort", str(port)]
         with _running(command, port, AZURITE_ACCOUNTS=f"{ACCOUNT}:{SECRET}") as endpoint:
             yield f"{endpoint}/{ACCOUNT}"
+
+
+@contextmanager
+def measured_service(database: str, storage: Path) -> Iterator[str]:
+    """Run the example of FastAPI for a while; give its address. See `measured_service.py`."""
+    (port,) = _free_ports(1)
+    script = Path(__file__).with_name("measured_service.py")
+    command = [sys.executable, str(script), str(port), database, str(storage)]
+    with _running(command, port, **environment()) as endpoint:
+        yield endpoint
 
 
 def _installed_azurite() -> Path:

@@ -7,6 +7,8 @@ import datetime as dt
 import decimal
 import enum
 import gc
+import hashlib
+import io
 import threading
 import time
 import uuid
@@ -36,6 +38,7 @@ from sqla_datastore import (
     DamagedObjectError,
     DataStore,
     DataStoreType,
+    File,
     MissingObjectError,
     acollect,
     acollect_array,
@@ -45,7 +48,7 @@ from sqla_datastore import (
     collect_array,
     collect_batches,
 )
-from sqla_datastore.format import Container
+from sqla_datastore.format import Container, StoredBlob
 from sqla_datastore.storage import LocalStorage
 
 
@@ -124,6 +127,21 @@ def test_frames_stand_one_below_the_other_with_the_key_of_their_rows(session):
     pd.testing.assert_frame_equal(
         found.to_pandas()[["id", "a"]], pd.DataFrame({"id": [1, 1, 2], "a": [1, 2, 3]})
     )
+
+
+def test_of_files_all_is_told_but_their_bytes(session, monkeypatch):
+    add(session, File(io.BytesIO(b"a,b"), "x.csv"), File(io.BytesIO(b""), "y", "text/z"), None)
+    monkeypatch.setattr(StoredBlob, "verified_pieces", None)
+    assert entries(session).drop_columns("sha256").to_pylist() == [
+        {"id": 1, "name": "x.csv", "content_type": "text/csv", "size_bytes": 3},
+        {"id": 2, "name": "y", "content_type": "text/z", "size_bytes": 0},
+    ]
+    assert entries(session)["sha256"][0].as_py() == hashlib.sha256(b"a,b").hexdigest()
+    with pytest.raises(CollectError, match="File values are no NumPy arrays"):
+        collect_array(session, RUNS, Run.data, "e")
+    session.add(Run(id=4, data=DataStore(e=1)))
+    with pytest.raises(CollectError, match=r"id=4.* a File"):
+        entries(session)
 
 
 FRAMES = {
@@ -302,6 +320,13 @@ def test_rows_without_the_entry_are_left_out_or_null(session):
     assert only.to_pydict() == {"id": [2]}
 
 
+def test_an_empty_dict_is_a_row_that_lacks_everything(session):
+    add(session, {"loss": 1.0}, {}, {"loss": 3.0})
+    assert entries(session).to_pydict() == {"id": [1, 3], "loss": [1.0, 3.0]}
+    found = entries(session, missing="null")
+    assert found.to_pydict() == {"id": [1, 2, 3], "loss": [1.0, None, 3.0]}
+
+
 def test_the_session_holds_and_flushes_nothing_of_it(session):
     add(session, pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]}))
     row = session.get(Run, 1)
@@ -432,6 +457,15 @@ def test_what_is_no_statement_or_attribute_is_refused(session, arguments, messag
         entries(session, missing="drop")
     with pytest.raises(ValueError, match="batch_rows is 1 or more"):
         collect_batches(session, RUNS, Run.data, "e", batch_rows=0)
+
+
+def test_what_selects_nothing_is_refused_with_advice(session):
+    with pytest.raises(TypeError, match="by a Session or Connection, not by 'Engine'"):
+        collect(session.get_bind(), RUNS, Run.data, "e")
+    with pytest.raises(TypeError, match="acollect takes those of asyncio"):
+        collect(AsyncSession(), RUNS, Run.data, "e")
+    with pytest.raises(TypeError, match="by an AsyncSession.*collect takes the others"):
+        asyncio.run(acollect(session, RUNS, Run.data, "e"))
 
 
 # -- storage ---------------------------------------------------------------------------------------

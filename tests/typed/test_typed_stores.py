@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import gc
 import pickle
 import re
-from typing import Annotated, Any, Literal, NotRequired, Optional, TypedDict
+from typing import Annotated, Any, Generic, Literal, NotRequired, Optional, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as ModelField
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, insert, select, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, declared_attr, mapped_column
 
 from sqla_datastore import (
     ConfigurationError,
@@ -28,7 +30,10 @@ from sqla_datastore import (
 )
 from sqla_datastore.maintenance import rewrite
 from sqla_datastore.typed import Columns, Dtype, MaxBytes, Shape
+from sqla_datastore.typed.checks import problem_of
 from sqla_datastore.value.entry import UNLOADED
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -43,6 +48,21 @@ class Features:
     n: int = 7
     tags: list[str] = dataclasses.field(default_factory=lambda: ["none"])
     inner: DataStore[Inner] | None = None
+
+
+@dataclasses.dataclass
+class Boxed(Generic[T]):
+    k: int
+
+
+class Declaring:
+    @declared_attr
+    def data(cls) -> Mapped[DataStore[Inner]]:
+        return mapped_column(DataStoreType())
+
+
+class Generically:
+    data: Mapped[DataStore[Boxed[int]]] = mapped_column(DataStoreType())
 
 
 class Scores(TypedDict):
@@ -192,6 +212,29 @@ class TestFlush:
             connection.execute(table.insert(), {"data": DataStore(loss=1)})
         assert len(stored_files(tmp_path)) == 1
 
+    @pytest.mark.parametrize("mixin", [Declaring, Generically])
+    def test_what_a_mixin_declares_is_checked(self, engine, tmp_path, mixin):
+        class Own(DeclarativeBase):
+            pass
+
+        class Mixed(mixin, Own):
+            __tablename__ = "typed_mixed"
+            id: Mapped[int] = mapped_column(primary_key=True)
+
+        Own.metadata.create_all(engine)
+        with Session(engine) as session:
+            session.add(Mixed(data=DataStore(k="a")))
+            with pytest.raises(SchemaMismatchError, match="type str, not int"):
+                session.commit()
+            session.rollback()
+            session.add(row := Mixed(data=DataStore(k=1)))
+            session.commit()
+            assert (row.data.typed.k, len(stored_files(tmp_path))) == (1, 1)
+
+    def test_a_nested_value_may_be_free(self):
+        assert problem_of(DataStore(k="a"), DataStore[Any]) is None
+        assert "type str, not int" in problem_of(DataStore(k="a"), DataStore[Boxed[int]])
+
     def test_entries_that_are_not_loaded_are_not_read_for_it(self, session):
         session.add(Run(features=features()))
         session.commit()
@@ -221,6 +264,56 @@ class TestTyped:
         assert len(typed) == 2
         assert {"n", "weights"} < set(dir(typed))
 
+    @pytest.mark.parametrize("holds", ["the row", "the default", "nothing", "an old one"])
+    def test_a_default_that_is_edited_in_place_is_saved(self, engine, run, session, holds):
+        session.expunge_all()
+        row = session.get(Run, run.id)
+        tags = row.features.typed.tags
+        assert row.features.typed.tags is tags
+        if holds == "an old one":
+            session.expire(row)
+        elif holds != "the row":
+            del row
+            gc.collect()
+        tags.append("late")
+        if holds == "nothing":
+            del tags
+            gc.collect()
+        session.commit()
+        with Session(engine) as other:
+            assert other.get(Run, run.id).features["tags"] == ["none", "late"]
+
+    def test_a_default_that_is_read_or_replaced_is_not_stored(self, run, session, tmp_path):
+        before = stored_files(tmp_path)
+        assert run.features.typed.tags == ["none"]
+        session.commit()
+        assert stored_files(tmp_path) == before
+        tags = run.features.typed.tags
+        run.features.typed.tags = ["mine"]
+        tags.append("lost")
+        session.commit()
+        assert run.features["tags"] == ["mine"]
+
+    def test_an_edited_default_is_checked_and_rolled_back(self, run, session, tmp_path):
+        before = stored_files(tmp_path)
+        run.features.typed.tags.append(3)
+        with pytest.raises(SchemaMismatchError, match="item 1 of list"):
+            session.commit()
+        session.rollback()
+        assert run.features.typed.tags == ["none"]
+        run.features.typed.tags.append("late")
+        session.flush()
+        assert run.features["tags"] == ["none", "late"]
+        session.rollback()
+        assert "tags" not in run.features
+        assert stored_files(tmp_path) == before
+
+    def test_an_edited_default_is_saved_with_what_else_was_assigned(self, run, session):
+        run.features.typed.tags.append("late")
+        run.features.typed.n = 8
+        session.commit()
+        assert (run.features["tags"], run.features.n) == (["none", "late"], 8)
+
     def test_what_is_assigned_is_checked_at_once(self, run, session):
         with pytest.raises(SchemaMismatchError, match="'n' of 'features' of Run 1"):
             run.features.typed.n = "three"
@@ -239,6 +332,24 @@ class TestTyped:
         with pytest.raises(KeyError):
             run.scores.typed["lost"]
         assert not hasattr(run.features.typed, "other")
+
+    @pytest.mark.parametrize(
+        "copied",
+        [copy.copy, copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))],
+        ids=["copy", "deepcopy", "pickle"],
+    )
+    def test_a_copy_of_the_view_is_one_of_the_value(self, run, copied):
+        twin = copied(run.features.typed)
+        assert (type(twin), twin) == (DataStore, run.features)
+        assert twin is not run.features
+
+    def test_names_that_are_read_as_something_else_cannot_be_set(self, run, session):
+        session.add(other := Run(model={"kind": "cnn", "items": 1}))
+        session.commit()
+        for name in ("items", "_own"):
+            with pytest.raises(AttributeError, match=rf"typed\['{name}'\]"):
+                setattr(other.model.typed, name, 2)
+        assert other.model.typed["items"] == 1
 
     def test_a_value_that_was_stored_before_the_schema_is_told_when_it_is_read(
         self, engine, tmp_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.databases import make_engine
 from support.exactness import assert_exact
 
-from sqla_datastore import DataStore, DataStoreType, inspect, prefetch
+from sqla_datastore import DataStore, DataStoreType, File, inspect, prefetch
 from sqla_datastore.typed import Shape
 
 pydantic = pytest.importorskip("pydantic")
@@ -95,6 +96,12 @@ def test_json_is_metadata_and_reads_no_payload(row):
     assert inspect(row.data).loaded == ()
 
 
+def test_a_file_is_told_by_name_content_type_and_size():
+    file = File(io.BytesIO(b"a,b"), "../loss.csv")
+    dumped = RunOut(data=DataStore(f=file)).model_dump(mode="json")["data"]["entries"]
+    assert dumped == {"f": {**described("File", 3, "text/csv"), "file_name": "loss.csv"}}
+
+
 def test_a_value_in_its_row_does_not_show_itself_as_its_url(row):
     assert row.small.url.startswith("data:")
     dumped = RunOut.model_validate(row).model_dump(mode="json")
@@ -123,7 +130,9 @@ def test_the_json_schemas_say_what_goes_in_and_what_comes_out():
         "dtype",
         "shape",
         "nbytes",
+        "file_name",
     ]
+    assert "file_name" not in comes_out["$defs"]["EntryMetadata"]["required"]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +168,13 @@ def test_a_mapping_is_checked_by_the_schema_of_its_field():
         TypedOut(data={"weights": np.zeros(3)})
     with pytest.raises(pydantic.ValidationError, match="Features has no entry 'bias'"):
         TypedOut(data={"weights": np.zeros((2, 3)), "bias": 1})
+
+
+def test_a_value_is_checked_by_the_schema_of_its_field_until_it_is_stored(row):
+    with pytest.raises(pydantic.ValidationError, match="type str, not numpy"):
+        TypedOut(data=DataStore(weights="heavy"))
+    row.data.note  # noqa: B018 - what is loaded is not looked at either
+    assert TypedOut(data=row.data).data is row.data
 
 
 def test_json_that_is_no_object_is_refused():
