@@ -21,13 +21,17 @@ _ADVICE = (
         re.compile(
             r"status code: 40[13]|Unauthenticated|PermissionDenied|169\.254\.169\.254|Signature"
         ),
-        "are the credentials right, and may they do this? they are in options.storage_options or in "
-        "the environment",
+        (
+            "are the credentials right, and may they do this? they are in options.storage_options "
+            "or in the environment"
+        ),
     ),
     (
         re.compile("builder error"),
-        "an http:// endpoint needs client_options={'allow_http': True} in options.storage_options, "
-        "or for s3:// AWS_ALLOW_HTTP=true in the environment",
+        (
+            "an http:// endpoint needs client_options={'allow_http': True} in "
+            "options.storage_options, or for s3:// AWS_ALLOW_HTTP=true in the environment"
+        ),
     ),
     (
         re.compile(r"status code: (429|503)|SlowDown|TooManyRequests"),

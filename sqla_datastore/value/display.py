@@ -29,7 +29,7 @@ _STYLE: Final = (
     ".sqla-ds caption,.sqla-ds .p{color:var(--jp-content-font-color2,#666)}"
     ".sqla-ds.sqla-ds td,.sqla-ds.sqla-ds th{text-align:left;padding:.2em .8em .2em 0;border:0;"
     "border-bottom:1px solid rgba(128,128,128,.3);background:none;vertical-align:top}"
-    ".sqla-ds.sqla-ds td.n{text-align:right;white-space:nowrap}"
+    ".sqla-ds.sqla-ds tr>.n{text-align:right;white-space:nowrap}"
     ".sqla-ds code{color:inherit;background:none}"
     "@media (prefers-color-scheme:dark){.sqla-ds caption,.sqla-ds .p"
     "{color:var(--jp-content-font-color2,#aaa)}}"
@@ -171,7 +171,7 @@ def html_table(
     """
     has_previews = any(previews)
     titles = [*_TITLES[:-1], "", "preview"] if has_previews else list(_TITLES)
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    head = "".join(map(_html_title, titles))
     previewed = previews if has_previews else [None] * len(rows)
     body = "".join(map(_html_row, rows, previewed))
     more = "".join(f"<p>{escape(line.strip())}</p>" for line in rest)
@@ -179,6 +179,11 @@ def html_table(
         f'<div><style>{_STYLE}</style><table class="sqla-ds"><caption>{escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}</div>"
     )
+
+
+def _html_title(title: str) -> str:
+    aligned_as = ' class="n"' if title == "size" else ""
+    return f'<th scope="col"{aligned_as}>{title}</th>'
 
 
 def _html_row(row: list[str], shown: str | None) -> str:

@@ -68,7 +68,7 @@ def test_a_browser_shows_it(notebook, tmp_path):
     shown = nbformat.NotebookNode(notebook, cells=notebook.cells[4:-1])  # from where rows are read
     page = tmp_path / "notebook.html"
     page.write_text(html.from_notebook_node(shown)[0] + TELL_ALIGNMENT)
-    document, picture = visit(page.as_uri(), tmp_path, size=(1000, 830))
+    document, picture = visit(page.as_uri(), tmp_path, size=(1000, 750))
     assert document.count("<b>history</b>") == 2
     assert 'data-align="left"' in document  # not as Jupyter aligns cells
     keep(picture, "notebook.png")

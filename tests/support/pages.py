@@ -19,8 +19,8 @@ class Page:
     """A page, and the folder in which its code runs.
 
     Its Python blocks are one script, in which every line has the page's number, together with what
-    stands in comments like ``<!-- python``. ``<!-- after: NAME -->`` has it go on after that file, as
-    ``python -i`` does. A comment before a block says what else becomes of it:
+    stands in comments like ``<!-- python``. ``<!-- after: NAME -->`` has it go on after that file,
+    as ``python -i`` does. A comment before a block says what else becomes of it:
     ``<!-- file: NAME -->`` writes it to a file of its own, ``<!-- not run: REASON -->`` leaves it
     out, and so does ``<!-- command: NAME -->``, for .ci/run or another test runs it. Shell commands
     run after the script. A block of text after them is what they print.

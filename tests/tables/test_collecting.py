@@ -464,7 +464,7 @@ def test_what_selects_nothing_is_refused_with_advice(session):
         collect(session.get_bind(), RUNS, Run.data, "e")
     with pytest.raises(TypeError, match="acollect takes those of asyncio"):
         collect(AsyncSession(), RUNS, Run.data, "e")
-    with pytest.raises(TypeError, match="by an AsyncSession.*collect takes the others"):
+    with pytest.raises(TypeError, match=r"by an AsyncSession.*collect takes the others"):
         asyncio.run(acollect(session, RUNS, Run.data, "e"))
 
 
