@@ -24,6 +24,7 @@ from sqla_datastore.exceptions import DataStoreError, UnsupportedTypeError
 from sqla_datastore.printable import printable
 from sqla_datastore.storage.off_loop import in_thread
 from sqla_datastore.value.datastore import DataStore
+from sqla_datastore.value.display import count_text
 from sqla_datastore.value.inspection import inspect
 from sqla_datastore.value.prefetching import aload
 
@@ -41,7 +42,7 @@ def summary_of(value: DataStore) -> str:
         names = list(value)
     except DataStoreError as err:
         return printable(f"{type(err).__name__}: {err.message}", 200)
-    count = f"{len(names)} {'entry' if len(names) == 1 else 'entries'}"
+    count = count_text(len(names))
     more = ", …" * (len(names) > _NAMED)
     return printable(": ".join([count, *[", ".join(names[:_NAMED]) + more] * bool(names)]), 400)
 

@@ -26,7 +26,7 @@ from sqla_datastore.browsing.views import View, view_of
 from sqla_datastore.exceptions import DataStoreError, MissingObjectError, StorageError
 from sqla_datastore.printable import printable
 from sqla_datastore.value.datastore import DataStore
-from sqla_datastore.value.display import dtype_text, place_text, size_text
+from sqla_datastore.value.display import dtype_text, entry_size_text, place_text, size_text
 from sqla_datastore.value.file import File
 
 _LONGEST: Final = 1_000
@@ -87,6 +87,7 @@ class _Pages:
         )
         self._templates.globals["address"] = _address
         self._templates.filters["size"] = size_text
+        self._templates.filters["entry_size"] = entry_size_text
         self._templates.filters["place"] = place_text
         self._templates.filters["dtype"] = dtype_text
 

@@ -165,11 +165,20 @@ def jsonable(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, (datetime.timedelta, Decimal, uuid.UUID)):
         return str(value)
+    if isinstance(value, DataStore):
+        return {name: _entry_json(name, value[name]) for name in value}
     if isinstance(value, Mapping):
         return {_key(key): jsonable(each) for key, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [jsonable(each) for each in value]
     return jsonable(_plain(value))
+
+
+def _entry_json(name: str, value: Any) -> Any:
+    try:
+        return jsonable(value)
+    except TypeError as err:
+        raise TypeError(f"entry {name!r}: {err}") from err
 
 
 def _key(key: Any) -> str:
@@ -190,7 +199,7 @@ def _plain(value: Any) -> Any:
     for method in ("tolist", "to_list", "item"):
         if library in ("numpy", "pandas", "polars", "torch") and hasattr(value, method):
             return getattr(value, method)()
-    raise TypeError("it has no form in JSON")
+    raise TypeError(f"{type(value).__name__} values have no form in JSON")
 
 
 # -- ZIP -------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ class Tables:
     def _keys(self, table: str) -> list[Column[Any]]:
         if table not in self._declared:
             raise NotThereError(
-                f"there is no table {table!r} with values; {listed(self.names)} are"
+                f"there is no table {table!r} with values; there are {listed(self.names)}"
             )
         return list(self._declared[table].table.primary_key)
 

@@ -204,7 +204,7 @@ def _show(arguments: argparse.Namespace, tables: Tables) -> int:
 
 def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any]) -> int:
     from sqla_datastore.cli.tables import print_json, print_table
-    from sqla_datastore.value.display import dtype_text, size_text
+    from sqla_datastore.value.display import facts_of
 
     if arguments.json:
         shown = {name: _entries_json(entries) for name, entries in contents.items()}
@@ -217,16 +217,7 @@ def _show_row(arguments: argparse.Namespace, row: Row, contents: dict[str, Any])
             continue
         print_table(
             ["entry", "type", "dtype", "shape", "size"],
-            [
-                [
-                    entry,
-                    what.type,
-                    dtype_text(what),
-                    "" if what.shape is None else str(what.shape),
-                    "" if what.type == "DataStore" and not what.nbytes else size_text(what.nbytes),
-                ]
-                for entry, what in entries.items()
-            ],
+            [[entry, *facts_of(what)] for entry, what in entries.items()],
             numbers={4},
             title=name,
         )

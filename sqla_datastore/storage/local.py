@@ -31,7 +31,8 @@ from sqla_datastore.storage.urls import ObjectURL, check_path
 
 # To set up a map takes some 20 microseconds, longer than to read so little. More is not copied, and
 # only the pages that are used are read from the disk.
-_MAPPED_FROM = 128 * 1024
+MAPPED_FROM_BYTES = 128 * 1024
+"""Ranges of an object that have fewer bytes are read, larger ones are memory maps."""
 # for fewer objects, finding out first whether the disk is slow would be a good part of all calls
 _MANY = 16
 _ATTEMPTS = 100
@@ -382,7 +383,7 @@ class _Reader:
             return _read(descriptor, offset, end)
 
     def view(self, offset: int, size_bytes: int) -> memoryview:
-        if size_bytes < _MAPPED_FROM:
+        if size_bytes < MAPPED_FROM_BYTES:
             return memoryview(self.read(offset, size_bytes))
         # a slice keeps the map alive, so what is built on it outlives this reader
         return self._mapped()[offset : offset + size_bytes]

@@ -61,7 +61,8 @@ def collect(
     Raises:
         CollectError: the entries make no table, for example as their types do not agree; names the
             row.
-        TypeError: the statement is no SELECT, or `attribute` no column of values.
+        TypeError: the statement is no SELECT, `attribute` no column of values, or `session`
+            nothing that executes it, or only in coroutines.
         MissingObjectError: an object is not there; a note names the row.
         DataStoreError: it cannot be read.
     """
@@ -187,7 +188,8 @@ def collect_array(
 
     Raises:
         CollectError: an entry is no array, or of another shape; names the row.
-        TypeError: the statement is no SELECT, or `attribute` no column of values.
+        TypeError: the statement is no SELECT, `attribute` no column of values, or `session`
+            nothing that executes it, or only in coroutines.
         MissingObjectError: an object is not there; a note names the row.
         DataStoreError: it cannot be read.
     """

@@ -117,8 +117,12 @@ def read(session: Any, query: RowQuery, call: Read[T], rows: int = _ROWS) -> Ite
         query: what is selected.
         call: reads; blocks.
         rows: how many at a time.
+
+    Raises:
+        TypeError: the session is asynchronous, or no session.
     """
-    found = _some(_execute_of(session, awaited=False)(query.statement).all(), rows)
+    _check_session(session, is_awaited=False)
+    found = _some(session.execute(query.statement).all(), rows)
     return (off_loop(partial(call, each, stopped), stopped) for each, stopped in found)
 
 
@@ -126,26 +130,20 @@ async def aread(
     session: Any, query: RowQuery, call: Read[T], rows: int = _ROWS
 ) -> AsyncIterator[T]:
     """As `read`, for asynchronous sessions and connections."""
-    found = await _execute_of(session, awaited=True)(query.statement)
-    for each, stopped in _some(found.all(), rows):
+    _check_session(session, is_awaited=True)
+    for each, stopped in _some((await session.execute(query.statement)).all(), rows):
         yield await in_thread(partial(call, each, stopped), stopped)
 
 
-def _execute_of(session: Any, *, awaited: bool) -> Callable[..., Any]:
-    """Return the method that selects.
-
-    Raises:
-        TypeError: what is given selects nothing, or is of the other kind.
-    """
+def _check_session(session: Any, *, is_awaited: bool) -> None:
     execute = getattr(session, "execute", None)
-    if execute is None or iscoroutinefunction(execute) is not awaited:
-        takes = "an AsyncSession or AsyncConnection" if awaited else "a Session or Connection"
-        other = "collect takes the others" if awaited else "acollect takes those of asyncio"
+    if execute is None or iscoroutinefunction(execute) is not is_awaited:
+        needed = "an AsyncSession or AsyncConnection" if is_awaited else "a Session or Connection"
+        names = "collect, collect_array and collect_batches"
+        others = names if is_awaited else names.replace("collect", "acollect")
         raise TypeError(
-            f"rows are selected by {takes}, not by {type(session).__name__!r}; make a session of "
-            f"an engine, and {other}"
+            f"{needed} is needed here, not {type(session).__name__!r}; {others} take the others"
         )
-    return execute  # type: ignore[no-any-return]
 
 
 def _some(rows: Sequence[Row], count: int) -> Iterator[tuple[list[Row], threading.Event]]:

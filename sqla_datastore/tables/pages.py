@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from sqla_datastore.exceptions import CollectError
+from sqla_datastore.storage.local import MAPPED_FROM_BYTES
 from sqla_datastore.tables.entry_tables import table_of
 from sqla_datastore.tables.loading import EntryLoader
 from sqla_datastore.tables.row_query import Row, RowQuery
@@ -20,8 +21,6 @@ from sqla_datastore.tables.schemas import Agreement, Form, fitted, plain
 
 Missing: TypeAlias = Literal["skip", "null"]
 
-_COPIED_BYTES = 128 * 1024
-"""Of an entry: what is smaller was read with all of its object, and not mapped."""
 OTHER_TYPE = (
     "a column of the rows is of another type than in rows before; select one of a known type: "
     "sqlalchemy.cast(column, Integer).label('name')"
@@ -137,8 +136,8 @@ class PageReader:
         joined = pa.concat_tables(tables)
         # the longest one tells, since to ask each takes a tenth of all
         longest = max(tables, key=len)
-        small = longest.nbytes * len(tables) < _COPIED_BYTES * len(parts)
-        # else each would keep the memory of its whole object
+        small = longest.nbytes * len(tables) < MAPPED_FROM_BYTES * len(parts)
+        # what is not mapped was read with all of its object, and would keep the memory of that
         return joined.combine_chunks() if small else joined
 
     def _fitted(self, alike: list[Part], schema: Any) -> Any:

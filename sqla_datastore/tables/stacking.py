@@ -10,10 +10,9 @@ import numpy as np
 from sqlalchemy import Select
 
 from sqla_datastore.exceptions import CollectError
+from sqla_datastore.storage.local import MAPPED_FROM_BYTES
 from sqla_datastore.tables.loading import EntryLoader
 from sqla_datastore.tables.row_query import Attribute, Row, RowQuery
-
-_COPIED_BYTES = 128 * 1024
 
 
 class Stack:
@@ -73,7 +72,7 @@ class Stack:
 
 
 def _array(value: Any, _: str) -> Any:
-    """Return an entry as an array; a small one as a copy, since it holds all of its object."""
+    """Return an entry as an array; one that is not mapped as a copy: it holds all of its object."""
     if type(value) is not np.ndarray and not isinstance(
         value, (bool, int, float, complex, np.generic)
     ):
@@ -81,4 +80,4 @@ def _array(value: Any, _: str) -> Any:
     array = np.asarray(value)
     if array.dtype.hasobject:
         raise TypeError("it is too large a number for NumPy")
-    return array.copy() if array.nbytes < _COPIED_BYTES else array
+    return array.copy() if array.nbytes < MAPPED_FROM_BYTES else array

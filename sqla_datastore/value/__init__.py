@@ -3,7 +3,11 @@
 `opening` opens the object that holds it. `entry` knows what an entry is made of, `mapping` orders
 entries and loads them one by one, `datastore` makes a value of them. `saving` looks for edits
 (`fingerprint`), plans objects and switches to what was written; `holding` tells whether somebody
-still holds an entry. `equality` and `inspection` compare and describe. `prefetching` loads before
-the first touch, many values at once or for coroutines. `signing` makes URLs for others. `io` is
-`DataStoreIO`, whose `batch` writes, over `byte_streams`.
+still holds an entry. `equality` compares, `inspection` describes: by `sizes` and `previews`, shown
+by `display`. `typed_view` sees a value through its schema, `pydantic_schema` tells pydantic of it.
+`prefetching` loads before the first touch, many values at once or for coroutines. `signing` makes
+URLs for others. `io` is `DataStoreIO`, whose `batch` writes, over `byte_streams`.
+
+`file` is `File`, named by `file_names`: its bytes are in `file_contents` before it is stored and in
+a `stored_file` after, read through a `blob_stream`; `file_codec` stores it, `file_tree` many.
 """

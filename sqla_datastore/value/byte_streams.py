@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, cast
 
 from typing_extensions import Buffer
@@ -48,14 +48,29 @@ def _stream_pieces(stream: Any) -> Iterable[Buffer]:
 
 def stream_of(reader: ObjectReader) -> BinaryIO:
     """Return an object as a binary stream for reading, with random access and a small buffer."""
-    return cast("BinaryIO", io.BufferedReader(_Stream(reader), _BUFFER))
+    return seekable_stream(reader.read, reader.size_bytes, _BUFFER)
+
+
+def seekable_stream(
+    read: Callable[[int, int], Buffer], size_bytes: int, buffer_bytes: int
+) -> BinaryIO:
+    """Return bytes that can be read from any position as a binary stream.
+
+    Args:
+        read: takes a position before the end and a number of bytes that are there, and returns at
+            most so many, at least one.
+        size_bytes: how many there are.
+        buffer_bytes: how many are read at once where less is asked for.
+    """
+    return cast("BinaryIO", io.BufferedReader(_Stream(read, size_bytes), buffer_bytes))
 
 
 class _Stream(io.RawIOBase):
-    """An object's ranges as a raw stream."""
+    """A raw stream over a function that reads ranges."""
 
-    def __init__(self, reader: ObjectReader) -> None:
-        self._reader = reader
+    def __init__(self, read: Callable[[int, int], Buffer], size_bytes: int) -> None:
+        self._read = read
+        self._size_bytes = size_bytes
         self._position = 0
 
     def readable(self) -> bool:
@@ -71,7 +86,7 @@ class _Stream(io.RawIOBase):
         base = {
             os.SEEK_SET: 0,
             os.SEEK_CUR: self._position,
-            os.SEEK_END: self._reader.size_bytes,
+            os.SEEK_END: self._size_bytes,
         }[whence]
         if base + offset < 0:
             raise ValueError(f"negative seek position {base + offset}")
@@ -80,8 +95,10 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Buffer, /) -> int:
         view = memoryview(buffer).cast("B")
-        left = max(self._reader.size_bytes - self._position, 0)
-        data = self._reader.read(self._position, min(len(view), left)) if left else b""
+        size = min(len(view), max(self._size_bytes - self._position, 0))
+        if not size:
+            return 0
+        data = memoryview(self._read(self._position, size))
         view[: len(data)] = data
         self._position += len(data)
         return len(data)

@@ -121,10 +121,19 @@ def name_text(name: str) -> str:
 # -- parts -----------------------------------------------------------------------------------------
 
 
+def count_text(number: int) -> str:
+    """Return how many entries there are.
+
+    Examples:
+        >>> count_text(1), count_text(2)
+        ('1 entry', '2 entries')
+    """
+    return f"{number} {'entry' if number == 1 else 'entries'}"
+
+
 def summary(url: str | None, known: Inspection | None, *, changed: bool) -> str:
     """Return where a value is, whether it was changed, and how many entries it has."""
-    number = 0 if known is None else len(known.entries)
-    count = [] if known is None else [f"{number} {'entry' if number == 1 else 'entries'}"]
+    count = [] if known is None else [count_text(len(known.entries))]
     edited = ["changed"] if changed and url is not None else []
     return printable(", ".join([place_text(url), *edited, *count]))
 
@@ -135,15 +144,23 @@ def rows_of(known: Inspection, shown: int) -> list[list[str]]:
     return [
         [
             name_text(name),
-            printable(what.type, _WIDEST_TYPE),
-            printable(dtype_text(what), _WIDEST_TYPE),
-            "" if what.shape is None else printable(what.shape, _WIDEST_TYPE),
-            # of a nested value whose index was not read nobody knows
-            "" if what.type == "DataStore" and not what.nbytes else size_text(what.nbytes),
+            *facts_of(what),
             "loaded" if name in loaded and known.stored else "",
         ]
         for name, what in islice(known.entries.items(), shown)
     ]
+
+
+def facts_of(what: Description) -> list[str]:
+    """Return the cells of an entry's type, dtype, shape and size; harmless on a terminal."""
+    shape = "" if what.shape is None else printable(what.shape, _WIDEST_TYPE)
+    names = [printable(what.type, _WIDEST_TYPE), printable(dtype_text(what), _WIDEST_TYPE)]
+    return [*names, shape, entry_size_text(what)]
+
+
+def entry_size_text(what: Description) -> str:
+    """Return an entry's size; "" of a nested value whose index was not read: nobody knows it."""
+    return "" if what.type == "DataStore" and not what.nbytes else size_text(what.nbytes)
 
 
 def lines_of_rest(known: Inspection, shown: int) -> list[str]:

@@ -351,9 +351,7 @@ class _Payload(FilePayload):
         # a File that nobody has needs no restoring: its stream must not stay until COMMIT
         found = weakref.ref(self._file, lambda _: before.clear())
         after = content_in(
-            *(source, entry, self.offset, self.nbytes),
-            *(self.sha256,),
-            blocks_a_loop=blocks_a_loop,
+            source, entry, self.offset, self.nbytes, self.sha256, blocks_a_loop=blocks_a_loop
         )
         self._file._content = after
 

@@ -65,6 +65,12 @@ def test_numbers_as_npy(value):
     assert read.tolist() == np.asarray(value).tolist()
 
 
+def test_what_json_cannot_hold_is_named():
+    value = DataStore(a=1, inner=DataStore(odd={1}, spectrum=[1j]))
+    with pytest.raises(ConfigurationError, match="entry 'inner': entry 'spectrum': complex values"):
+        exported(value, "json")
+
+
 def test_json():
     value = {
         "frame": FRAME,

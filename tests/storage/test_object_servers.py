@@ -7,11 +7,11 @@ import time
 import pytest
 from support.buckets import BUCKETS, WRONG_SECRET
 from support.servers import SECRET
+from support.uploads import UploadSuite
 
 from sqla_datastore import options
 from sqla_datastore.exceptions import StorageError
 from sqla_datastore.storage import ObjectStorage
-from sqla_datastore.testing import StorageSuite
 
 obstore = pytest.importorskip("obstore")
 pytestmark = pytest.mark.servers
@@ -31,7 +31,7 @@ def write(storage, path, data):
         writer.write(data)
 
 
-class TestServers(StorageSuite):
+class TestServers(UploadSuite):
     PREFIX = "base/"
 
     @pytest.fixture
@@ -57,19 +57,6 @@ class TestServers(StorageSuite):
             lists = pytest.mark.xfail(reason="lists folder by folder", raises=AssertionError)
             request.applymarker(lists)
         super().test_a_listing_is_in_the_order_of_paths(storage)
-
-    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-    def test_an_exception_aborts_an_upload(self, storage, error):
-        with pytest.raises(error):
-            self.write(storage, "runs/a.zip", bytes(20 * MIB), error)
-        assert self.raw_paths(storage) == set()
-
-    def test_a_large_object_never_overwrites(self, storage):
-        self.raw_write(storage, "a.zip", b"first")
-        with pytest.raises(StorageError, match="already exists"):
-            self.write(storage, "a.zip", bytes(20 * MIB))
-        assert self.raw_read(storage, "a.zip") == b"first"
-        assert self.raw_paths(storage) == {"a.zip"}
 
 
 CALLS = {

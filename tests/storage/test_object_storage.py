@@ -24,6 +24,7 @@ from support.object_stores import (
     s3_environment,
     s3_options,
 )
+from support.uploads import UploadSuite
 
 from sqla_datastore import DataStoreType, bind_storage, options
 from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
@@ -108,7 +109,7 @@ class TestMemory(Raw):
 
 
 @pytest.mark.parametrize("prefix", ["", "some/prefix/"])
-class TestS3(Raw):
+class TestS3(Raw, UploadSuite):
     @pytest.fixture
     def storage(self, s3_endpoint, bucket, prefix, configured):
         self.prefix = prefix
@@ -122,19 +123,6 @@ class TestS3(Raw):
     def raw_paths(self, storage):
         unfinished = request(self.endpoint, "GET", f"/{self.bucket}?uploads").decode()
         return super().raw_paths(storage) | set(re.findall("<Key>(.*?)</Key>", unfinished))
-
-    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-    def test_an_exception_aborts_an_upload(self, storage, error):
-        with pytest.raises(error):
-            self.write(storage, "runs/a.zip", bytes(20 * MIB), error)
-        assert self.raw_paths(storage) == set()
-
-    def test_a_large_object_never_overwrites(self, storage):
-        self.raw_write(storage, "a.zip", b"first")
-        with pytest.raises(StorageError, match="already exists"):
-            self.write(storage, "a.zip", bytes(20 * MIB))
-        assert self.raw_read(storage, "a.zip") == b"first"
-        assert self.raw_paths(storage) == {"a.zip"}
 
 
 class TestReadyClients:

@@ -127,6 +127,16 @@ class Stage:
         assert len(set(rows)) == len(rows)
         return frozenset(rows)
 
+    def assert_does(self, scenario: Scenario) -> None:
+        """Put all back and run a scenario; assert its rows, and that the storage is exact."""
+        self.reset()
+        engine = self.engine_for(scenario, self.stored.base)
+        scenario.run(engine, scenario.make())
+        engine.dispose()
+        assert self.rows() == scenario.after
+        self.assert_exact()
+        assert self.check().is_clean
+
     def assert_exact(self) -> None:
         """Assert that the storage holds what the rows refer to and nothing else."""
         assert_exact(self.engine, Base.metadata, self.stored)

@@ -11,7 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = Path(__file__).parent / "modules"
-MYPY = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"]
+# the options that decide what mypy remembers are those of pyproject.toml: what it has just read for
+# the project, SQLAlchemy and NumPy among it, is not read again
+MYPY = [
+    *(sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"),
+    *("--python-version=3.11", "--warn-unreachable", f"--cache-dir={ROOT / '.mypy_cache'}"),
+]
 PYRIGHT = [sys.executable, "-m", "basedpyright", "--project"]
 STANDARD = '{"typeCheckingMode": "standard", "pythonVersion": "3.11"}'
 

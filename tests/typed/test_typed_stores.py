@@ -97,6 +97,12 @@ def features(**others: Any) -> DataStore:
     return DataStore({"metrics": FRAME, "weights": WEIGHTS, **others})
 
 
+def table_of(**options):
+    """Return a table without a class, whose column of values has these options."""
+    key = Column("id", Integer, primary_key=True)
+    return Table("typed_core", MetaData(), key, Column("data", DataStoreType(**options)))
+
+
 @pytest.fixture
 def engine(tmp_path):
     engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}")
@@ -198,12 +204,7 @@ class TestFlush:
         session.rollback()
 
     def test_a_table_without_a_class_has_a_schema_too(self, engine, tmp_path):
-        table = Table(
-            "typed_core",
-            MetaData(),
-            Column("id", Integer, primary_key=True),
-            Column("data", DataStoreType(entries=Scores)),
-        )
+        table = table_of(entries=Scores)
         table.create(engine)
         with engine.begin() as connection, pytest.raises(SchemaMismatchError, match="'loss'"):
             connection.execute(table.insert(), {"data": DataStore(lost=1)})
@@ -371,17 +372,12 @@ class TestTyped:
             assert run.features.n == "old"
 
     def test_operators_may_write_anew_what_was_stored_before_the_schema(self, engine, tmp_path):
-        def table(**options: Any) -> Table:
-            type_ = DataStoreType(**options)
-            key = Column("id", Integer, primary_key=True)
-            return Table("old", MetaData(), key, Column("data", type_))
-
-        old = table()
+        old = table_of()
         old.create(engine)
         with engine.begin() as connection:
             connection.execute(old.insert(), {"data": DataStore(lost="old", zeros=np.zeros(10**5))})
         before = stored_files(tmp_path)
-        new = table(compression=True, entries=Scores)
+        new = table_of(compression=True, entries=Scores)
         report = rewrite(engine, new.metadata, apply=True)
         after = stored_files(tmp_path)
         assert (len(before), len(after), before & after) == (1, 1, set()), report
@@ -404,24 +400,14 @@ class TestTyped:
 class TestDeclaration:
     @pytest.mark.parametrize("wrong", [dict, int, DataStore])
     def test_what_is_no_schema_is_refused(self, engine, wrong):
-        table = Table(
-            "t",
-            MetaData(),
-            Column("id", Integer, primary_key=True),
-            Column("data", DataStoreType(entries=wrong)),
-        )
+        table = table_of(entries=wrong)
         table.create(engine)
         with engine.begin() as connection, pytest.raises(ConfigurationError, match="a TypedDict"):
             connection.execute(table.insert(), {"data": DataStore(a=1)})
 
     def test_a_name_that_is_not_there_at_run_time_is_told(self, engine):
         Late = dataclasses.make_dataclass("Late", [("a", "NotThere")])
-        table = Table(
-            "t",
-            MetaData(),
-            Column("id", Integer, primary_key=True),
-            Column("data", DataStoreType(entries=Late)),
-        )
+        table = table_of(entries=Late)
         table.create(engine)
         with engine.begin() as connection, pytest.raises(ConfigurationError, match="TYPE_CHECKING"):
             connection.execute(table.insert(), {"data": DataStore(a=1)})

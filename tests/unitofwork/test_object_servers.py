@@ -43,14 +43,7 @@ def stage(bucket, tmp_path_factory):
 
 @pytest.mark.parametrize("name", SOME)
 def test_a_unit_of_work_is_exact(stage, name):
-    scenario = SCENARIOS[name]
-    stage.reset()
-    engine = stage.engine_for(scenario, stage.stored.base)
-    scenario.run(engine, scenario.make())
-    engine.dispose()
-    assert stage.rows() == scenario.after
-    stage.assert_exact()
-    assert stage.check().is_clean
+    stage.assert_does(SCENARIOS[name])
 
 
 @pytest.mark.parametrize("bucket", ["seaweedfs", "azurite"], indirect=True)

@@ -65,13 +65,7 @@ def test_every_unit_of_work_is_exact(stage, name):
     scenario = SCENARIOS[name]
     if not stage.can(scenario):
         pytest.skip("other databases do this")
-    stage.reset()
-    engine = stage.engine_for(scenario, stage.stored.base)
-    scenario.run(engine, scenario.make())
-    engine.dispose()
-    assert stage.rows() == scenario.after
-    stage.assert_exact()
-    assert stage.check().is_clean
+    stage.assert_does(scenario)
 
 
 class Failing:

@@ -276,14 +276,7 @@ def test_threads_that_ask_for_one_object(far, folder):
 
 
 def test_who_looks_after_a_storage_looks_at_the_storage(far, folder, stored):
-    engine = create_engine("sqlite://")
-    bind_storage(engine, far)
-    Base.metadata.create_all(engine)
-    with Session(engine) as session, session.begin():
-        session.add(Run(id=1, data=value()))
-    with Session(engine) as session:
-        assert_whole(session.get(Run, 1).data)
-        url = session.get(Run, 1).data.url
+    engine, url = engine_with_a_copied_row(far)
     assert check(engine, Base.metadata, deep=True).is_clean
     file = stored.base / url.removeprefix("file:///")
     flip(file, LARGE[-1:].tobytes())
@@ -317,6 +310,19 @@ PLACES = {
     "small payload": NUMBERS[-1:].tobytes(),
     "payload": LARGE[-1:].tobytes(),
 }
+
+
+def engine_with_a_copied_row(far):
+    """Return an engine with a row that was read, and the URL of its value."""
+    engine = create_engine("sqlite://")
+    bind_storage(engine, far)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.add(Run(id=1, data=value()))
+    with Session(engine) as session:
+        ds = session.get(Run, 1).data
+        assert_whole(ds)
+        return engine, ds.url
 
 
 def assert_whole(found: DataStore) -> None:
@@ -377,13 +383,7 @@ def test_damage_is_not_copied_into_another_object(far, folder):
 
 
 def test_an_edit_of_a_row_copies_no_damage(far, folder, stored):
-    engine = create_engine("sqlite://")
-    bind_storage(engine, far)
-    Base.metadata.create_all(engine)
-    with Session(engine) as session, session.begin():
-        session.add(Run(id=1, data=value()))
-    with Session(engine) as session:
-        assert_whole(session.get(Run, 1).data)
+    engine, _ = engine_with_a_copied_row(far)
     flip(copies(folder)[0], PLACES["payload"])
     with Session(engine) as session, session.begin():
         session.get(Run, 1).data.small.append(3)
