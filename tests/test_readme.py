@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from support.pages import Page
 
+from sqla_datastore.options import Options
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -161,6 +163,21 @@ def test_modules_and_tests_that_pages_name_are_there():
     for page in PAGES:
         for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?|test_\w+\.py)`", page.read_text()):
             assert any((root / path).exists() for root in roots), f"{page.name}: {path}"
+
+
+def test_the_reference_lists_all_options_variables_and_extras():
+    page = (ROOT / "docs" / "api.md").read_text()
+    names = {name for name, each in vars(Options).items() if isinstance(each, property)}
+    assert set(re.findall(r"^\| `options\.(\w+)` \|", page, re.MULTILINE)) == names
+    variables = {
+        name
+        for module in (ROOT / "sqla_datastore").rglob("*.py")
+        for name in re.findall(r"SQLA_DATASTORE_\w+", module.read_text())
+    }
+    assert set(re.findall(r"^\| `(SQLA_DATASTORE_\w+)` \|", page, re.MULTILINE)) == variables
+    extras = set(PYPROJECT["project"]["optional-dependencies"]) - {"all"}
+    table = page.partition("| extra |")[2].partition("\n\n")[0]
+    assert extras <= set(re.findall(r"`([\w-]+)`", table))
 
 
 def test_the_page_on_architecture_has_the_layers_of_the_contract():

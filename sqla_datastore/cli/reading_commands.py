@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from sqla_datastore.cli.arguments import add_models
-from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.exceptions import ConfigurationError, MissingObjectError
 from sqla_datastore.printable import printable
 
 if TYPE_CHECKING:
@@ -50,7 +50,14 @@ def _run_reading(arguments: argparse.Namespace) -> int:
     with open_engine(arguments.database, arguments.storage) as engine:
         from sqla_datastore.browsing.rows import Tables
 
-        status: int = arguments.function(arguments, Tables(engine, metadata))
+        try:
+            status: int = arguments.function(arguments, Tables(engine, metadata))
+        except MissingObjectError as err:
+            if arguments.storage is not None:
+                raise
+            # an engine that the models have bound is not the one of this command
+            why = "is it the right storage? --storage names it, and so does SQLA_DATASTORE_URL"
+            raise err.because(why) from err
     return status
 
 

@@ -21,11 +21,17 @@ _ADVICE = (
         re.compile(
             r"status code: 40[13]|Unauthenticated|PermissionDenied|169\.254\.169\.254|Signature"
         ),
-        "are the credentials right, and may they do this? see options.storage_options",
+        (
+            "are the credentials right, and may they do this? they are in options.storage_options "
+            "or in the environment"
+        ),
     ),
     (
         re.compile("builder error"),
-        "an http:// endpoint needs client_options={'allow_http': True} in options.storage_options",
+        (
+            "an http:// endpoint needs client_options={'allow_http': True} in "
+            "options.storage_options, or for s3:// AWS_ALLOW_HTTP=true in the environment"
+        ),
     ),
     (
         re.compile(r"status code: (429|503)|SlowDown|TooManyRequests"),
@@ -63,8 +69,9 @@ def translated(err: Exception, url: str, base: str) -> DataStoreError:
     reason = _PRIVATE.sub("", str(err).partition("\n")[0])
     reason += f" ({code[1]})" if code else ""
     advice = next((advice for found, advice in _ADVICE if found.search(text)), "")
+    what = repr(url) if url == base else f"{url!r} in {base!r}"
     return StorageError(
-        f"{url!r} in {base!r}: {reason}; {advice or 'see docs/object-stores.md'}",
+        f"{what}: {reason}; {advice or 'see docs/object-stores.md'}",
         url=url,
         no_answer=_SILENCE.search(reason) is not None,
     )

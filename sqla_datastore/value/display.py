@@ -21,15 +21,15 @@ _TITLES: Final = ("entry", "type", "dtype", "shape", "size", "")
 
 # Colours are the page's own, so that dark pages stay dark: JupyterLab's and VS Code's variables
 # where they are set, what surrounds the table where not. Lines and stripes are grey that lets
-# through what is behind it.
+# through what is behind it. The class is named twice to prevail over JupyterLab's rule for cells.
 _STYLE: Final = (
     ".sqla-ds{color:var(--jp-content-font-color1,var(--vscode-editor-foreground,inherit));"
     "font-size:var(--jp-content-font-size1,.9em);border-collapse:collapse;background:none}"
-    ".sqla-ds caption{caption-side:top;text-align:left;padding:.3em 0}"
+    ".sqla-ds caption{caption-side:top;text-align:left;padding:.3em 0;white-space:nowrap}"
     ".sqla-ds caption,.sqla-ds .p{color:var(--jp-content-font-color2,#666)}"
-    ".sqla-ds td,.sqla-ds th{text-align:left;padding:.2em .8em .2em 0;border:0;"
+    ".sqla-ds.sqla-ds td,.sqla-ds.sqla-ds th{text-align:left;padding:.2em .8em .2em 0;border:0;"
     "border-bottom:1px solid rgba(128,128,128,.3);background:none;vertical-align:top}"
-    ".sqla-ds .n{text-align:right;white-space:nowrap}"
+    ".sqla-ds.sqla-ds tr>.n{text-align:right;white-space:nowrap}"
     ".sqla-ds code{color:inherit;background:none}"
     "@media (prefers-color-scheme:dark){.sqla-ds caption,.sqla-ds .p"
     "{color:var(--jp-content-font-color2,#aaa)}}"
@@ -188,7 +188,7 @@ def html_table(
     """
     has_previews = any(previews)
     titles = [*_TITLES[:-1], "", "preview"] if has_previews else list(_TITLES)
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    head = "".join(map(_html_title, titles))
     previewed = previews if has_previews else [None] * len(rows)
     body = "".join(map(_html_row, rows, previewed))
     more = "".join(f"<p>{escape(line.strip())}</p>" for line in rest)
@@ -196,6 +196,11 @@ def html_table(
         f'<div><style>{_STYLE}</style><table class="sqla-ds"><caption>{escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}</div>"
     )
+
+
+def _html_title(title: str) -> str:
+    aligned_as = ' class="n"' if title == "size" else ""
+    return f'<th scope="col"{aligned_as}>{title}</th>'
 
 
 def _html_row(row: list[str], shown: str | None) -> str:

@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from support.chromium import visit
+from support.chromium import keep, visit
 from support.lab import FIRST, LAST, Base, Lab, first_value
 
 pytestmark = pytest.mark.libraries
 
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
 SIZE, NOTEBOOK = (1000, 640), (1000, 360)
 LIGHT, DARK = (255, 255, 255), (23, 25, 28)
 MARKS = {False: (47, 111, 176), True: (110, 168, 224)}
@@ -58,16 +55,6 @@ def share_near(picture, colour):
     pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
     assert pixels.shape[1::-1] in (SIZE, NOTEBOOK)
     return (abs(pixels - colour).max(axis=-1) < 8).mean()
-
-
-def keep(picture, name):
-    """Make a picture one of the documentation's, where that is asked for."""
-    from PIL import Image
-
-    if os.environ.get("SQLA_DATASTORE_SCREENSHOTS"):
-        IMAGES.mkdir(exist_ok=True)
-        Image.open(picture).convert("RGB").quantize(64).save(IMAGES / name, optimize=True)
-    assert (IMAGES / name).stat().st_size < 150_000
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,18 @@ def test_a_missing_object_is_told(tmp_path_factory, capsys):
     assert str(FIRST) in capsys.readouterr().err
 
 
+def test_a_storage_that_was_not_named_is_asked_for(lab, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SQLA_DATASTORE_URL", raising=False)
+    row = [MODELS, "experiments", str(FIRST)]
+    assert cli.main(["show", *row, "--database", lab.database]) == 2
+    told = capsys.readouterr().err
+    assert "sqla.datastore'; is it the right storage? --storage names it" in told
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("SQLA_DATASTORE_URL", str(lab.storage))
+    assert cli.main(["show", *row, "--database", lab.database]) == 0
+
+
 def on_a_terminal(*command: str) -> str:
     """Return what a command writes to a terminal of 80 columns."""
     leader, follower = pty.openpty()

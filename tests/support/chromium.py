@@ -11,6 +11,7 @@ import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _SECONDS = 60
+_IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
 def chromium() -> str:
@@ -64,3 +65,13 @@ def visit(url: str, folder: Path, *, dark: bool = False, size: tuple[int, int]) 
         stdin=subprocess.DEVNULL,
     )
     return done.stdout, picture
+
+
+def keep(picture: Path, name: str) -> None:
+    """Make a picture one of the documentation's, where that is asked for."""
+    from PIL import Image
+
+    if os.environ.get("SQLA_DATASTORE_SCREENSHOTS"):
+        _IMAGES.mkdir(exist_ok=True)
+        Image.open(picture).convert("RGB").quantize(64).save(_IMAGES / name, optimize=True)
+    assert (_IMAGES / name).stat().st_size < 150_000

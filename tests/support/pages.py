@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).parents[2]
+AS_PROGRAM = "exec(compile(open({0!r}).read(), {0!r}, 'exec'))\n"
 ON_PANDAS_2 = "import pandas; pandas.options.mode.copy_on_write = True"
 
 
@@ -18,7 +19,8 @@ class Page:
     """A page, and the folder in which its code runs.
 
     Its Python blocks are one script, in which every line has the page's number, together with what
-    stands in comments like ``<!-- python``. A comment before a block says what else becomes of it:
+    stands in comments like ``<!-- python``. ``<!-- after: NAME -->`` has it go on after that file,
+    as ``python -i`` does. A comment before a block says what else becomes of it:
     ``<!-- file: NAME -->`` writes it to a file of its own, ``<!-- not run: REASON -->`` leaves it
     out, and so does ``<!-- command: NAME -->``, for .ci/run or another test runs it. Shell commands
     run after the script. A block of text after them is what they print.
@@ -26,7 +28,8 @@ class Page:
 
     BLOCK = re.compile(
         r"(?:^<!-- (?P<about>(?:file|not run|command): .+?) -->\n)?"
-        r"^```(?P<kind>[^`\n]*)\n(?P<code>.*?)^```$|^<!-- python\n(?P<hidden>.*?)^-->$",
+        r"^```(?P<kind>[^`\n]*)\n(?P<code>.*?)^```$|^<!-- python\n(?P<hidden>.*?)^-->$"
+        r"|^<!-- after: (?P<after>.+?) -->$",
         re.MULTILINE | re.DOTALL,
     )
 
@@ -39,7 +42,9 @@ class Page:
         before = None
         for block in self.BLOCK.finditer(text):
             kind, about, code = block["kind"], block["about"] or "", block["code"]
-            if block["hidden"] is not None:
+            if block["after"] is not None:
+                self._add_code(text, block.start("after"), AS_PROGRAM.format(block["after"]))
+            elif block["hidden"] is not None:
                 self._add_code(text, block.start("hidden"), block["hidden"])
             elif about.startswith("file: "):
                 self.files[about.removeprefix("file: ")] = code
