@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqla_datastore.codecs import (
+    announce_codecs,
     register_arrow_type,
     register_codec,
     register_enum,
@@ -38,6 +39,7 @@ from sqla_datastore.storage.binding import bind_storage
 from sqla_datastore.value.datastore import DataStore
 
 if TYPE_CHECKING:
+    from sqla_datastore.files.file import File
     from sqla_datastore.removals.table import enable_removals
     from sqla_datastore.storage.schemes import register_storage
     from sqla_datastore.tables.collecting import (
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
         collect_batches,
     )
     from sqla_datastore.types import DataStoreType
-    from sqla_datastore.value.file import File
     from sqla_datastore.value.inspection import inspect
     from sqla_datastore.value.io import DataStoreIO
     from sqla_datastore.value.prefetching import aload, aprefetch, prefetch
@@ -100,7 +101,7 @@ __all__ = [
 _MODULES = {
     "DataStoreIO": "sqla_datastore.value.io",
     "DataStoreType": "sqla_datastore.types",
-    "File": "sqla_datastore.value.file",
+    "File": "sqla_datastore.files.file",
     "acollect": "sqla_datastore.tables.collecting",
     "acollect_array": "sqla_datastore.tables.collecting",
     "acollect_batches": "sqla_datastore.tables.collecting",
@@ -115,6 +116,7 @@ _MODULES = {
     "prefetch": "sqla_datastore.value.prefetching",
     "sign": "sqla_datastore.value.signing",
 }
+announce_codecs("files", "sqla_datastore", "sqla_datastore.files.codec")
 
 
 def __getattr__(name: str) -> object:

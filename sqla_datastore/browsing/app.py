@@ -24,10 +24,10 @@ from sqla_datastore.browsing.pictures import picture
 from sqla_datastore.browsing.rows import PAGE_ROWS, NotThereError, Row, Tables
 from sqla_datastore.browsing.views import View, view_of
 from sqla_datastore.exceptions import DataStoreError, MissingObjectError, StorageError
+from sqla_datastore.files.file import File
 from sqla_datastore.printable import printable
 from sqla_datastore.value.datastore import DataStore
 from sqla_datastore.value.display import dtype_text, entry_size_text, place_text, size_text
-from sqla_datastore.value.file import File
 
 _LONGEST: Final = 1_000
 _LISTED_ENTRIES: Final = 1_000

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from sqla_datastore.exceptions import ConfigurationError
+from sqla_datastore.files.file import File
 from sqla_datastore.storage.urls import ObjectURL
 from sqla_datastore.value.datastore import DataStore
-from sqla_datastore.value.file import File
 from sqla_datastore.value.io import DataStoreIO
 
 

@@ -7,7 +7,7 @@ import struct
 import zlib
 from typing import Any, Final
 
-from sqla_datastore.value.file import File
+from sqla_datastore.files.file import File
 
 _LARGEST_SIDE: Final = 640
 _LARGEST_FILE: Final = 20 << 20

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from sqla_datastore.browsing.pictures import SMALL_FILE, file_type, is_picture_like
 from sqla_datastore.browsing.plots import histogram, line_plot, number_text
+from sqla_datastore.files.file import File
 from sqla_datastore.printable import printable
 from sqla_datastore.value.datastore import DataStore
 from sqla_datastore.value.display import size_text
-from sqla_datastore.value.file import File
 
 ROWS: Final = 50
 """How many rows of a frame are shown."""

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Final
 
 from sqla_datastore.codecs._collections import collides
 from sqla_datastore.exceptions import MissingObjectError, RefusedURLError
+from sqla_datastore.files.file import File
 from sqla_datastore.mltraq.pickled_data import (
     FrozenMembers,
     Members,
@@ -33,7 +34,6 @@ from sqla_datastore.mltraq.pickled_data import (
 from sqla_datastore.mltraq.reading import LIMIT_BYTES, Allowance, Reading
 from sqla_datastore.storage import posix
 from sqla_datastore.value.datastore import DataStore
-from sqla_datastore.value.file import File
 
 DEPTH: Final = 100
 """How deep containers may nest, those of the objects that are referred to included."""

@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 
 from sqla_datastore.codecs import find_codec
-from sqla_datastore.value.file import File
+from sqla_datastore.files.file import File
 
 TABLE, SCALAR, DICT, FILE = "a table", "a scalar", "a dict", "a File"
 

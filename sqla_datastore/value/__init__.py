@@ -7,7 +7,4 @@ still holds an entry. `equality` compares, `inspection` describes: by `sizes` an
 by `display`. `typed_view` sees a value through its schema, `pydantic_schema` tells pydantic of it.
 `prefetching` loads before the first touch, many values at once or for coroutines. `signing` makes
 URLs for others. `io` is `DataStoreIO`, whose `batch` writes, over `byte_streams`.
-
-`file` is `File`, named by `file_names`: its bytes are in `file_contents` before it is stored and in
-a `stored_file` after, read through a `blob_stream`; `file_codec` stores it, `file_tree` many.
 """

@@ -20,7 +20,6 @@ from sqla_datastore.codecs import (
     Decoder,
     Description,
     Encoder,
-    announce_codecs,
     register_codec,
 )
 from sqla_datastore.codecs.protocol import JSON
@@ -672,4 +671,3 @@ class _DataStoreCodec:
 
 
 register_codec(_DataStoreCodec())
-announce_codecs("files", "sqla_datastore", "sqla_datastore.value.file_codec")

@@ -10,15 +10,15 @@ from typing import Any, BinaryIO
 from typing_extensions import Buffer
 
 from sqla_datastore.exceptions import DamagedObjectError, MissingObjectError
-from sqla_datastore.format import StoredBlob
-from sqla_datastore.value.blob_stream import stream_of_blob
-from sqla_datastore.value.entry import Source
-from sqla_datastore.value.file_contents import (
+from sqla_datastore.files.blob_stream import stream_of_blob
+from sqla_datastore.files.contents import (
     Content,
     FilePayload,
     path_content,
     refuse_other_hash,
 )
+from sqla_datastore.format import StoredBlob
+from sqla_datastore.value.entry import Source
 
 _GONE = (
     "the row that the File was read from is gone, holds another value by now, or was rolled back; "

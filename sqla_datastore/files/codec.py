@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from sqla_datastore.codecs import Codec, Decoder, Description, Encoder
 from sqla_datastore.codecs.protocol import JSON
+from sqla_datastore.files.file import File
+from sqla_datastore.files.names import UNKNOWN, base_name, is_content_type
+from sqla_datastore.files.stored import stored_content
 from sqla_datastore.format import StoredBlob
-from sqla_datastore.value.file import File
-from sqla_datastore.value.file_names import UNKNOWN, base_name, is_content_type
-from sqla_datastore.value.stored_file import stored_content
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 

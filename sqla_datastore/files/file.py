@@ -13,25 +13,25 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from sqla_datastore.exceptions import StorageError, UnsupportedTypeError
-from sqla_datastore.printable import printable
-from sqla_datastore.storage import posix
-from sqla_datastore.storage.off_loop import can_await, in_thread, is_on_loop, off_loop
-from sqla_datastore.value.display import size_text
-from sqla_datastore.value.entry import ReadsLater, Source
-from sqla_datastore.value.file_contents import (
+from sqla_datastore.files.contents import (
     Content,
     FilePayload,
     path_content,
     stream_content,
 )
-from sqla_datastore.value.file_names import (
+from sqla_datastore.files.names import (
     base_name,
     guessed_content_type,
     is_content_type,
     segments_of,
 )
-from sqla_datastore.value.file_tree import files_below, write_at, write_below
-from sqla_datastore.value.stored_file import content_in, unpickled
+from sqla_datastore.files.stored import content_in, unpickled
+from sqla_datastore.files.tree import files_below, write_at, write_below
+from sqla_datastore.printable import printable
+from sqla_datastore.storage import posix
+from sqla_datastore.storage.off_loop import can_await, in_thread, is_on_loop, off_loop
+from sqla_datastore.value.display import size_text
+from sqla_datastore.value.entry import ReadsLater, Source
 
 
 class File(ReadsLater):

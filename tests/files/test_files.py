@@ -40,14 +40,14 @@ from sqla_datastore import (
     inspect,
     options,
 )
+from sqla_datastore.files.codec import CODECS
+from sqla_datastore.files.names import base_name, is_content_type
 from sqla_datastore.format import Container
 from sqla_datastore.format import manifest as manifest_module
 from sqla_datastore.maintenance import check, rewrite
 from sqla_datastore.storage import LocalStorage
 from sqla_datastore.storage.in_row import BytesReader
 from sqla_datastore.testing import CodecSuite, decode_value, encode_value
-from sqla_datastore.value.file_codec import CODECS
-from sqla_datastore.value.file_names import base_name, is_content_type
 
 TEXT = b"one,two\n" * 1_000
 LARGE = os.urandom(3_000_000)
