@@ -60,7 +60,8 @@ def collect(
 
     Raises:
         CollectError: the entries make no table, for example as their types do not agree; names the
-            row.
+            row. Or no row has the entry, of those that have a value, and neither `schema` nor
+            ``missing="null"`` says that this may be.
         TypeError: the statement is no SELECT, `attribute` no column of values, or `session`
             nothing that executes it, or only in coroutines.
         MissingObjectError: an object is not there; a note names the row.
@@ -187,7 +188,8 @@ def collect_array(
         the attached columns of these rows, in the same order.
 
     Raises:
-        CollectError: an entry is no array, or of another shape; names the row.
+        CollectError: an entry is no array, or of another shape; names the row. Or no row has the
+            entry, of those that have a value.
         TypeError: the statement is no SELECT, `attribute` no column of values, or `session`
             nothing that executes it, or only in coroutines.
         MissingObjectError: an object is not there; a note names the row.

@@ -47,7 +47,9 @@ class Gathered:
         self._pages.append(page)
 
     def table(self) -> Any:
-        """Return the table."""
+        """Return the table; raises `CollectError` where no row has the entry."""
+        if self._agreement.schema is None:
+            self._reader.check_found()
         return pa.concat_tables(self.tables(self._pages or [self._reader.empty()]))
 
     def tables(self, pages: list[Page]) -> list[Any]:
@@ -82,7 +84,13 @@ class Stream(Gathered):
         return self.rest() if self.is_known else []
 
     def rest(self) -> list[Any]:
-        """Return the batches of the pages that are waiting; no other schema comes after this."""
+        """Return the batches of the pages that are waiting; no other schema comes after this.
+
+        Raises:
+            CollectError: no row has the entry.
+        """
+        if not self.is_known:
+            self._reader.check_found()
         self._agreement.is_fixed = True
         pages, self._pages = self._pages, []
         return [batch for table in self.tables(pages) for batch in table.to_batches()]

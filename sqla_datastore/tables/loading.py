@@ -38,6 +38,9 @@ class EntryLoader:
         self._entry = entry
         self._make = make
         self._as_arrow = as_arrow
+        self._is_found = False
+        # a row whose value lacks the entry, and what it has instead
+        self._lacking: tuple[Row, list[str]] | None = None
 
     def load(self, rows: Sequence[Row], stopped: threading.Event | None = None) -> list[Any]:
         """Return what was made of each row's entry, None where it has none; blocks.
@@ -66,9 +69,13 @@ class EntryLoader:
         value = self._query.value_of(row)
         source = None if value is None else value._source
         try:
-            if source is None or self._entry not in source.container():
+            container = None if source is None else source.container()
+            if container is None or self._entry not in container:
+                if container is not None and self._lacking is None:
+                    self._lacking = row[:-1], list(container.names)
                 return None
-            loaded = source.container().load(self._entry, as_arrow=self._as_arrow)
+            self._is_found = True
+            loaded = container.load(self._entry, as_arrow=self._as_arrow)
         except DataStoreError as err:
             err.add_note(f"it is the value of {self._query.label(row)}")
             raise
@@ -76,6 +83,23 @@ class EntryLoader:
             return self._make(loaded, self._entry)
         except _ERRORS as err:
             raise self.refused(row, err) from err
+
+    def check_found(self) -> None:
+        """Refuse a name that no value has, though there are some: it may be misspelt.
+
+        Raises:
+            CollectError: names what a value has instead.
+        """
+        if self._is_found or self._lacking is None:
+            return
+        row, names = self._lacking
+        label, shown = self._query.label(row), ", ".join(map(repr, names[:20])) or "none at all"
+        raise CollectError(
+            f"no row has an entry {self._entry!r}; those of {label} are {shown}; where none may "
+            "have it yet, give missing='null' or schema=...",
+            row=label,
+            entry=self._entry,
+        )
 
     def refused(self, row: Row, err: BaseException) -> CollectError:
         """Return (not raise) the error of an entry of which nothing can be made."""

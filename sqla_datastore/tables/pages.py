@@ -203,6 +203,11 @@ class PageReader:
                 entry=self.entry,
             )
 
+    def check_found(self) -> None:
+        """Raise `CollectError` where no row has the entry, and those without it are left out."""
+        if self._missing == "skip":
+            self._entries.check_found()
+
     def empty(self) -> Page:
         """Return the page of no rows."""
         return Page(self.query.table_of([]), None, [], [])

@@ -66,7 +66,12 @@ class Stack:
             self._arrays.append(array)
 
     def array(self) -> tuple[Any, Any]:
-        """Return the array, and the table of its rows."""
+        """Return the array, and the table of its rows.
+
+        Raises:
+            CollectError: no row has the entry.
+        """
+        self._entries.check_found()
         stacked = np.stack(self._arrays) if self._arrays else np.empty((0,))
         return stacked, self.query.table_of(self._rows)
 

@@ -239,7 +239,8 @@ def test_arrays_become_one_array_with_the_rows_that_it_is_of(session):
     assert rows["rate"].to_pylist()[2] == 2.0
     numbers, _ = collect_array(session, RUNS, Run.data, "other")
     assert numbers.tolist() == rows["id"].to_pylist()
-    nothing, rows = collect_array(session, RUNS, Run.data, "no such entry")
+    none = RUNS.where(Run.id > 900)
+    nothing, rows = collect_array(session, none, Run.data, "no such entry")
     assert len(nothing) == rows.num_rows == 0
 
 
@@ -318,6 +319,21 @@ def test_rows_without_the_entry_are_left_out_or_null(session):
     assert found.to_pydict() == {"id": [1, 2, 3, 4], "e": [1, None, 3, None]}
     only = entries(session, RUNS.where(Run.id == 2), missing="null")
     assert only.to_pydict() == {"id": [2]}
+
+
+def test_a_name_that_no_value_has_is_refused_with_those_that_there_are(session):
+    add(session, None, 1, 2)
+    message = r"no row has an entry 'typo'; those of the row id=2 .* are 'e'"
+    for call in (collect, collect_batches, collect_array):
+        with pytest.raises(CollectError, match=message) as caught:
+            call(session, RUNS, Run.data, "typo")
+        assert caught.value.entry == "typo"
+    nulls = collect(session, RUNS, Run.data, "typo", missing="null")
+    assert nulls.to_pydict() == {"id": [1, 2, 3]}
+    schema = pa.schema([("typo", pa.int8())])
+    assert collect(session, RUNS, Run.data, "typo", schema=schema).num_rows == 0
+    # there is no value that could tell
+    assert collect(session, RUNS.where(Run.id == 1), Run.data, "typo").num_rows == 0
 
 
 def test_an_empty_dict_is_a_row_that_lacks_everything(session):
