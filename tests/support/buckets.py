@@ -9,13 +9,22 @@ import hmac
 import json
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from support.object_stores import request, s3_options
+import pytest
+
+from sqla_datastore import options
+from sqla_datastore.storage import FsspecStorage
+from sqla_datastore.storage.binding import open_storage
+from sqla_datastore.storage.protocol import Storage
+from support.databases import Stored
+from support.object_stores import StoredInBucket, request, s3_options, stored_on_s3
 from support.servers import ACCOUNT, SECRET
 
 SERVICE_ACCOUNT = f"{ACCOUNT}@example.iam.gserviceaccount.com"
@@ -143,6 +152,37 @@ BUCKETS = {
     "gcs": ("s3_endpoint", on_moto_as_gcs),
 }
 """How a bucket is made, and the fixture that gives its server."""
+
+
+STORES = ("memory", "fsspec", "s3", *BUCKETS)
+
+
+@contextmanager
+def object_store(
+    kind: str, fixtures: pytest.FixtureRequest, folder: Path
+) -> Iterator[tuple[Stored | StoredInBucket, Storage]]:
+    """Make an empty storage for a while; give it as seen without the library, and as it is.
+
+    Args:
+        kind: one of `STORES`.
+        fixtures: the request of a fixture or test, to ask for the server.
+        folder: for a storage that needs one.
+    """
+    if kind == "fsspec":
+        import fsspec
+
+        stored = Stored(folder / "storage")
+        yield stored, FsspecStorage(fsspec.filesystem("file"), str(stored.base))
+    elif kind == "s3":
+        with stored_on_s3(fixtures.getfixturevalue("s3_endpoint")) as on_s3:
+            yield on_s3, open_storage(on_s3.base)
+    elif kind == "memory":
+        storage: Any = open_storage(f"memory://{_name()}/base")
+        yield StoredInBucket(storage.url, storage._store), storage
+    else:
+        bucket = fixtures.getfixturevalue("new_bucket")(kind)
+        with options.using(storage_options=bucket.storage_options):
+            yield StoredInBucket(bucket.base, bucket.client), open_storage(bucket.base)
 
 
 def _name() -> str:

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import accumulate, chain
 from types import SimpleNamespace
 
@@ -14,18 +14,16 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
-from support.buckets import BUCKETS
-from support.databases import STRIDE, Stored, make_engine
+from support.buckets import BUCKETS, STORES, object_store
+from support.databases import STRIDE, make_engine
 from support.exactness import assert_exact
 from support.models import Base, Keyed
 from support.object_stores import (
     Fault,
     FaultProxy,
-    StoredInBucket,
     reached,
     request,
     s3_options,
-    stored_on_s3,
 )
 from support.scenarios import BEFORE, SCENARIOS
 from support.stage import Stage
@@ -35,7 +33,7 @@ from sqla_datastore import DataStore, DataStoreIO, bind_storage, options
 from sqla_datastore.cli import main as cli
 from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
 from sqla_datastore.maintenance import check, gc, usage
-from sqla_datastore.storage import FsspecStorage, ObjectStorage
+from sqla_datastore.storage import ObjectStorage
 from sqla_datastore.storage.binding import open_storage
 
 obstore = pytest.importorskip("obstore")
@@ -44,43 +42,26 @@ MIB = 1024 * 1024
 FAULTY = [
     *("insert_rows", "replace", "edit_in_place", "delete_rows_that_own_folders", "savepoints")
 ]
-STORES = ["memory", "fsspec", "s3", *(pytest.param(n, marks=pytest.mark.servers) for n in BUCKETS)]
+ALL_STORES = [
+    pytest.param(name, marks=[pytest.mark.servers] if name in BUCKETS else []) for name in STORES
+]
 
 
 @pytest.fixture(scope="module", params=["memory", "s3"])
-def stored(request):
+def stored(request, tmp_path_factory):
     """An empty storage, seen without the library."""
-    with _bucket(request.param, request) as stored:
+    with object_store(request.param, request, tmp_path_factory.mktemp("stored")) as (stored, _):
         yield stored
 
 
-@contextmanager
-def _bucket(kind, request):
-    if kind == "s3":
-        with stored_on_s3(request.getfixturevalue("s3_endpoint")) as stored:
-            yield stored
-    else:
-        base = f"memory://b-{uuid.uuid4().hex}/base"
-        yield StoredInBucket(base, open_storage(base)._store)
-
-
-@pytest.fixture(scope="module", params=STORES)
-def stage(request, new_bucket, tmp_path_factory):
+@pytest.fixture(scope="module", params=ALL_STORES)
+def stage(request, tmp_path_factory):
     """A database, and an empty storage of some kind."""
-    folder, storage = tmp_path_factory.mktemp("stage"), None
-    with ExitStack() as stack:
-        if request.param in ("memory", "s3"):
-            stored = stack.enter_context(_bucket(request.param, request))
-        elif request.param == "fsspec":
-            stored = Stored(folder / "storage")
-            storage = FsspecStorage(fsspec.filesystem("file"), str(stored.base))
-        else:
-            bucket = new_bucket(request.param)
-            stack.enter_context(options.using(storage_options=bucket.storage_options))
-            stored = StoredInBucket(bucket.base, bucket.client)
+    folder = tmp_path_factory.mktemp("stage")
+    with object_store(request.param, request, folder) as (stored, storage):
         stage = Stage(f"sqlite:///{folder / 'test.db'}", stored, storage)
-        stack.callback(stage.close)
         yield stage
+        stage.close()
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

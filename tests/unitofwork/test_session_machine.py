@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -18,19 +17,17 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.orm import Session
-from support.buckets import BUCKETS
+from support.buckets import BUCKETS, STORES, object_store
 from support.databases import make_engine, private_database
 from support.machine import SessionMachine
 from support.machine.checks import Violation
 from support.machine.models import Base
 from support.machine.transactions import JOIN_MODES
 from support.machine.world import AttackedStorage, World
-from support.object_stores import StoredInBucket, stored_on_s3
 
-from sqla_datastore import StorageError, bind_storage, options
+from sqla_datastore import StorageError, bind_storage
 from sqla_datastore.engine import observed_transaction
 from sqla_datastore.format import compressors
-from sqla_datastore.storage import FsspecStorage
 from sqla_datastore.storage.binding import open_storage
 from sqla_datastore.unitofwork import writing
 from sqla_datastore.unitofwork.ledger import Ledger
@@ -63,9 +60,9 @@ DATABASES = {
     "postgresql-psycopg2": "postgresql+psycopg2",
     "mariadb": "mysql+pymysql",
 }
-STORES = [
-    *("sqlite-memory", "sqlite-fsspec", "sqlite-s3"),
-    *(pytest.param(f"sqlite-{name}", marks=pytest.mark.servers) for name in BUCKETS),
+ON_STORES = [
+    pytest.param(f"sqlite-{name}", marks=[pytest.mark.servers] if name in BUCKETS else [])
+    for name in STORES
 ]
 """On SQLite, with the objects elsewhere than in a folder that the library knows."""
 
@@ -92,25 +89,15 @@ def world(request, server_url, tmp_path, stored):
     """A database of this test alone, and a storage."""
     name = request.param
     with ExitStack() as stack:
-        store = name.partition("-")[2]
-        if store == "s3":
-            stored = stack.enter_context(stored_on_s3(request.getfixturevalue("s3_endpoint")))
-        elif store == "memory":
-            base = f"memory://b-{uuid.uuid4().hex}/base"
-            stored = StoredInBucket(base, open_storage(base)._store)
-        elif store in BUCKETS:
-            bucket = request.getfixturevalue("new_bucket")(store)
-            stack.enter_context(options.using(storage_options=bucket.storage_options))
-            stored = StoredInBucket(bucket.base, bucket.client)
+        store, plain = name.partition("-")[2], open_storage(stored.base)
+        if store in STORES:
+            stored, plain = stack.enter_context(object_store(store, request, tmp_path))
         if name.startswith("sqlite"):
             url = f"sqlite:///{tmp_path / 'machine.db'}"
         else:
             server = server_url(name.partition("-")[0])
             url = stack.enter_context(private_database(server))
         url = make_url(url).set(drivername=DATABASES.get(name, "sqlite+pysqlite"))
-        plain = open_storage(stored.base)
-        if store == "fsspec":
-            plain = FsspecStorage(fsspec.filesystem("file"), str(stored.base))
         storage = AttackedStorage(plain)
         engines = [_engine(name, url, storage), _engine(name, url, plain)]
         for engine in engines:
@@ -183,7 +170,7 @@ def test_rows_and_objects_stay_equal(world):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("copy_on_write")
-@pytest.mark.parametrize("world", STORES, indirect=True)
+@pytest.mark.parametrize("world", ON_STORES, indirect=True)
 def test_rows_and_objects_stay_equal_in_object_stores(world):
     run(world, bounded(6, steps=30))
     assert sum(world.steps.values()) > 80
