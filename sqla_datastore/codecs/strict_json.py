@@ -54,7 +54,7 @@ _MOST_DIGITS: Final = 17
 # With all digits alike, three searches for a text find those: a tenth of the time of
 # ``[0-9]{16}|[0-9][eE]\+?[0-9]{3}``
 _ALIKE: Final = bytes.maketrans(b"123456789E", b"000000000e")
-_SIGNS_OF_RANGE: Final = (b"0" * 16, b"0e000", b"0e+000")
+_DIGITS, _EXPONENT, _SIGNED_EXPONENT = b"0" * 16, b"0e000", b"0e+000"
 _BRACKET_BYTES: Final = 96
 _LIST_ROOM: Final = 16
 _OBJECT_ROOM: Final = 24
@@ -87,7 +87,7 @@ def parse_json(text: str) -> Any:
 
 def _may_be_out_of_range(text: str) -> bool:
     alike = text.encode("utf-8", "surrogatepass").translate(_ALIKE)
-    return any(sign in alike for sign in _SIGNS_OF_RANGE)
+    return _DIGITS in alike or _EXPONENT in alike or _SIGNED_EXPONENT in alike
 
 
 def check_readable(text: str) -> None:

@@ -262,9 +262,7 @@ class TestUnparsedNodes:
         """Return an object with another manifest."""
         writer = MemoryWriter()
         out = zip_archive.ZipWriter(writer)
-        out.begin(zip_archive.MANIFEST, len(text), crc=zip_archive.crc32(text))
-        out.write(text)
-        out.end()
+        out.add(zip_archive.MANIFEST, text)
         out.close(1)
         return opened(writer.data)
 

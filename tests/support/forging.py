@@ -48,9 +48,7 @@ def forged(
     if change is not None:
         change(manifest)
     body = (json.dumps(manifest) if text is None else text).encode("utf-8", "surrogatepass")
-    out.begin("manifest.json", len(body), crc=zip_archive.crc32(body))
-    out.write(body)
-    out.end()
+    out.add("manifest.json", body)
     out.close(version)
     return bytes(writer.data)
 
