@@ -47,7 +47,9 @@ def forged(
     }
     if change is not None:
         change(manifest)
-    body = (json.dumps(manifest) if text is None else text).encode("utf-8", "surrogatepass")
+    # written as the library does, so that no reader looks closer for the way it is written in
+    written = json.dumps(manifest, separators=(",", ":")) if text is None else text
+    body = written.encode("utf-8", "surrogatepass")
     out.add("manifest.json", body)
     out.close(version)
     return bytes(writer.data)
