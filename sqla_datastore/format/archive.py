@@ -452,7 +452,8 @@ def read_anchor(reader: ObjectReader) -> tuple[Anchor, bytes]:
     suffix = read_exactly(reader, total - size, size)
     directory = _directory(suffix, total)
     # the last central record has no comment, so its extra field comes right before the end records
-    raw = suffix[: len(suffix) - (total - directory.end)][-_ANCHOR.size :]
+    end = len(suffix) - (total - directory.end)
+    raw = suffix[max(0, end - _ANCHOR.size) : max(0, end)]
     if len(raw) < _ANCHOR.size:
         raise MalformedError("it is a ZIP archive, but none of this library")
     kind, size, version, _, offset, manifest_size, crc, own_crc = _ANCHOR.unpack(raw)
