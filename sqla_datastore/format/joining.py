@@ -68,13 +68,14 @@ def piece_of(container: Container, name: str, blobs: list[StoredBlob]) -> Piece 
         name: the entry's name, which is there.
         blobs: as the container has fetched them.
     """
-    if sum(blob.nbytes for blob in blobs) > JOINED_BYTES:
-        return None
-    if any(blob.method != STORED for blob in blobs):
-        return None
+    left = JOINED_BYTES
+    for blob in blobs:
+        left -= blob.nbytes
+        if left < 0 or blob.method != STORED:
+            return None
     try:
         text = container.node_text(name)
-        plan = _plan_of(text) if len(text) <= _REMEMBERED_CHARACTERS else None
+        plan = _plan_of(text) if _is_a_table_s(text) else None
         content = None if plan is None else plan.piece(container.decoder(name, blobs))
     except MemoryError:
         raise
@@ -97,11 +98,16 @@ def joined(pieces: Sequence[Piece]) -> Any | None:
     return table if table.num_rows == sum(piece.rows for piece in pieces) else None
 
 
+def _is_a_table_s(text: str) -> bool:
+    """Return whether a node is not too long, and of a codec that makes tables."""
+    is_codec_s = text.startswith('["') and len(text) <= _REMEMBERED_CHARACTERS
+    return is_codec_s and hasattr(codec_named(text[2 : text.find('"', 2)]), "arrow_plan")
+
+
 @lru_cache(maxsize=128)
 def _plan_of(text: str) -> _Plan | None:
     """Return the plan of a node; one for all that are equal, so it is never changed."""
     name, version, node = parse_json(text)
-    codec = codec_named(name)
-    make = getattr(codec, "arrow_plan", None)
+    codec: Any = codec_named(name)
     is_known = type(version) is int and 1 <= version <= codec.version
-    return make(node, version) if make is not None and is_known else None
+    return codec.arrow_plan(node, version) if is_known else None

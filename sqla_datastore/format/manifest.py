@@ -29,7 +29,8 @@ MAX_DEPTH: Final = 100
 MAX_NESTED_DEPTH: Final = 50
 """How many objects a nested object lies in."""
 _MAX_CRC: Final = 0xFFFFFFFF
-_REMEMBERED_NAMES: Final = 1024
+_REMEMBERED_BYTES: Final = 4096
+"""Of names or nodes; those of many objects are equal where these are small."""
 _STORED_COLUMNS: Final = 6
 """Of numbers, in a manifest without compression."""
 
@@ -333,8 +334,7 @@ def _parts_of_dumped(data: bytes) -> _Parts | None:
     if (len(columns) > _STORED_COLUMNS) is not requires.startswith(b'"compression"'):
         return None
     try:
-        parse = _remembered_names if len(names) <= _REMEMBERED_NAMES else _names
-        texts = [*parse(names)]
+        texts = [*_texts_in(names)]
         nodes = _nodes(data, start, end)
         # a number that begins with 0, or is missing between two commas, is no JSON
         numbers = _parse_text(b"[[%b]]" % b"],[".join(columns), any_number=True)
@@ -348,16 +348,20 @@ def _parts_of_dumped(data: bytes) -> _Parts | None:
 def _nodes(data: bytes, start: int, end: int) -> Any:
     """Return the nodes that stand in a manifest; of a large one as they are."""
     if len(data) < _APART_FROM:
-        return _texts(_parse_text(b"[%b]" % data[start:end], any_number=True))
+        return [*_texts_in(b"[%b]" % data[start:end])]
     count = data.count(_BETWEEN_NODES, start + 1, end) + 1
     return UnparsedNodes(memoryview(data)[start + 1 : end - 1], count)
 
 
-def _names(text: bytes) -> tuple[str, ...]:
-    return (*_texts(_parse_text(text, any_number=True)),)
+def _texts_in(data: bytes) -> Sequence[str]:
+    return _remembered(data) if len(data) <= _REMEMBERED_BYTES else _parsed_texts(data)
 
 
-_remembered_names = lru_cache(maxsize=64)(_names)
+def _parsed_texts(data: bytes) -> Sequence[str]:
+    return (*_texts(_parse_text(data, any_number=True)),)
+
+
+_remembered = lru_cache(maxsize=256)(_parsed_texts)
 
 
 def _parts_of_any(data: bytes) -> _Parts:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from typing_extensions import Buffer
+
 from sqla_datastore.codecs.protocol import JSON, Description
 from sqla_datastore.codecs.strict_json import NotJSONError, parse_json
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, UnsupportedFormatError
@@ -91,7 +93,7 @@ class Container:
         reader: ObjectReader,
         url: str,
         manifest: Manifest,
-        head: bytes = b"",
+        head: Buffer = b"",
         *,
         nested: Callable[[int], Any],
         verify_always: bool,
@@ -377,7 +379,7 @@ def _hide_raw_cause(err: DataStoreError) -> None:
 
 def _read_manifest(
     reader: ObjectReader, url: str, *, whole: bool = False
-) -> tuple[Manifest, bytes]:
+) -> tuple[Manifest, Buffer]:
     """Return the manifest, and all bytes before it where they were read with it."""
     try:
         anchor, suffix = read_anchor(reader)
@@ -387,7 +389,7 @@ def _read_manifest(
         if (found := crc32(data)) != anchor.crc:
             raise crc_error(url, None, anchor.crc, found)
         is_whole = len(suffix) == reader.size_bytes
-        head = suffix[: anchor.offset] if is_whole else b""
+        head = memoryview(suffix)[: anchor.offset] if is_whole else b""
         return Manifest.parse(data, anchor.offset, whole=whole), head
     except MalformedError as err:
         raise DamagedObjectError(url, str(err)) from err
