@@ -229,7 +229,7 @@ class Source:
                 self._container = self._opened(reader, url)
 
     def _opened(self, reader: ObjectReader, url: ObjectURL) -> Container:
-        from sqla_datastore.format import Container
+        from sqla_datastore.format.reader import Container  # no package: found in half the time
 
         shown = head_of(self.url)
         # made apart: an origin that held this source would keep maps alive
