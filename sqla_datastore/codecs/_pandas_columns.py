@@ -96,6 +96,7 @@ class BlockLayout(NamedTuple):
         rows: how many each has.
         is_by_row: whether the first numbers of all columns come first.
         offset: where they begin, in bytes.
+        nbytes: how many bytes the blob has.
     """
 
     blob: Any
@@ -104,6 +105,7 @@ class BlockLayout(NamedTuple):
     rows: int
     is_by_row: bool
     offset: int
+    nbytes: int
 
     @classmethod
     def of(cls, node: Any) -> BlockLayout:
@@ -113,16 +115,13 @@ class BlockLayout(NamedTuple):
             Exception: it is damaged.
         """
         columns, rows = (checked(each, _MOST_ITEMS) for each in node["shape"])
-        dtype = node["dtype"]
-        if not (isinstance(dtype, str) and _BLOCK_DTYPE.fullmatch(dtype)):
+        text = node["dtype"]
+        if not (isinstance(text, str) and _BLOCK_DTYPE.fullmatch(text)):
             raise ValueError("a block has an unknown dtype")
+        dtype = np.dtype(text)
         offset, is_by_row = checked(node["offset"], _MOST_ITEMS), node["by_row"] is True
-        return cls(node["blob"], np.dtype(dtype), columns, rows, is_by_row, offset)
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes the blob has."""
-        return self.offset + math.prod((self.columns, self.rows, self.dtype.itemsize))
+        nbytes = offset + math.prod((columns, rows, dtype.itemsize))
+        return cls(node["blob"], dtype, columns, rows, is_by_row, offset, nbytes)
 
     def array(self, data: memoryview, decoder: Decoder) -> Array:
         """Return the block in a blob, read-only, as an array of columns x rows.
@@ -133,7 +132,11 @@ class BlockLayout(NamedTuple):
         if data.nbytes != self.nbytes or self.offset % _ALIGNMENT:
             raise decoder.damaged(f"a block of {self.nbytes} bytes has {data.nbytes}")
         shape = (self.rows, self.columns) if self.is_by_row else (self.columns, self.rows)
-        block = array_over(data, self.offset, shape, self.dtype, decoder)
+        if self.nbytes == self.offset or not data.readonly:
+            block = array_over(data, self.offset, shape, self.dtype, decoder)
+        else:  # does the same in half the time
+            items = np.frombuffer(data, self.dtype, self.columns * self.rows, self.offset)
+            block = items.reshape(shape)
         if not block.flags.aligned:
             block = block.copy()
             block.flags.writeable = False
