@@ -137,8 +137,12 @@ class Container:
             UnsupportedFormatError: it was written by a newer version.
         """
         manifest, head = _read_manifest(reader, url)
-        known = {"nested": nested, "verify_always": verify_always, "origin": origin}
-        return cls(reader, url, manifest, head, **known)
+        return cls(
+            *(reader, url, manifest, head),
+            nested=nested,
+            verify_always=verify_always,
+            origin=origin,
+        )
 
     @property
     def nbytes(self) -> int:
