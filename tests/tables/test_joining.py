@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.forging import forged_blobs, opened
-from support.toys import MemoryWriter
+from support.toys import MemoryReader, MemoryWriter
 
 from sqla_datastore import (
     DamagedObjectError,
@@ -27,7 +27,7 @@ from sqla_datastore import (
     collect_batches,
 )
 from sqla_datastore.codecs._base import BytesPayload
-from sqla_datastore.format import Container, joining
+from sqla_datastore.format import Container, EncodedEntry, ObjectPlan, joining, plan
 from sqla_datastore.tables import loading
 from sqla_datastore.testing.codec_suite import encode_value
 
@@ -238,9 +238,7 @@ def stored_as(value, change=None):
 
 
 def forged_exactly(node, blobs):
-
-    from sqla_datastore.format.writer import EncodedEntry, ObjectPlan
-
+    """Return an object of a node, or its text, and of blobs that keep their sizes."""
     text = node if isinstance(node, str) else json.dumps(node)
     writer = MemoryWriter()
     payloads = [BytesPayload(bytes(blob)) for blob in blobs]
@@ -388,3 +386,18 @@ def test_batches_are_joined_each_by_itself(session, joins):
     reader = collect_batches(session, select(Row).order_by(Row.id), Row.data, "e", batch_rows=3)
     assert [batch.num_rows for batch in reader] == [6, 6, 2]
     assert joins == [3, 3, 1]
+
+
+@pytest.mark.parametrize("value", [frame(3), pa.table({"a": pa.array(["x"]).dictionary_encode()})])
+def test_what_was_fetched_is_not_requested_again(value):
+    writer = MemoryWriter()
+    rest = np.zeros(100_000)  # so that the entry does not come with the index
+    plan({"x": value, "rest": rest}, nested_entries=dict).objects[0].write(writer)
+    reader = MemoryReader(writer.data)
+    container = Container.open(reader, "file:///a.zip", nested=int)
+    blobs = container.fetched("x")
+    count = len(reader.reads)
+    piece = joining.piece_of(container, "x", blobs)
+    assert (piece is None) is isinstance(value, pa.Table)
+    assert container.load("x", as_arrow=True, blobs=blobs).num_rows == len(value)
+    assert len(reader.reads) == count
