@@ -121,6 +121,8 @@ def outline(data: memoryview) -> Outline | None:
         rows += found.rows
         at += _PREFIX_BYTES + size + found.body_nbytes
         schema_nbytes = schema_nbytes or at
+        if at % _PREFIX_BYTES:  # what follows in another stream would not be aligned
+            return None
     if not at or data[at:] != END:
         return None
     return Outline(bytes(data[:schema_nbytes]), data[schema_nbytes:at], rows)
