@@ -102,16 +102,26 @@ class FramePlan:
             texts = [decode_text(node, columns) for node in self._texts]
             if any(len(each) != self.rows for each in texts):
                 raise decoder.damaged("columns are not as long as their index")
-            if names is None:
-                index = decode_index(self._columns, columns)
-                if len(index) != self._count:  # of a range, it may be any number
-                    raise decoder.damaged("a frame has not as many columns as names")
-                names = (*map(str, index),)
             like = (*like, *(each.type for each in texts))
-        blocks = [
-            block.array(decoder.blob(block.blob, mapped=True), decoder) for block in self._blocks
-        ]
+        if names is None:
+            blocks = self._taken_blocks(columns)
+            index = decode_index(self._columns, columns)
+            if len(index) != self._count:  # of a range, it may be any number
+                raise decoder.damaged("a frame has not as many columns as names")
+            names = (*map(_text_of, index),)
+        else:
+            blocks = [
+                each.array(decoder.blob(each.blob, mapped=True), decoder) for each in self._blocks
+            ]
         return FramePiece(self, (names, like), blocks, texts)
+
+    def _taken_blocks(self, columns: ColumnReader) -> list[Any]:
+        """Return the blocks by a reader, which then gives what is left in them to the names."""
+        for item in self._items:
+            if type(item) is tuple:
+                block, first, stop = item
+                columns.take_rows(block, first, stop - first)
+        return [columns.block(number) for number in range(len(self._blocks))]
 
     def table(self, pieces: Sequence[FramePiece]) -> Any:
         """Return the table of frames whose nodes differ in their length alone."""
@@ -169,8 +179,17 @@ def _is_plain_column(node: Any) -> bool:
 
 
 def _listed_names(node: Any) -> tuple[str, ...] | None:
-    """Return the columns' names, as Arrow wants them, where their index lists them."""
+    """Return the columns' names, as Arrow wants them, where their index lists them all."""
     array = node.get("array", {})
     if {*node} == {"array"} and array["kind"] in _TEXTS and "list" in array.get("text", ()):
-        return (*map(str, array["text"]["list"]),)
+        names = array["text"]["list"]
+        if None not in names:  # of a missing one, its dtype says what it is called
+            return (*map(str, names),)
     return None
+
+
+def _text_of(name: Any) -> str:
+    """Return what Arrow calls a column of that name, without its warnings."""
+    if isinstance(name, tuple):
+        return str(tuple(None if each is None else _text_of(each) for each in name))
+    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)

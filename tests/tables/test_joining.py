@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -122,6 +123,12 @@ ALIKE = {
     "objects": [frame(3, text=pd.Series(TEXTS, dtype=object))] * 2,
     "many names": [pd.DataFrame(np.zeros((2, 150)), columns=[*map(str, range(150))])] * 2,
     "names that are numbers": [pd.DataFrame(np.zeros((2, 2)))] * 2,
+    "names and numbers in one block": [
+        pd.DataFrame(np.arange(9).reshape(3, 3) + n, columns=[10, 20, 35]) for n in range(3)
+    ],
+    "names in a block of their own": [
+        pd.DataFrame({0.5: np.arange(n), 1.5: np.arange(n), 7: "t"}) for n in (2, 4)
+    ],
     "tables": [pa.table({"a": [n, n + 1], "b": [0.5, None], "c": TEXTS[:2]}) for n in range(4)],
     "tables of several lengths": [
         pa.table({"a": [*range(n)]}, pa.schema([("a", "i8")])) for n in (3, 1, 70)
@@ -199,6 +206,30 @@ def test_what_is_not_small_and_plain_is_read_by_itself(session, joins, value):
     found = together(session)
     assert not any(joins)
     assert found.num_rows % 2 == 0
+
+
+NAMES = {
+    "numbers": [10, 20, 35],
+    "times": pd.DatetimeIndex(["2020-01-01", "2020-01-02", "2020-02-01"], tz="UTC"),
+    "mixed": [1, "a", None],
+    "levels": [("a", 1), ("a", 2), ("b", 1)],
+    "tuples": pd.Index([("a", None), ("a", 2), ("b", 0.5)], tupleize_cols=False),
+    "categories": pd.CategoricalIndex([*"abc"]),
+    "bytes": [b"a", "b", "c"],
+    "a missing text": pd.Index(["a", None, "b"], dtype="str"),
+    "a missing object": pd.Index(["a", None, "b"], dtype=object),
+    "missing among many": pd.Index([None, *map(str, range(150))], dtype=object),
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize("value", [1, 0.5, "t"])
+def test_columns_are_called_what_arrow_calls_them(names, value):
+    made = pd.DataFrame([[value] * len(names)], columns=names)
+    table = stored_as(made).load("x", as_arrow=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names of mixed type
+        assert table.column_names == pa.Table.from_pandas(made).column_names
 
 
 @given(
