@@ -333,6 +333,8 @@ def _parts_of_dumped(data: bytes) -> _Parts | None:
     columns = [column for column in behind.groups() if column is not None]
     if (len(columns) > _STORED_COLUMNS) is not requires.startswith(b'"compression"'):
         return None
+    if b"" in columns[_STORED_COLUMNS:]:  # not written: what it says of numbers is not looked at
+        return None
     try:
         texts = [*_texts_in(names)]
         nodes = _nodes(data, start, end)

@@ -104,6 +104,10 @@ def test_no_methods_stand_for_no_compression():
     for whole in (False, True):
         found = Manifest.parse(data, end, whole=whole)
         assert (found.stored_sizes, found.stored_crcs) == (found.sizes, found.crcs)
+    data = data.replace(b'"stored_crcs":[7]', b'"stored_crcs":[9007199254740993]')
+    for whole in (False, True):
+        with pytest.raises(manifest.MalformedError):
+            Manifest.parse(data, end, whole=whole)
 
 
 def test_only_the_nodes_of_a_large_one_wait(monkeypatch):
