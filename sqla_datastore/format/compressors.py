@@ -62,13 +62,19 @@ def write_payload(out: ZipWriter, name: str, payload: Payload, level: Level | No
 
 def _write_whole(out: ZipWriter, name: str, payload: Payload) -> Written:
     """Write a small blob, copied first, so that its checksum is that of what is written."""
-    data = bytearray()
-    payload.write_to(lambda piece: data.extend(bytes_of(piece)))
-    size = len(data)
-    if size != payload.nbytes:
-        raise WrongSizeError(f"{size} instead of the {payload.nbytes} bytes announced")
+    announced, data = payload.nbytes, bytearray()
+
+    def take(piece: Buffer) -> None:
+        view = bytes_of(piece)
+        if len(data) + len(view) > announced:  # at once: it may go on for long
+            raise WrongSizeError(f"more than the {announced} bytes that were announced")
+        data.extend(view)
+
+    payload.write_to(take)
+    if len(data) != announced:
+        raise WrongSizeError(f"{len(data)} instead of the {announced} bytes announced")
     offset, crc = out.add(name, data)
-    return _as_it_is(offset, size, crc)
+    return _as_it_is(offset, announced, crc)
 
 
 def _begin_plain(out: ZipWriter, name: str, nbytes: int) -> int:

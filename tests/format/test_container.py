@@ -11,6 +11,7 @@ import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,15 @@ from sqla_datastore.exceptions import (
     UnsupportedFormatError,
     UnsupportedTypeError,
 )
-from sqla_datastore.format import Container, encoder, manifest, matches, plan
+from sqla_datastore.format import (
+    Container,
+    EncodedEntry,
+    ObjectPlan,
+    encoder,
+    manifest,
+    matches,
+    plan,
+)
 from sqla_datastore.format import archive as zip_archive
 from sqla_datastore.storage import LocalStorage
 
@@ -328,6 +337,15 @@ class TestWriting:
         objects = planned({**many(others), "x": Liar(lie)}).objects
         with pytest.raises(StaleValueError, match="'x'"):
             objects[0].write(MemoryWriter())
+
+    def test_a_payload_that_goes_on_for_long_is_refused_at_once(self):
+        pieces = iter([bytes(10)] * 1000)
+        payload = SimpleNamespace(
+            suffix=".bin", nbytes=15, write_to=lambda write: [*map(write, pieces)]
+        )
+        with pytest.raises(StaleValueError, match="more than the 15 bytes"):
+            ObjectPlan([EncodedEntry("x", "1", [payload])], []).write(MemoryWriter())
+        assert len([*pieces]) == 998
 
 
 class TestCopies:
