@@ -37,7 +37,9 @@ def _placed(source: Source | None) -> tuple[Any, Any, Any]:
         with suppress(DataStoreError):
             url = ObjectURL.parse(source.url)
             storage = source.serving(url)
-            if hasattr(storage, "open_many"):  # what `OpensMany` looks for, many times faster
+            # `OpensMany` takes many times as long. The type is asked, since a storage that passes
+            # on what it lacks to another (`__getattr__`) may open each in its own way.
+            if hasattr(type(storage), "open_many"):
                 return storage, url, source
     return None, None, source
 

@@ -636,6 +636,25 @@ def test_one_statement_and_one_opened_object_for_each_row(session, stored):
     assert len(statements) == 1
 
 
+def test_a_storage_in_front_of_another_opens_each_in_its_own_way(session, stored):
+    class Front:
+        def __init__(self, storage):
+            self.storage, self.opened = storage, []
+
+        def __getattr__(self, name):
+            return getattr(self.storage, name)
+
+        def open(self, path):
+            self.opened.append(path)
+            return self.storage.open(path)
+
+    add(session, *(pa.table({"a": [n]}) for n in range(3)))
+    front = Front(LocalStorage(stored.base))
+    bind_storage(session.get_bind(), front)
+    assert entries(session)["a"].to_pylist() == [0, 1, 2]
+    assert len(front.opened) == 3
+
+
 def test_small_tables_take_a_few_times_what_pyarrow_takes_for_files(session, tmp_path):
     tables = [pa.table({"step": range(100), "loss": [n / 7] * 100}) for n in range(200)]
     add(session, *tables)
