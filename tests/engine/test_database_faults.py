@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
+import traceback
 import warnings
 
 import pytest
@@ -30,6 +31,7 @@ from sqla_datastore import DataStore, DataStoreError, bind_storage
 from sqla_datastore.engine import observed_transaction
 from sqla_datastore.maintenance import check, gc
 from sqla_datastore.storage.urls import ObjectURL
+from sqla_datastore.unitofwork.outcome import ROLLED_BACK
 
 SERVERS = [driver for driver, kind in KINDS.items() if kind != "sqlite"]
 LEGACY = [driver for driver in SQLITE if driver.endswith("legacy")]
@@ -997,7 +999,7 @@ def test_a_forgotten_session_on_an_asynchronous_driver(run, driver, tolerant):
     run.exact(1)
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "pg8000", "pymysql", "pysqlite-legacy"])
+@pytest.mark.parametrize("driver", ["psycopg", "pg8000", "pymysql", "pysqlite", "pysqlite-legacy"])
 def test_a_forked_child_leaves_its_parents_transaction_alone(run, driver, stored):
     """Whatever it closes: rolled back or forgotten there, it would be ended here."""
 
@@ -1005,26 +1007,39 @@ def test_a_forked_child_leaves_its_parents_transaction_alone(run, driver, stored
         with engine.connect() as connection:
             put(connection, 2)
             replace(connection, 1)
-            child = os.fork()
-            if child == 0:
-                try:
-                    engine.dispose(close=False)
-                    raw = connection.connection.dbapi_connection
-                    # the socket is the parent's too, so the driver itself must not use it
-                    quiet = type("Quiet", (), {"close": lambda self: None})()
-                    observed_transaction.open_transactions[id(quiet)] = (
-                        observed_transaction.open_transactions.pop(id(raw))
-                    )
-                    observed_transaction.open_transactions[id(quiet)].raw = quiet
-                    connection.dialect.do_close(quiet)
-                finally:
-                    os._exit(0 if len(stored.files()) == 3 else 1)
-            _, status = os.waitpid(child, 0)
-            assert status == 0, "the child removed what its parent wrote"
+            raw = connection.connection.dbapi_connection
+
+            def nothing_is_open():
+                assert not observed_transaction.open_transactions
+
+            def child():
+                engine.dispose(close=False)
+                nothing_is_open()
+                # the driver itself is not called, since its socket is the parent's too
+                begun = observed_transaction.transaction_of(connection)
+                in_a_fork(nothing_is_open)
+                begun.end(ROLLED_BACK)
+
+            in_a_fork(child)
+            assert observed_transaction.open_transaction(raw) is not None
+            assert len(stored.files()) == 3, "the child removed what its parent wrote"
             connection.commit()
 
     run(driver, scenario)
     run.exact(2)
+
+
+def in_a_fork(call):
+    child = os.fork()
+    if child == 0:
+        try:
+            call()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
 
 
 @pytest.mark.parametrize("what", ["commit", "rollback"])

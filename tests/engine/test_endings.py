@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import warnings
 
 import pytest
@@ -464,24 +463,3 @@ def test_two_phase(run, driver, outcome):
 
     run(driver, scenario)
     run.exact(1)
-
-
-def test_a_forked_child_does_not_end_its_parents_transaction(run, stored):
-    def scenario(engine):
-        with engine.connect() as connection:
-            put(connection, 2)
-            child = os.fork()
-            if child == 0:
-                try:
-                    engine.dispose(close=False)
-                    connection.connection.dbapi_connection.rollback = lambda: None
-                    connection.dialect.do_close(connection.connection.dbapi_connection)
-                finally:
-                    os._exit(0 if len(stored.files()) == 2 else 1)
-            _, status = os.waitpid(child, 0)
-            assert status == 0, "the child removed what its parent wrote"
-            assert len(stored.files()) == 2
-            connection.commit()
-
-    run("pysqlite", scenario)
-    run.exact(2)
