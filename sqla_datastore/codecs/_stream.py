@@ -218,7 +218,7 @@ class StreamPiece:
     @classmethod
     def of(cls, data: memoryview, columns: int) -> StreamPiece | None:
         """Return what is in a stream of so many columns, None where it has to be read alone."""
-        found = outline(data)
+        found = outline(data) if columns else None  # without columns, rows take no bytes
         if found is None or not _has_plain_columns(found.schema, columns):
             return None
         return cls(found.schema, found.batches, found.rows)

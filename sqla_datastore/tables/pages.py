@@ -26,6 +26,9 @@ OTHER_TYPE = (
     "a column of the rows is of another type than in rows before; select one of a known type: "
     "sqlalchemy.cast(column, Integer).label('name')"
 )
+_FREE_ROWS = 1 << 20
+"""More rows have bytes. Without columns, or in runs, a small entry may claim any number of them,
+and the columns of its row are to be repeated for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,11 @@ class PageReader:
                 continue
             for row, found in zip(some, pieces, strict=True):
                 alone = found if like is None else self._entries.alone(row)
-                yield [row], [1 if alone is None else alone[1].num_rows], alone
+                rows_of_it = 1 if alone is None else alone[1].num_rows
+                if rows_of_it > _FREE_ROWS and rows_of_it > 8 * alone[1].nbytes:
+                    claim = ValueError(f"its {rows_of_it} rows take next to no bytes")
+                    raise self._entries.refused(row, claim)
+                yield [row], [rows_of_it], alone
 
     def _form(self, kind: str, schema: Any, row: Row) -> Form:
         try:

@@ -436,6 +436,22 @@ def test_what_cannot_be_unified_is_refused_with_the_row(session, values, message
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        pa.table({"a": pa.nulls(1 << 21)}).select([]),
+        pa.table({"a": pa.RunEndEncodedArray.from_arrays([1 << 21], [1.5])}),
+        pa.RunEndEncodedArray.from_arrays([1 << 30], [1.5]),
+    ],
+    ids=["no columns", "a run", "an array of one run"],
+)
+def test_rows_that_take_no_bytes_are_refused_with_their_row(session, value):
+    add(session, pa.table({"a": [1.5]}), value)
+    with pytest.raises(CollectError, match=r"id=2.*rows take next to no bytes") as caught:
+        entries(session)
+    assert caught.value.row == "the row id=2 of 'collected_runs'"
+
+
 def test_a_given_schema_chooses_and_casts_columns(session):
     add(session, pd.DataFrame({"a": [1], "b": [2]}), pd.DataFrame({"a": [3]}))
     schema = pa.schema([("b", pa.float64()), ("a", pa.string())])

@@ -193,6 +193,7 @@ NOT_PLAIN = {
     "dictionaries": pa.table({"a": pa.array(["x", "y"]).dictionary_encode()}),
     "lists": pa.table({"a": [[1], [2, 3]]}),
     "nulls": pa.table({"a": pa.nulls(3)}),
+    "rows alone": pa.table({"a": [1, 2]}).select([]),
     "a batch": pa.record_batch({"a": [1, 2]}),
     "an array": np.arange(3),
     "a scalar": 3,
