@@ -41,6 +41,8 @@ class FramePlan:
         start, stop, step = node["index"]["range"]
         self.rows = len(range(start, stop, step))
         self._physical = node["physical"]
+        if type(self._physical["streams"]) is not list:
+            raise ValueError("physical columns are not lists")
         self._blocks = [BlockLayout.of(each) for each in self._physical["blocks"]]
         if not self.rows and sum(block.columns for block in self._blocks) > MAX_EMPTY_COLUMNS:
             raise ValueError("there are too many columns without rows")

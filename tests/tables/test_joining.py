@@ -355,6 +355,8 @@ def damaged_nodes(node):
         lambda inner: inner["physical"]["blocks"][0].update(offset=64),
         lambda inner: inner["physical"]["blocks"][1].update(blob=0),
         lambda inner: inner["physical"].update(blocks=[]),
+        lambda inner: inner["physical"].update(streams=3),
+        lambda inner: inner["physical"].pop("streams"),
     ):
         copy = json.loads(json.dumps(node))
         change(copy[2])
