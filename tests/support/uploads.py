@@ -73,6 +73,19 @@ class LostAnswerSuite:
         storage.remove(["a.zip"])
         assert list(storage.list("")) == []
 
+    def test_an_upload_whose_end_was_sent_twice(self, proxied: Proxied) -> None:
+        """The parts that the second request names are an object already."""
+        storage, proxy = proxied
+        data = bytes(range(256)) * (9 << 12)
+        write(storage, "a.zip", data)
+        last = len(proxy.seen)
+        proxy.seen.clear()
+        proxy.rule = lambda seen: Fault(drop=True) if len(proxy.seen) == last else None
+        write(storage, "b.zip", data)
+        # it was sent again
+        assert [seen.target for seen in proxy.seen].count(proxy.seen[last - 1].target) > 1
+        assert storage.open("b.zip").read(0, len(data) + 1) == data
+
 
 def write(storage: ObjectStorage, path: str, data: bytes) -> None:
     """Make an object."""
