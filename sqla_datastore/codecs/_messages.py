@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -23,36 +22,117 @@ _SIZE_BYTES = 4
 """Of a text's size, before the text."""
 _REMEMBERED_BYTES: Final = 4096
 """Of metadata; what is longer belongs to a table so wide that reading it takes long anyway."""
+_REMEMBERED: Final = 256
+_PREFIX: Final = struct.Struct("<Ii")
+_MARKER: Final = 0xFFFFFFFF
+END: Final = _PREFIX.pack(_MARKER, 0)
+"""What a stream ends with."""
 
 
 class Facts(NamedTuple):
     """What the metadata of a message say, which Arrow does not tell.
 
     Attributes:
+        kind: of the header.
+        body_nbytes: how many bytes follow the metadata.
+        rows: of a record batch, 0 of anything else.
         is_compressed: see `is_compressed`.
         is_delta: see `is_delta`.
         overlap: see `overlap`.
         extensions: the names of the extension types in it.
     """
 
+    kind: int
+    body_nbytes: int
+    rows: int
     is_compressed: bool
     is_delta: bool
     overlap: bool
     extensions: tuple[bytes, ...]
 
 
+# by metadata that Arrow has verified
+_known: dict[bytes, Facts] = {}
+
+
 def facts(metadata: Buffer) -> Facts:
-    """Return what metadata say; those of streams of one schema and length are often the same."""
+    """Return what metadata say; those of streams of one schema and length are often the same.
+
+    Args:
+        metadata: of a message that Arrow has read, and so verified.
+    """
     data = bytes(metadata)
-    return _remembered(data) if len(data) <= _REMEMBERED_BYTES else _facts(data)
+    found = _known.get(data)
+    if found is None:
+        found = _facts(data)
+        if len(data) <= _REMEMBERED_BYTES:
+            if len(_known) >= _REMEMBERED:
+                _known.clear()
+            _known[data] = found
+    return found
 
 
 def _facts(data: bytes) -> Facts:
+    kind, table = _header(data)
+    # Message has the size of its body as 3, RecordBatch the number of its rows as 0
+    body = _number(data, struct.unpack_from("<I", data)[0], 3)
+    rows = _number(data, table, 0) if kind == _RECORD_BATCH else 0
     names = tuple(name for _, name in extensions(data))
-    return Facts(is_compressed(data), is_delta(data), overlap(data), names)
+    return Facts(kind, body, rows, is_compressed(data), is_delta(data), overlap(data), names)
 
 
-_remembered = lru_cache(maxsize=256)(_facts)
+class Outline(NamedTuple):
+    """Where things are in a stream of record batches, and nothing else.
+
+    Attributes:
+        schema: its first message.
+        batches: all other messages.
+        rows: how many there are in them.
+    """
+
+    schema: bytes
+    batches: memoryview
+    rows: int
+
+
+def outline(data: memoryview) -> Outline | None:
+    """Return where things are in a stream that is written as Arrow writes it today.
+
+    Arrow looks at metadata only that were not met before: to read a message by it takes longer.
+
+    Returns:
+        None where there are dictionaries, extension types or compressed or overlapping buffers,
+        or bytes of nothing: such a stream needs a closer look.
+
+    Raises:
+        Exception: it is no stream.
+    """
+    at = rows = schema_nbytes = 0
+    while True:
+        marker, size = _PREFIX.unpack_from(data, at)
+        if marker != _MARKER or size <= 0:
+            break
+        found = _known.get(bytes(data[at + _PREFIX_BYTES :][:size])) or _met(data[at:], size)
+        expected = _RECORD_BATCH if at else _SCHEMA
+        if found is None or found.kind != expected or found.body_nbytes < 0 or found.rows < 0:
+            return None
+        if found.is_compressed or found.overlap or found.extensions:
+            return None
+        rows += found.rows
+        at += _PREFIX_BYTES + size + found.body_nbytes
+        schema_nbytes = schema_nbytes or at
+        if at % _PREFIX_BYTES:  # what follows in another stream would not be aligned
+            return None
+    if not at or data[at:] != END:
+        return None
+    return Outline(bytes(data[:schema_nbytes]), data[schema_nbytes:at], rows)
+
+
+def _met(data: memoryview, size: int) -> Facts | None:
+    """Return the facts of the first message, which Arrow verifies; None for another than it."""
+    message = next(messages(data))
+    is_it = bytes(message.metadata) == data[_PREFIX_BYTES:][:size]
+    return facts(message.metadata) if is_it else None
 
 
 def messages(data: Buffer) -> Iterator[Any]:
@@ -194,6 +274,12 @@ def _field(metadata: Buffer, table: int, number: int) -> int:
         return 0
     offset: int = struct.unpack_from("<H", metadata, vtable + 4 + 2 * number)[0]
     return table + offset if offset else 0
+
+
+def _number(metadata: Buffer, table: int, number: int) -> int:
+    """Return a number of 64 bits, 0 where there is none."""
+    found = _field(metadata, table, number)
+    return int(struct.unpack_from("<q", metadata, found)[0]) if found else 0
 
 
 def _target(metadata: Buffer, position: int) -> int:

@@ -41,10 +41,7 @@ class ArrayPayload:
     def __init__(self, header: bytes, arrays: Sequence[Array]) -> None:
         self._header = header
         self._arrays = arrays
-
-    @property
-    def nbytes(self) -> int:
-        return len(self._header) + sum(array.nbytes for array in self._arrays)
+        self.nbytes = len(header) + sum(array.nbytes for array in arrays)
 
     @property
     def suffix(self) -> str:

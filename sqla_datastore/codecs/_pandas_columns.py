@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,8 @@ from .strict_json import is_text
 
 _BLOCK_DTYPE = re.compile(r"[<>|]([biu][1248]|f[248]|c8|c16|[mM]8\[(s|ms|us|ns)\])")
 _ALIGNMENT = 64
-_MAX_EMPTY_COLUMNS = 1 << 16
+_MOST_ITEMS = 1 << 62
+MAX_EMPTY_COLUMNS = 1 << 16
 """Columns without rows take no room in blobs, so their sizes do not bound their number."""
 
 
@@ -62,7 +63,7 @@ class ColumnWriter:
 
     def _block(self, dtype: str, rows: int, arrays: list[Array]) -> JSON:
         self._empty_columns += 0 if rows else len(arrays)
-        if self._empty_columns > _MAX_EMPTY_COLUMNS:
+        if self._empty_columns > MAX_EMPTY_COLUMNS:
             raise self.unsupported("it has too many columns without rows")
         # Columns of a frame over one C-order array are strided. Taken row by row, they are one
         # piece of memory that nothing has to gather.
@@ -83,6 +84,63 @@ class ColumnWriter:
             labels = [str(position) for position in range(len(labels))]
         table = pa.Table.from_arrays([array for _, array in labelled], names=labels)
         return add_stream(self.encoder, self.value, table.schema, table.to_batches())
+
+
+class BlockLayout(NamedTuple):
+    """How columns of numbers lie in a blob.
+
+    Attributes:
+        blob: its number.
+        dtype: of all of them.
+        columns: how many there are.
+        rows: how many each has.
+        is_by_row: whether the first numbers of all columns come first.
+        offset: where they begin, in bytes.
+        nbytes: how many bytes the blob has.
+    """
+
+    blob: Any
+    dtype: np.dtype[Any]
+    columns: int
+    rows: int
+    is_by_row: bool
+    offset: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, node: Any) -> BlockLayout:
+        """Return what a node says.
+
+        Raises:
+            Exception: it is damaged.
+        """
+        columns, rows = (checked(each, _MOST_ITEMS) for each in node["shape"])
+        text = node["dtype"]
+        if not (isinstance(text, str) and _BLOCK_DTYPE.fullmatch(text)):
+            raise ValueError("a block has an unknown dtype")
+        dtype = np.dtype(text)
+        offset, is_by_row = checked(node["offset"], _MOST_ITEMS), node["by_row"] is True
+        nbytes = offset + math.prod((columns, rows, dtype.itemsize))
+        return cls(node["blob"], dtype, columns, rows, is_by_row, offset, nbytes)
+
+    def array(self, data: memoryview, decoder: Decoder) -> Array:
+        """Return the block in a blob, read-only, as an array of columns x rows.
+
+        Raises:
+            DamagedObjectError: the blob has another size.
+        """
+        if data.nbytes != self.nbytes or self.offset % _ALIGNMENT:
+            raise decoder.damaged(f"a block of {self.nbytes} bytes has {data.nbytes}")
+        shape = (self.rows, self.columns) if self.is_by_row else (self.columns, self.rows)
+        if self.nbytes == self.offset or not data.readonly:
+            block = array_over(data, self.offset, shape, self.dtype, decoder)
+        else:  # does the same in half the time
+            items = np.frombuffer(data, self.dtype, self.columns * self.rows, self.offset)
+            block = items.reshape(shape)
+        if not block.flags.aligned:
+            block = block.copy()
+            block.flags.writeable = False
+        return block.T if self.is_by_row else block
 
 
 class ColumnReader:
@@ -150,39 +208,30 @@ class ColumnReader:
         return table.column(column)
 
     def _read_block(self, node: Any) -> Array:
-        columns, rows = (self._size(each) for each in node["shape"])
-        dtype, offset = self._dtype(node["dtype"]), self._size(node["offset"])
-        data = self.decoder.blob(node["blob"], mapped=True)
-        found = offset + math.prod((columns, rows, dtype.itemsize))
-        if data.nbytes != found or offset % _ALIGNMENT:
-            raise self.decoder.damaged(f"a block of {found} bytes has {data.nbytes}")
-        self._empty_columns += 0 if rows else columns
-        if self._empty_columns > _MAX_EMPTY_COLUMNS:
+        layout = BlockLayout.of(node)
+        data = self.decoder.blob(layout.blob, mapped=True)
+        self._empty_columns += 0 if layout.rows else layout.columns
+        if self._empty_columns > MAX_EMPTY_COLUMNS:
             raise self.decoder.damaged("there are too many columns without rows")
-        shape = (rows, columns) if node["by_row"] is True else (columns, rows)
-        block = array_over(data, offset, shape, dtype, self.decoder)
-        if not block.flags.aligned:
-            block = block.copy()
-            block.flags.writeable = False
-        return block.T if node["by_row"] is True else block
-
-    def _dtype(self, text: Any) -> np.dtype[Any]:
-        if not (isinstance(text, str) and _BLOCK_DTYPE.fullmatch(text)):
-            raise self.decoder.damaged("a block has an unknown dtype")
-        return np.dtype(text)
-
-    def _size(self, number: Any) -> int:
-        return self._checked(number, 1 << 62)
+        return layout.array(data, self.decoder)
 
     def _checked(self, number: Any, limit: int) -> int:
-        if type(number) is int and 0 <= number < limit:
-            return number
-        raise self.decoder.damaged(f"a number of columns or rows is {number!r}")
+        try:
+            return checked(number, limit)
+        except ValueError as err:
+            raise self.decoder.damaged(str(err)) from err
 
     def _list(self, node: Any) -> list[Any]:
         if isinstance(node, list):
             return node
         raise self.decoder.damaged("physical columns are not lists")
+
+
+def checked(number: Any, limit: int) -> int:
+    """Return a number that is from 0 on and below a limit; ValueError for anything else."""
+    if type(number) is int and 0 <= number < limit:
+        return number
+    raise ValueError(f"a number of columns or rows is {number!r}")
 
 
 def _is_reference(node: Any) -> bool:

@@ -18,13 +18,13 @@ stored without what they hide.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
 from ._base import field
 from ._extensions import has_unregistered_types
-from ._stream import add_stream, batches_of, read_stream, refused_as_damage
+from ._stream import StreamPiece, add_stream, batches_of, read_stream, refused_as_damage
 from .protocol import JSON, Codec, Decoder, Description, Encoder
 
 
@@ -101,11 +101,31 @@ class _Table(_ArrowCodec):
     def about(self, value: Any) -> dict[str, JSON]:
         return {"shape": [value.num_rows, value.num_columns]}
 
+    def arrow_plan(self, node: Any, version: int) -> _TablePlan | None:  # noqa: ARG002
+        """Return how tables of a node are read; see `format.joining`."""
+        if {*node} != {"stream", "shape"}:
+            return None
+        rows, columns = node["shape"]
+        return _TablePlan(node["stream"], rows, columns)
+
+
+class _TablePlan(NamedTuple):
+    stream: Any
+    rows: Any
+    columns: Any
+
+    def piece(self, decoder: Decoder) -> StreamPiece | None:
+        piece = StreamPiece.of(decoder.blob(self.stream), self.columns)
+        return piece if piece is not None and piece.rows == self.rows else None
+
 
 class _RecordBatch(_Table):
     name = "arrow.batch"
     exact = (pa.RecordBatch,)
     described = "pyarrow.RecordBatch"
+
+    def arrow_plan(self, node: Any, version: int) -> None:
+        """Return None: a batch is no table yet."""
 
     def split(self, value: Any) -> tuple[Any, list[Any]]:
         return value.schema, [value]

@@ -41,7 +41,7 @@ from ._pandas_arrays import (
     is_claimed,
 )
 from ._pandas_columns import ColumnReader, ColumnWriter
-from ._pandas_tables import is_plain, plain_table
+from ._pandas_tables import FramePlan
 from ._pandas_time import SCALARS
 from ._pandas_types import OffsetCodec, dtype_parts, read_dtype_parts
 from ._stream import refused_as_damage
@@ -132,11 +132,15 @@ class _Frame(_PandasCodec):
 
     def decode_arrow(self, node: Any, version: int, decoder: Decoder) -> Any:
         """Return the frame's columns as an Arrow table where these are plain, else the frame."""
-        columns = ColumnReader(field(node, "physical", decoder), decoder)
         with refused_as_damage(decoder, f"a {self.name}"):
-            if not is_plain(node):
+            plan = self.arrow_plan(node, version)
+            if plan is None:
                 return self.decode(node, version, decoder)
-            return plain_table(node, columns)
+            return plan.table([plan.piece(decoder)])
+
+    def arrow_plan(self, node: Any, version: int) -> FramePlan | None:  # noqa: ARG002
+        """Return how frames of a node are read; see `format.joining`."""
+        return FramePlan.of(node)
 
     def about(self, value: Any) -> dict[str, JSON]:
         # each dtype once, since their texts take most of the time of a frame with many columns

@@ -42,19 +42,20 @@ def _bare_int(text: str) -> int:
     return value
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_distinct_keys, parse_constant=_refuse_constant).decode
+_decoder = json.JSONDecoder(object_pairs_hook=_distinct_keys, parse_constant=_refuse_constant)
 # Calls Python for each number, so it is for texts that may hold one that is out of range
-_decode_carefully = json.JSONDecoder(
+_careful_decoder = json.JSONDecoder(
     object_pairs_hook=_distinct_keys,
     parse_constant=_refuse_constant,
     parse_float=_finite,
     parse_int=_bare_int,
-).decode
+)
 _MOST_DIGITS: Final = 17
 # With all digits alike, three searches for a text find those: a tenth of the time of
 # ``[0-9]{16}|[0-9][eE]\+?[0-9]{3}``
 _ALIKE: Final = bytes.maketrans(b"123456789E", b"000000000e")
-_SIGNS_OF_RANGE: Final = (b"0" * 16, b"0e000", b"0e+000")
+_DIGITS, _EXPONENT, _SIGNED_EXPONENT = b"0" * 16, b"0e000", b"0e+000"
+_BRACKETS: Final = ("[", "{")
 _BRACKET_BYTES: Final = 96
 _LIST_ROOM: Final = 16
 _OBJECT_ROOM: Final = 24
@@ -62,11 +63,15 @@ _FREE_BYTES: Final = 64 * 1024**2
 dump_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, any_number: bool = False) -> Any:
     """Parse JSON, strictly.
 
     No NaN, no number that overflows or that other readers round, no duplicate keys, no nesting that
     Python cannot follow, and no more memory than ten times the text and 64 MiB.
+
+    Args:
+        text: the JSON.
+        any_number: leave it to the caller to look at numbers.
 
     Raises:
         NotJSONError: it is anything else.
@@ -75,8 +80,13 @@ def parse_json(text: str) -> Any:
         raise NotJSONError("its JSON holds more lists and objects than its text has room for")
     try:
         # a text that seems to hold such a number, in a string perhaps, is only read more slowly
-        decode = _decode_carefully if _may_be_out_of_range(text) else _decode
-        return decode(text)
+        is_harmless = any_number or not _may_be_out_of_range(text)
+        decoder = _decoder if is_harmless else _careful_decoder
+        if text[:1] in _BRACKETS:
+            value, end = decoder.raw_decode(text)
+            if end == len(text):  # as it is written here: no space around it to look for
+                return value
+        return decoder.decode(text)
     except NotJSONError:
         raise
     except RecursionError as err:
@@ -87,7 +97,7 @@ def parse_json(text: str) -> Any:
 
 def _may_be_out_of_range(text: str) -> bool:
     alike = text.encode("utf-8", "surrogatepass").translate(_ALIKE)
-    return any(sign in alike for sign in _SIGNS_OF_RANGE)
+    return _DIGITS in alike or _EXPONENT in alike or _SIGNED_EXPONENT in alike
 
 
 def check_readable(text: str) -> None:

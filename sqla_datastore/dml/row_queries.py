@@ -66,7 +66,7 @@ class Row:
 
     def key(self, table: Table) -> tuple[Any, ...]:
         """Return the row's primary key."""
-        return tuple(self.values[column] for column in table.primary_key)
+        return tuple([self.values[column] for column in table.primary_key])
 
 
 def url_text(column: Column[Any]) -> ColumnElement[str]:

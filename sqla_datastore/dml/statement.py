@@ -207,7 +207,7 @@ class Statement(ABC):
 
     def key(self, values: Mapping[Column[Any], Any]) -> tuple[Any, ...] | None:
         """Return a row's primary key, where it is known."""
-        key = tuple(values.get(column) for column in self.declared.table.primary_key)
+        key = tuple([values.get(column) for column in self.declared.table.primary_key])
         return None if not key or None in key else key
 
     def inherited(self, values: Mapping[Column[Any], Any]) -> dict[Column[Any], Any]:

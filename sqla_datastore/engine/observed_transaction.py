@@ -241,12 +241,19 @@ def _is_of_mysql_server(err: Any) -> bool:
 
 def open_transaction(raw: Any) -> ObservedTransaction | None:
     """Return the open transaction of a driver's connection, if any; a forked child has none."""
-    found = open_transactions.get(id(raw))
-    if found is not None and found.process != os.getpid():
-        # a forked child's copy: the parent's transaction is not ours to end
-        del open_transactions[id(raw)]
-        return None
-    return found
+    return open_transactions.get(id(raw))
+
+
+def _leave_to_parent() -> None:
+    """Forget the transactions of the process that was forked: they are not the child's to end."""
+    # kept, since a driver's connection that is collected may say goodbye on the parent's socket
+    _of_parent.extend(open_transactions.values())
+    open_transactions.clear()
+
+
+_of_parent: list[ObservedTransaction] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def found_on(connection: Connection) -> ObservedTransaction | None:

@@ -4,7 +4,7 @@
 the index when it is opened, an entry when it is asked for. ``docs/format.md`` specifies the bytes.
 
 Each module imports only those before it: `archive` (the bytes of the ZIP), `manifest` (the index),
-`blobs`, `decoder`, `check`, `reader`, `copying`, `writer`, `encoder`.
+`blobs`, `decoder`, `check`, `reader`, `joining`, `copying`, `writer`, `encoder`.
 """
 
 from __future__ import annotations

@@ -145,16 +145,32 @@ class ZipWriter:
         """How many bytes were written so far, buffered ones included."""
         return self._flushed + self._filled
 
-    def begin(self, name: str, size: int, *, crc: int | None = None) -> int:
+    def add(self, name: str, data: bytes | bytearray) -> tuple[int, int]:
+        """Write a member whose data are in memory, and nobody changes them meanwhile.
+
+        Nothing stands behind the data, since their checksum is known before.
+
+        Returns:
+            Their offset and their checksum.
+        """
+        offset, size, crc = self.position, len(data), crc32(data)
+        has_zip64 = size >= ZIP64_SIZE
+        start = offset + _local_size(offset, name, has_zip64=has_zip64)
+        member = Member(name, offset, start, size, crc, size, has_zip64=has_zip64)
+        self._append_whole(_local_header(member))
+        self._append_whole(data)
+        self._members.append(member)
+        return start, crc
+
+    def begin(self, name: str, size: int) -> int:
         """Start a member of a known size and return the offset of its data.
 
         Args:
             name: the member's name.
             size: of its data, in bytes.
-            crc: their checksum, where it is known: then nothing stands behind the data.
         """
         self._size = size
-        return self._begin(name, size, crc, has_zip64=size >= ZIP64_SIZE)
+        return self._begin(name, has_zip64=size >= ZIP64_SIZE)
 
     def begin_compressed(self, name: str, nbytes: int | None, *, is_deflated: bool) -> int:
         """Start a member whose size is known at its end, and return the offset of its data.
@@ -166,16 +182,14 @@ class ZipWriter:
         """
         has_zip64 = nbytes is None or nbytes + nbytes // 64 + BUFFER >= ZIP64_SIZE
         self._size = None
-        return self._begin(name, 0, None, is_deflated=is_deflated, has_zip64=has_zip64)
+        return self._begin(name, is_deflated=is_deflated, has_zip64=has_zip64)
 
-    def _begin(
-        self, name: str, size: int, crc: int | None, *, has_zip64: bool, is_deflated: bool = False
-    ) -> int:
+    def _begin(self, name: str, *, has_zip64: bool, is_deflated: bool = False) -> int:
         offset = self.position
         start = offset + _local_size(offset, name, has_zip64=has_zip64)
-        figures = (0, 0, 0) if crc is None else (size, crc, size)
-        flags = is_deflated, has_zip64, crc is None
-        self._begun = Member(name, offset, start, *figures, *flags)
+        self._begun = Member(
+            name, offset, start, 0, 0, 0, is_deflated, has_zip64, has_descriptor=True
+        )
         header = _local_header(self._begun)
         self._make_room(len(header))
         if len(header) > len(self._buffer) - self._filled:
@@ -224,13 +238,13 @@ class ZipWriter:
         """Say of which size the data are: only now the checksum is that of what was copied."""
         found, begun = self._crc, self._begun
         start = begun.header_offset - self._flushed
-        has_descriptor = begun.has_descriptor and start < 0
+        has_descriptor = start < 0
         figures = (size, crc, packed)
         flags = begun.is_deflated, begun.has_zip64, has_descriptor
         member = Member(begun.name, begun.header_offset, begun.data_offset, *figures, *flags)
         if has_descriptor:
             self._append_whole(_descriptor(member))
-        elif begun.has_descriptor:
+        else:
             # the form with a descriptor is as long
             header = _local_header(member)
             self._buffer[start : start + len(header)] = header
@@ -241,11 +255,12 @@ class ZipWriter:
         """Write the central directory; the last member is the manifest."""
         start = self.position
         manifest = self._members[-1]
-        for member in self._members[:-1]:
-            self._append_whole(_central_record(member, b""))
         anchor = _anchor(Anchor(version, manifest.data_offset, manifest.size, manifest.crc))
-        self._append_whole(_central_record(manifest, anchor))
-        self._append_whole(_end_records(len(self._members), start, self.position))
+        records = [_central_record(member, b"") for member in self._members[:-1]]
+        records.append(_central_record(manifest, anchor))
+        end = start + sum(map(len, records))
+        records.append(_end_records(len(self._members), start, end))
+        self._append_whole(b"".join(records))
         self._flush()
 
     def _append_whole(self, data: Buffer) -> None:
@@ -291,21 +306,31 @@ def _local_size(offset: int, name: str, *, has_zip64: bool) -> int:
 
 
 def _local_header(member: Member) -> bytes:
-    # APPNOTE 4.4.4: zeros where the figures are in a descriptor
-    hidden = member.has_descriptor
-    size, crc, packed = (0, 0, 0) if hidden else (member.size, member.crc, member.packed)
+    name, offset, _, size, crc, packed, _, has_zip64, has_descriptor = member
+    if has_descriptor:
+        # APPNOTE 4.4.4: zeros where the figures are in a descriptor
+        size = crc = packed = 0
     version, zip64 = _PLAIN_VERSION, b""
-    if member.has_zip64:
+    if has_zip64:
         # APPNOTE 4.5.3: in a local header the ZIP64 field has to hold both sizes
         version, zip64 = _ZIP64_VERSION, _ZIP64.pack(_ZIP64_ID, 16, size, packed)
         size = packed = 0xFFFFFFFF
-    raw = member.name.encode("ascii")
-    whole = _local_size(member.header_offset, member.name, has_zip64=member.has_zip64)
-    padding = bytes(whole - _LOCAL.size - len(raw) - len(zip64) - _ALIGN.size)
-    extra = zip64 + _ALIGN.pack(_ALIGN_ID, 2 + len(padding), ALIGNMENT) + padding
-    flags = _flags_and_method(member)
-    head = _LOCAL_SIGN, version, *flags, 0, _DATE, crc, packed, size, len(raw), len(extra)
-    return _LOCAL.pack(*head) + raw + extra
+    raw = name.encode("ascii")
+    extra = _local_size(offset, name, has_zip64=has_zip64) - _LOCAL.size - len(raw)
+    padding = extra - len(zip64) - _ALIGN.size
+    flags, method = _flags_and_method(member)
+    return b"".join(
+        (
+            _LOCAL.pack(
+                *(_LOCAL_SIGN, version, flags, method, 0, _DATE),
+                *(crc, packed, size, len(raw), extra),
+            ),
+            raw,
+            zip64,
+            _ALIGN.pack(_ALIGN_ID, 2 + padding, ALIGNMENT),
+            bytes(padding),
+        )
+    )
 
 
 def _flags_and_method(member: Member) -> tuple[int, int]:
@@ -427,7 +452,8 @@ def read_anchor(reader: ObjectReader) -> tuple[Anchor, bytes]:
     suffix = read_exactly(reader, total - size, size)
     directory = _directory(suffix, total)
     # the last central record has no comment, so its extra field comes right before the end records
-    raw = suffix[: len(suffix) - (total - directory.end)][-_ANCHOR.size :]
+    end = len(suffix) - (total - directory.end)
+    raw = suffix[max(0, end - _ANCHOR.size) : max(0, end)]
     if len(raw) < _ANCHOR.size:
         raise MalformedError("it is a ZIP archive, but none of this library")
     kind, size, version, _, offset, manifest_size, crc, own_crc = _ANCHOR.unpack(raw)

@@ -188,9 +188,9 @@ def _joined(pieces: Iterator[bytes], nbytes: int) -> memoryview:
     return view.toreadonly()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: to make one would take three times as long
 class StoredBlob:
-    """One blob of an entry; also the payload of its copy in another object.
+    """One blob of an entry; also the payload of its copy in another object. Not to be changed.
 
     Attributes:
         source: the bytes of the object that it lies in.

@@ -23,6 +23,9 @@ from sqla_datastore.format.compression import (
     shrinks_deflated,
 )
 
+_WHOLE = 4096
+"""Up to so many bytes are copied before they are written: two calls instead of some twelve."""
+
 
 class Written(NamedTuple):
     """Where a blob lies and how, its size and checksum, and those of what lies there."""
@@ -43,6 +46,8 @@ def write_payload(out: ZipWriter, name: str, payload: Payload, level: Level | No
         UnsupportedTypeError: it shrinks so much that a reader would take it for a bomb.
     """
     if level is None or 0 <= payload.nbytes < SMALLEST:
+        if 0 <= payload.nbytes <= _WHOLE:
+            return _write_whole(out, name, payload)
         offset = _begin_plain(out, name, payload.nbytes)
         payload.write_to(out.write)
         return _as_it_is(offset, out.position - offset, out.end())
@@ -53,6 +58,17 @@ def write_payload(out: ZipWriter, name: str, payload: Payload, level: Level | No
     sink = _DeflatingSink(out, name, payload.nbytes, level)
     payload.write_to(sink.write)
     return sink.end()
+
+
+def _write_whole(out: ZipWriter, name: str, payload: Payload) -> Written:
+    """Write a small blob, copied first, so that its checksum is that of what is written."""
+    data = bytearray()
+    payload.write_to(lambda piece: data.extend(bytes_of(piece)))
+    size = len(data)
+    if size != payload.nbytes:
+        raise WrongSizeError(f"{size} instead of the {payload.nbytes} bytes announced")
+    offset, crc = out.add(name, data)
+    return _as_it_is(offset, size, crc)
 
 
 def _begin_plain(out: ZipWriter, name: str, nbytes: int) -> int:

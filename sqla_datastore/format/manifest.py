@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from itertools import accumulate, islice, pairwise
+from functools import lru_cache, reduce
+from itertools import accumulate, chain, islice, pairwise
 from operator import add, gt, or_
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqla_datastore.codecs.protocol import FILE_SUFFIX, JSON
 from sqla_datastore.codecs.strict_json import NotJSONError, dump_json, parse_json
@@ -28,24 +29,32 @@ MAX_DEPTH: Final = 100
 MAX_NESTED_DEPTH: Final = 50
 """How many objects a nested object lies in."""
 _MAX_CRC: Final = 0xFFFFFFFF
+_REMEMBERED_BYTES: Final = 4096
+"""Of names or nodes; those of many objects are equal where these are small."""
+_STORED_COLUMNS: Final = 6
+"""Of numbers, in a manifest without compression."""
 
 # From so many bytes on, nodes are parsed one by one: most of a manifest is nodes, and most of what
-# its parsing takes. Below, one call of the parser is faster than the search for their column.
+# its parsing takes. Below, one call of the parser is faster.
 _APART_FROM = 256 * 1024
 # How `dump` begins and ends the column of nodes. A quote within a string has a backslash before
 # it, so neither can stand in one, but for a string that ends with the characters in front.
 _NODES_BEGIN: Final = b'],"nodes":['
 _NODES_END: Final = b'"],"'
 _BETWEEN_NODES: Final = b'","'
-# What follows the nodes is numbers. Without their digits it is this, so that one comparison tells
-# the kinds of all of them.
-_DIGITS: Final = b"0123456789,"
-_BEHIND_NODES: Final = (
-    b']"blobs":[]"nested":[]}"blobs":{"offsets":[]"sizes":[]"crcs":[]"kinds":[]}}'
+# What `dump` writes before the nodes, and from their end on. Nothing in it matches in two ways.
+_BEFORE_NODES: Final = re.compile(
+    rb'\{"format":"sqla_datastore","version":1,"requires":\[(|"compression"|"files"'
+    rb'|"compression","files")\],(?:"compression":"([a-z]{1,20})",)?"nested":(0|[1-9][0-9]{0,19}),'
+    rb'"entries":\{"names":(\[.*)',
+    re.DOTALL,
 )
-_BEHIND_NODES_COMPRESSED: Final = (
-    b']"blobs":[]"nested":[]}"blobs":{"offsets":[]"sizes":[]"crcs":[]"kinds":[]"methods":[]'
-    b'"stored_sizes":[]"stored_crcs":[]}}'
+_COLUMNS: Final = (
+    *(b'\\],"blobs":', b',"nested":', b'\\},"blobs":\\{"offsets":', b',"sizes":'),
+    *(b',"crcs":', b',"kinds":', b'(?:,"methods":', b',"stored_sizes":', b',"stored_crcs":'),
+)
+_BEHIND_NODES: Final = re.compile(
+    b"".join(rb"%b\[([0-9,]*)\]" % each for each in _COLUMNS) + rb")?\}\}"
 )
 _COMPRESSION: Final = "compression"
 _FILES: Final = "files"
@@ -225,44 +234,17 @@ class Manifest:
             MalformedError: it is not what `dump` writes.
             UnknownFeatureError: it needs a newer reader.
         """
-        rest, unparsed = (data, None) if whole or len(data) < _APART_FROM else _without_nodes(data)
-        try:
-            found = _parse_text(rest)
-            if not isinstance(found, dict) or found["format"] != FORMAT:
-                raise MalformedError("its manifest is of another format")
-            # first: a column that a newer version does without would count as damage below
-            _refuse_newer(found)
-            entries, blobs = found["entries"], found["blobs"]
-            names, nodes = (_texts(entries[key], MAX_ENTRIES) for key in ("names", "nodes"))
-            if unparsed is not None and (nodes or len(unparsed) != len(names)):
-                # it was another column, or is none of `dump`
-                return cls.parse(data, end, whole=True)
-            numbers = _numbers if unparsed is None else _natural_numbers
-            compressed = {
-                key: numbers(blobs[key], largest)
-                for key, largest in (
-                    *(("methods", ARROW), ("stored_sizes", end), ("stored_crcs", _MAX_CRC)),
-                )
-                if _COMPRESSION in found["requires"]
-            }
-            level = found.get(_COMPRESSION)
-            manifest = cls(
-                nested=_numbers([found["nested"]], MAX_NESTED)[0],
-                names=names,
-                nodes=[*nodes] if unparsed is None else unparsed,
-                counts=numbers(entries["blobs"], MAX_BLOBS),
-                with_nested=numbers(entries["nested"], MAX_ENTRIES),
-                offsets=numbers(blobs["offsets"], end),
-                sizes=numbers(blobs["sizes"], MAX_RATIO * end if compressed else end),
-                crcs=numbers(blobs["crcs"], _MAX_CRC),
-                kinds=numbers(blobs["kinds"], len(SUFFIXES) - 1),
-                compression=level if level in LEVELS else None,
-                **compressed,
-            )
-        except (KeyError, TypeError, UnicodeDecodeError) as err:
-            raise MalformedError(
-                f"its manifest lacks a key or has another structure ({err!r})"
-            ) from err
+        parts = (None if whole else _parts_of_dumped(data)) or _parts_of_any(data)
+        if parts.nested > MAX_NESTED or len(parts.names) > MAX_ENTRIES:
+            raise MalformedError("a number of its manifest is out of range")
+        counts, with_nested, offsets, sizes, crcs, kinds, *compressed = parts.numbers
+        manifest = cls(
+            *(parts.nested, parts.names, parts.nodes),
+            *(counts, with_nested, offsets, sizes, crcs, kinds),
+            compression=parts.level if parts.level in LEVELS else None,
+        )
+        if compressed and compressed[0]:
+            manifest.methods, manifest.stored_sizes, manifest.stored_crcs = compressed
         manifest._check(end)
         return manifest
 
@@ -272,7 +254,11 @@ class Manifest:
             raise MalformedError("its manifest's columns differ in length")
         if not blobs == len(self.sizes) == len(self.crcs) == len(self.kinds) == self.starts[-1]:
             raise MalformedError("its manifest's blob columns differ in length")
-        self._check_compression(blobs)
+        # all are natural, so those that a sum or the ends of blobs limit need no look of their own
+        if max(self.kinds, default=0) >= len(SUFFIXES) or max(self.crcs, default=0) > _MAX_CRC:
+            raise MalformedError("a number of its manifest is out of range")
+        if self.methods:
+            self._check_compression(blobs, end)
         self.indexes = dict(zip(self.names, range(entries), strict=True))
         if len(self.indexes) != entries:
             raise MalformedError("an entry occurs twice in its manifest")
@@ -280,11 +266,15 @@ class Manifest:
             raise MalformedError("its manifest names entries that it does not have")
         self._check_ranges(end)
 
-    def _check_compression(self, blobs: int) -> None:
-        if not self.methods:
-            return
+    def _check_compression(self, blobs: int, end: int) -> None:
         if not blobs == len(self.methods) == len(self.stored_sizes) == len(self.stored_crcs):
             raise MalformedError("its manifest's blob columns differ in length")
+        if (
+            max(self.methods) > ARROW
+            or max(self.stored_crcs) > _MAX_CRC
+            or max(self.sizes) > MAX_RATIO * end
+        ):
+            raise MalformedError("a number of its manifest is out of range")
         for method, size, stored in zip(self.methods, self.sizes, self.stored_sizes, strict=True):
             if (method == STORED and size != stored) or is_claimed(size, stored):
                 raise MalformedError("a blob of its manifest claims more bytes than it can have")
@@ -304,25 +294,101 @@ class Manifest:
             raise MalformedError("a blob of its manifest reaches beyond the data")
 
 
-def _without_nodes(data: bytes) -> tuple[bytes, UnparsedNodes | None]:
-    """Cut the column of nodes out of a manifest.
+class _Parts(NamedTuple):
+    """What stands in a manifest, each of its kind, but not yet compared with anything.
 
-    What `dump` has written is cut where the parser would, and behind the nodes there is nothing but
-    columns of natural numbers. Of anything else that looks like it, the pieces that are no strings
-    are found when they are needed.
+    Attributes:
+        nested: a natural number.
+        names: texts.
+        nodes: texts, or what they are parsed from.
+        numbers: columns of natural numbers, as `Manifest` has them from `counts` on.
+        level: what the level of compression is said to be.
+    """
+
+    nested: int
+    names: list[str]
+    nodes: list[str | bytes] | UnparsedNodes
+    numbers: list[list[int]]
+    level: object
+
+
+def _parts_of_dumped(data: bytes) -> _Parts | None:
+    """Take apart what `dump` has written: it is cut where the parser would, and each piece parsed.
+
+    Of a large one the nodes are left as they are. Those that are no strings are found when they
+    are needed.
 
     Returns:
-        The manifest without nodes, and the nodes; or all of the manifest and None.
+        None where it is written in another way, if only by a space, or is damaged.
     """
-    begin = data.find(_NODES_BEGIN) + len(_NODES_BEGIN)
-    end = data.find(_NODES_END, begin)
-    behind = data[end + 1 :]
-    is_as_dumped = begin >= len(_NODES_BEGIN) and data.startswith(b'"', begin) and end > begin
-    kinds = behind.translate(None, _DIGITS)
-    if not is_as_dumped or kinds not in (_BEHIND_NODES, _BEHIND_NODES_COMPRESSED):
-        return data, None
-    count = data.count(_BETWEEN_NODES, begin + 1, end) + 1
-    return data[:begin] + behind, UnparsedNodes(memoryview(data)[begin + 1 : end], count)
+    begin = data.find(_NODES_BEGIN) + 1
+    start = begin + len(_NODES_BEGIN) - 1
+    end = data.find(_NODES_END, start) + 1
+    if not (begin and end) or data[start] != ord('"'):
+        return None
+    before, behind = _BEFORE_NODES.fullmatch(data, 0, begin), _BEHIND_NODES.fullmatch(data, end)
+    if before is None or behind is None:
+        return None
+    requires, level, nested, names = before.groups()
+    columns = [column for column in behind.groups() if column is not None]
+    if (len(columns) > _STORED_COLUMNS) is not requires.startswith(b'"compression"'):
+        return None
+    try:
+        texts = [*_texts_in(names)]
+        nodes = _nodes(data, start, end)
+        # a number that begins with 0, or is missing between two commas, is no JSON
+        numbers = _parse_text(b"[[%b]]" % b"],[".join(columns), any_number=True)
+    except MalformedError:
+        return None
+    if len(nodes) != len(texts):
+        return None  # a piece of a node looked like what is between two of them
+    return _Parts(int(nested), texts, nodes, numbers, level and level.decode())
+
+
+def _nodes(data: bytes, start: int, end: int) -> Any:
+    """Return the nodes that stand in a manifest; of a large one as they are."""
+    if len(data) < _APART_FROM:
+        return [*_texts_in(b"[%b]" % data[start:end])]
+    count = data.count(_BETWEEN_NODES, start + 1, end) + 1
+    return UnparsedNodes(memoryview(data)[start + 1 : end - 1], count)
+
+
+def _texts_in(data: bytes) -> Sequence[str]:
+    return _remembered(data) if len(data) <= _REMEMBERED_BYTES else _parsed_texts(data)
+
+
+def _parsed_texts(data: bytes) -> Sequence[str]:
+    return (*_texts(_parse_text(data, any_number=True)),)
+
+
+_remembered = lru_cache(maxsize=256)(_parsed_texts)
+
+
+def _parts_of_any(data: bytes) -> _Parts:
+    """Take apart a manifest by the parser alone.
+
+    Raises:
+        MalformedError: it is no manifest.
+        UnknownFeatureError: it needs a newer reader.
+    """
+    try:
+        found = _parse_text(data)
+        if not isinstance(found, dict) or found["format"] != FORMAT:
+            raise MalformedError("its manifest is of another format")
+        # first: a column that a newer version does without would count as damage below
+        _refuse_newer(found)
+        entries, blobs = found["entries"], found["blobs"]
+        names, nodes = (_texts(entries[key]) for key in ("names", "nodes"))
+        keys = ["offsets", "sizes", "crcs", "kinds"]
+        if _COMPRESSION in found["requires"]:
+            keys += "methods", "stored_sizes", "stored_crcs"
+        numbers = [entries["blobs"], entries["nested"], *(blobs[key] for key in keys)]
+        _check_natural([[found["nested"]], *numbers])
+        return _Parts(found["nested"], names, [*nodes], numbers, found.get(_COMPRESSION))
+    except (KeyError, TypeError) as err:
+        raise MalformedError(
+            f"its manifest lacks a key or has another structure ({err!r})"
+        ) from err
 
 
 def _with_nodes(data: bytes, nodes: Sequence[str | bytes]) -> bytes:
@@ -347,9 +413,11 @@ def _decoded(text: bytes) -> str:
         raise NotJSONError(f"its text is not UTF-8 ({err})") from err
 
 
-def _parse_text(data: bytes) -> Any:
+def _parse_text(data: bytes, *, any_number: bool = False) -> Any:
     try:
-        return parse_json(data.decode())
+        return parse_json(data.decode(), any_number=any_number)
+    except UnicodeDecodeError as err:
+        raise MalformedError(f"its manifest is not UTF-8 ({err})") from err
     except NotJSONError as err:
         raise MalformedError(str(err)) from err
 
@@ -364,28 +432,17 @@ def _refuse_newer(manifest: dict[str, Any]) -> None:
         raise UnknownFeatureError(f"features {', '.join(map(repr, unknown))}")
 
 
-def _texts(column: object, limit: int) -> list[str]:
-    _check_column(column, str, limit)
-    return column  # type: ignore[return-value]
+def _texts(column: object) -> list[str]:
+    if type(column) is not list or not _kinds(column) <= {str}:
+        raise MalformedError("a column of its manifest is not a list of str")
+    return column
 
 
-def _numbers(column: object, largest: int) -> list[int]:
-    _check_column(column, int, MAX_BLOBS)
-    numbers: list[int] = column  # type: ignore[assignment]
-    if min(numbers, default=0) < 0:
+def _check_natural(columns: list[Any]) -> None:
+    if not _kinds(columns) <= {list} or not _kinds(chain.from_iterable(columns)) <= {int}:
+        raise MalformedError("a column of its manifest is not a list of int")
+    if min(chain.from_iterable(columns), default=0) < 0:
         raise MalformedError("a number of its manifest is out of range")
-    return _natural_numbers(numbers, largest)
-
-
-def _natural_numbers(numbers: list[int], largest: int) -> list[int]:
-    if len(numbers) > MAX_BLOBS or max(numbers, default=0) > largest:
-        raise MalformedError("a number of its manifest is out of range")
-    return numbers
-
-
-def _check_column(column: object, kind: type, limit: int) -> None:
-    if type(column) is not list or len(column) > limit or not _kinds(column) <= {kind}:
-        raise MalformedError(f"a column of its manifest is not a list of {kind.__name__}")
 
 
 def _kinds(column: Iterable[object]) -> set[type]:

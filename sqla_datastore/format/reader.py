@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from typing_extensions import Buffer
+
 from sqla_datastore.codecs.protocol import JSON, Description
 from sqla_datastore.codecs.strict_json import NotJSONError, parse_json
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, UnsupportedFormatError
@@ -91,7 +93,7 @@ class Container:
         reader: ObjectReader,
         url: str,
         manifest: Manifest,
-        head: bytes = b"",
+        head: Buffer = b"",
         *,
         nested: Callable[[int], Any],
         verify_always: bool,
@@ -100,7 +102,7 @@ class Container:
         self.url = url
         self.names = tuple(manifest.names)
         self.nested_count = manifest.nested
-        self.with_nested = frozenset(map(manifest.names.__getitem__, manifest.with_nested))
+        self.with_nested = frozenset(manifest.names[each] for each in manifest.with_nested)
         self._reader = reader
         self._bytes = ObjectBytes(reader, url, head, verify_always=verify_always, origin=origin)
         self._manifest = manifest
@@ -135,8 +137,12 @@ class Container:
             UnsupportedFormatError: it was written by a newer version.
         """
         manifest, head = _read_manifest(reader, url)
-        known = {"nested": nested, "verify_always": verify_always, "origin": origin}
-        return cls(reader, url, manifest, head, **known)
+        return cls(
+            *(reader, url, manifest, head),
+            nested=nested,
+            verify_always=verify_always,
+            origin=origin,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -176,18 +182,27 @@ class Container:
         starts, index = self._manifest.starts, self.places[name]
         return [self._blob(name, blob) for blob in range(starts[index], starts[index + 1])]
 
+    def fetched(self, name: str) -> list[StoredBlob]:
+        """Return an entry's blobs with their bytes, unverified, where these come by requests.
+
+        Raises:
+            KeyError: there is no such entry.
+            DamagedObjectError: the object has become shorter.
+        """
+        return self._bytes.fetched(self.blobs(name))
+
     def _blob(self, name: str, blob: int) -> StoredBlob:
         manifest = self._manifest
         return StoredBlob(
-            source=self._bytes,
-            entry=name,
-            offset=manifest.offsets[blob],
-            nbytes=manifest.sizes[blob],
-            crc=manifest.crcs[blob],
-            suffix=SUFFIXES[manifest.kinds[blob]],
-            method=manifest.methods[blob] if manifest.methods else STORED,
-            stored_nbytes=manifest.stored_sizes[blob],
-            stored_crc=manifest.stored_crcs[blob],
+            self._bytes,
+            name,
+            manifest.offsets[blob],
+            manifest.sizes[blob],
+            manifest.crcs[blob],
+            SUFFIXES[manifest.kinds[blob]],
+            manifest.methods[blob] if manifest.methods else STORED,
+            manifest.stored_sizes[blob],
+            manifest.stored_crcs[blob],
         )
 
     @property
@@ -237,12 +252,15 @@ class Container:
         nbytes = sum(blob.nbytes for blob in blobs) if blobs else len(self.node_text(name).encode())
         return dataclasses.replace(description, nbytes=nbytes)
 
-    def load(self, name: str, *, as_arrow: bool = False) -> Any:
+    def load(
+        self, name: str, *, as_arrow: bool = False, blobs: list[StoredBlob] | None = None
+    ) -> Any:
         """Return an entry's value; reads and verifies its own blobs only.
 
         Args:
             name: the entry's name.
             as_arrow: an Arrow table will do, where the codec can make one without the value.
+            blobs: as `fetched` has returned them, so that nothing is requested again.
 
         Raises:
             KeyError: there is none of that name.
@@ -253,7 +271,7 @@ class Container:
         # A missing entry is a KeyError, but none that comes from decoding is let out as one.
         self.places[name]
         try:
-            return self.decode(name, as_arrow=as_arrow)
+            return self.decode(name, as_arrow=as_arrow, blobs=blobs)
         except DataStoreError as err:
             _hide_raw_cause(err)
             raise
@@ -272,15 +290,20 @@ class Container:
             error = self._damaged(name, f"it makes no value ({type(err).__name__}: {err})")
             raise error from (err if hides_nothing(err) else None)
 
-    def decode(self, name: str, *, as_arrow: bool = False) -> Any:
+    def decode(
+        self, name: str, *, as_arrow: bool = False, blobs: list[StoredBlob] | None = None
+    ) -> Any:
         """Return an entry's value as `load` does, but let the errors of its codec out unchanged.
 
         Tests of codecs need the difference: a codec says itself which nodes are damaged.
         """
         node = self._node(name)
-        nested = partial(self._nested_of, name)
-        blobs = self._bytes.fetched(self.blobs(name))
-        return EntryDecoder(self.url, name, blobs, nested).decode(node, as_arrow=as_arrow)
+        found = self.fetched(name) if blobs is None else blobs
+        return self.decoder(name, found).decode(node, as_arrow=as_arrow)
+
+    def decoder(self, name: str, blobs: list[StoredBlob]) -> EntryDecoder:
+        """Return what decodes an entry with its blobs, once."""
+        return EntryDecoder(self.url, name, blobs, partial(self._nested_of, name))
 
     def check(self, *, deep: bool = False) -> Iterator[str]:
         """Yield what is wrong with the object, in words; nothing when it is whole.
@@ -360,7 +383,7 @@ def _hide_raw_cause(err: DataStoreError) -> None:
 
 def _read_manifest(
     reader: ObjectReader, url: str, *, whole: bool = False
-) -> tuple[Manifest, bytes]:
+) -> tuple[Manifest, Buffer]:
     """Return the manifest, and all bytes before it where they were read with it."""
     try:
         anchor, suffix = read_anchor(reader)
@@ -370,7 +393,7 @@ def _read_manifest(
         if (found := crc32(data)) != anchor.crc:
             raise crc_error(url, None, anchor.crc, found)
         is_whole = len(suffix) == reader.size_bytes
-        head = suffix[: anchor.offset] if is_whole else b""
+        head = memoryview(suffix)[: anchor.offset] if is_whole else b""
         return Manifest.parse(data, anchor.offset, whole=whole), head
     except MalformedError as err:
         raise DamagedObjectError(url, str(err)) from err

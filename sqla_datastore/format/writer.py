@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,6 @@ from sqla_datastore.format.archive import (
     PACKED,
     WrongSizeError,
     ZipWriter,
-    crc32,
 )
 from sqla_datastore.format.blobs import StoredBlob
 from sqla_datastore.format.compression import DEFLATED, STORED, Level
@@ -109,11 +108,8 @@ class ObjectPlan:
         out = ZipWriter(writer)
         blobs = _BlobWriter(out, self.entries, self.compression)
         manifest = blobs.write(len(self._nested_values))
-        data = _dump(manifest)
         # its data end where the directory begins, so nothing may follow them
-        out.begin(MANIFEST, len(data), crc=crc32(data))
-        out.write(data)
-        out.end()
+        out.add(MANIFEST, _dump(manifest))
         out.close(FORMAT_VERSION)
 
 
@@ -354,26 +350,31 @@ def _named_errors_of(part: CopiedEntries, stretch: range) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _named_errors(entry: str) -> Iterator[None]:
+class _named_errors:  # noqa: N801 - a context manager; as a generator it costs 2 microseconds
     """Say which entry an error is about."""
-    try:
-        yield
-    except WrongSizeError as err:
-        raise StaleValueError(
-            f"entry {entry!r} changed its size while it was written ({err}); "
-            "do not edit a value from another thread during flush or commit"
-        ) from err
-    except Exception as err:
-        err.add_note(printable(f"while writing entry {entry!r}"))
-        raise
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, entry: str) -> None:
+        self._entry = entry
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
+        if isinstance(err, WrongSizeError):
+            raise StaleValueError(
+                f"entry {self._entry!r} changed its size while it was written ({err}); "
+                "do not edit a value from another thread during flush or commit"
+            ) from err
+        if isinstance(err, Exception):
+            err.add_note(printable(f"while writing entry {self._entry!r}"))
 
 
 def _member_names(
     names: Iterable[str], counts: Iterable[int], kinds: Iterable[int]
 ) -> Iterator[str]:
     """Yield a member's name for each blob: safe everywhere, unique whatever the case."""
-    taken: Counter[str] = Counter()
+    taken: defaultdict[str, int] = defaultdict(int)
     suffixes = map(SUFFIXES.__getitem__, kinds)
     for name, count in zip(names, counts, strict=True):
         # '-' and '.' are unsafe, so only this function writes them: no entry's name can meet

@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlalchemy import Column, event, inspect
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import InstanceState, Mapper, Session, object_session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from sqla_datastore.engine.dialect_observer import observe
 from sqla_datastore.engine.observed_transaction import (
@@ -90,9 +90,9 @@ def _mapper_configured(mapper: Mapper[Any], class_: type) -> None:
         event.listen(class_, "expire", _expired, raw=True)
         event.listen(class_, "refresh", _refreshed, raw=True)
         event.listen(class_, "refresh_flush", _defaulted, raw=True)
-        event.listen(mapper, "before_insert", _before_row)
-        event.listen(mapper, "before_update", _before_row)
-        event.listen(mapper, "before_delete", _before_delete)
+        event.listen(mapper, "before_insert", _before_row, raw=True)
+        event.listen(mapper, "before_update", _before_row, raw=True)
+        event.listen(mapper, "before_delete", _before_delete, raw=True)
 
 
 def _assigned(
@@ -201,10 +201,9 @@ def _deleted(session: Session, row: Any) -> None:
 # -- flush -----------------------------------------------------------------------------------------
 
 
-def _before_row(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
+def _before_row(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     """Make each value the row's own. Called before the INSERT or UPDATE of a flush."""
-    transaction_of(connection).flushing = object_session(target)
-    state: InstanceState[Any] = inspect(target)
+    transaction_of(connection).flushing = state.session
     row = state.dict
     for key in declared_attributes(mapper):
         value = _made_value(state, key) if isinstance(row.get(key), Mapping) else None
@@ -241,8 +240,8 @@ def _made_value(state: InstanceState[Any], key: str) -> DataStore:
     return found
 
 
-def _before_delete(_mapper: Mapper[Any], connection: Connection, target: Any) -> None:
-    transaction_of(connection).flushing = object_session(target)
+def _before_delete(_mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    transaction_of(connection).flushing = state.session
 
 
 def _is_assigned(state: InstanceState[Any], key: str) -> bool:

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar, NoReturn, Self, cast
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
-from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, StorageError
+from sqla_datastore.exceptions import (
+    DataStoreError,
+    MissingObjectError,
+    RefusedURLError,
+    StorageError,
+)
 from sqla_datastore.options import options
 from sqla_datastore.storage import linux, listing, posix
 from sqla_datastore.storage.draft import Draft
@@ -150,10 +155,33 @@ class LocalStorage:
 
     def open(self, path: str) -> ObjectReader:
         """Open an object for reading, and read its end: a container asks for that first."""
-        with self._opened(path) as (descriptor, status):
-            start = max(0, status.st_size - TAIL_BYTES)
-            end = _read(descriptor, start, status.st_size)
-        return _Reader(self, path, status.st_size, end)
+        (reader,) = self._readers([path])
+        return reader
+
+    def open_many(self, paths: Iterable[str]) -> Generator[ObjectReader]:
+        """Open objects one after the other, as `open` does, below the base that is opened once."""
+        # a subclass may open in another way
+        is_own = type(self).open is LocalStorage.open
+        yield from self._readers(paths) if is_own else map(self.open, paths)
+
+    def _readers(self, paths: Iterable[str]) -> Iterator[ObjectReader]:
+        """Yield readers; without context managers, which take as long as the calls in them."""
+        top = None
+        try:
+            for path in paths:
+                check_path(path)
+                try:
+                    if top is None:
+                        top = posix.open_base(self.base)
+                    size_bytes, end = _size_and_end(top, path)
+                except DataStoreError:
+                    raise
+                except (OSError, ValueError) as err:
+                    raise self._error_of(path, err) from err
+                yield _Reader(self, path, size_bytes, end)
+        finally:
+            if top is not None:
+                os.close(top)
 
     def size_bytes(self, path: str) -> int:
         """Return an object's size."""
@@ -343,14 +371,20 @@ class LocalStorage:
 
     @contextmanager
     def _errors_of(self, path: str) -> Iterator[None]:
+        check_path(path)
+        try:
+            yield
+        except DataStoreError:
+            raise
+        except (OSError, ValueError) as err:
+            raise self._error_of(path, err) from err
+
+    def _error_of(self, path: str, err: Exception) -> DataStoreError:
         url = _object_url(path)
-        with posix.storage_errors(url, self.base):
-            try:
-                yield
-            except NotADirectoryError as err:
-                if os.path.isdir(self.base):  # a file lies where the object's folder would be
-                    raise MissingObjectError(url, f"the folder {self.base!r}") from err
-                raise
+        # a file lies where the object's folder would be
+        if isinstance(err, NotADirectoryError) and os.path.isdir(self.base):
+            return MissingObjectError(url, f"the folder {self.base!r}")
+        return posix.storage_error(err, url, self.base)
 
     def _path(self, path: str) -> str:
         return os.path.join(self.base, path) if path else self.base
@@ -404,6 +438,16 @@ class _Reader:
 
 def _resolved(base: str | os.PathLike[str]) -> str:
     return os.path.realpath(os.fspath(base))
+
+
+def _size_and_end(top: int, path: str) -> tuple[int, bytes]:
+    """Return a file's size and its last `TAIL_BYTES`."""
+    descriptor, status = posix.open_file(top, path)
+    try:
+        size_bytes = status.st_size
+        return size_bytes, _read(descriptor, max(0, size_bytes - TAIL_BYTES), size_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def _read(descriptor: int, offset: int, end: int) -> bytes:

@@ -52,15 +52,20 @@ def storage_errors(url: str, base: str) -> Iterator[None]:
         yield
     except DataStoreError:
         raise
-    except FileNotFoundError as err:
-        raise MissingObjectError(url, f"the folder {base!r}") from err
-    except NameTakenError as err:
-        raise StorageError(
-            f"{url!r} already exists in {base!r}; an object is never overwritten", url=url
-        ) from err
     except (OSError, ValueError) as err:
-        reason = getattr(err, "strerror", None) or str(err)
-        raise StorageError(f"{url!r} in {base!r}: {reason}", url=url) from err
+        raise storage_error(err, url, base) from err
+
+
+def storage_error(err: Exception, url: str, base: str) -> DataStoreError:
+    """Return this library's error for what the operating system says of an object."""
+    if isinstance(err, FileNotFoundError):
+        return MissingObjectError(url, f"the folder {base!r}")
+    if isinstance(err, NameTakenError):
+        return StorageError(
+            f"{url!r} already exists in {base!r}; an object is never overwritten", url=url
+        )
+    reason = getattr(err, "strerror", None) or str(err)
+    return StorageError(f"{url!r} in {base!r}: {reason}", url=url)
 
 
 def _refuse_link(name: str, parent: int, err: OSError) -> None:

@@ -7,7 +7,7 @@ theirs with the suite in `sqla_datastore.testing`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -197,6 +197,14 @@ class SignsURLs(Protocol):
         Raises:
             StorageError: it cannot, for example for lack of a key.
         """
+
+
+@runtime_checkable
+class OpensMany(Protocol):
+    """What a `Storage` offers beside, where to open many objects takes less than to open each."""
+
+    def open_many(self, paths: Iterable[str]) -> Generator[ObjectReader]:
+        """Open objects one after the other, as `Storage.open` does; raises at the first failure."""
 
 
 def signed(storage: Storage, path: str, expires_seconds: float) -> str:

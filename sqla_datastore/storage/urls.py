@@ -46,6 +46,8 @@ URL_LENGTH = 1024
 _MAX_BELIEVED = 1_000
 _MAX_SEGMENT = 150
 _ESCAPED = re.compile(r"[~/\\\0]")
+# most keys: numbers and UUIDs
+_AS_IT_IS = re.compile(rf"[A-Za-z0-9_-]{{1,{_MAX_SEGMENT}}}")
 # half an escape, which a cut may leave at the end
 _CUT = re.compile(r"[%~][0-9A-F]?$")
 
@@ -65,7 +67,10 @@ def quote_segment(value: object) -> str:
         >>> quote_segment("run 7"), quote_segment("a/b"), quote_segment("..")
         ('run%207', 'a~2Fb', '~2E~2E')
     """
-    text = _ESCAPED.sub(lambda found: f"~{ord(found[0]):02X}", str(value))
+    text = str(value)
+    if _AS_IT_IS.fullmatch(text):
+        return text
+    text = _ESCAPED.sub(lambda found: f"~{ord(found[0]):02X}", text)
     if not text.strip("."):
         text = text.replace(".", "~2E") or "~"
     quoted = quote(text, safe="~", errors="surrogatepass")
@@ -154,7 +159,8 @@ class ObjectURL:
         if "?" in rest or "#" in rest:
             raise RefusedURLError(url, "query and fragment are reserved for a later version")
         path = check_path(rest[3:], url=url)
-        claim = _CLAIM.fullmatch(path.rpartition("/")[2])
+        name = path.rpartition("/")[2]
+        claim = _CLAIM.fullmatch(name) if "-" in name else None  # most values nest none
         if claim and int(claim["n"]) > MAX_NESTED:
             raise RefusedURLError(url, f"it claims more than {MAX_NESTED} nested objects")
         return cls(scheme, path)

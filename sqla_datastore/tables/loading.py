@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from sqla_datastore.exceptions import CollectError, DataStoreError
+from sqla_datastore.format.joining import piece_of
 from sqla_datastore.storage.parallel import call_for_each
 from sqla_datastore.tables.row_query import Row, RowQuery
+from sqla_datastore.value.opening_many import each_opened
+
+if TYPE_CHECKING:
+    from sqla_datastore.format import Container, StoredBlob
+    from sqla_datastore.value.entry import Source
 
 _ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
@@ -23,7 +29,7 @@ class EntryLoader:
         entry: the entry's name.
         make: makes what is wanted of the loaded entry and its name. Raises TypeError, ValueError
             or an error of Arrow where that is not possible.
-        as_arrow: an Arrow table will do for `make`.
+        as_arrow: an Arrow table will do for `make`, or a `Piece` of one instead of what it makes.
     """
 
     def __init__(
@@ -43,7 +49,7 @@ class EntryLoader:
         self._lacking: tuple[Row, list[str]] | None = None
 
     def load(self, rows: Sequence[Row], stopped: threading.Event | None = None) -> list[Any]:
-        """Return what was made of each row's entry, None where it has none; blocks.
+        """Return what was made of each row's entry, or its `Piece`; None where it has none; blocks.
 
         Raises:
             CollectError: nothing can be made of an entry.
@@ -51,38 +57,72 @@ class EntryLoader:
             DataStoreError: it cannot be read.
         """
         loaded: list[Any] = [None] * len(rows)
+        sources = [self._source_of(row) for row in rows]
+        if all(source is None or source.is_near for source in sources):
+            # what waits for nothing is the interpreter's work, and threads make that slower
+            for place, source in enumerate(each_opened(sources)):
+                if stopped is not None and stopped.is_set():
+                    break
+                sources[place] = None  # so that the object goes when the entry has been taken
+                loaded[place] = self._loaded(rows[place], source)
+            return loaded
 
         def load(place: int) -> None:
-            loaded[place] = self._loaded(rows[place])
+            source, sources[place] = sources[place], None
+            loaded[place] = self._loaded(rows[place], source)
 
-        # what waits for nothing is the interpreter's work, and threads make that slower
-        values = map(self._query.value_of, rows)
-        threads = 1 if all(value is None or value._is_near() for value in values) else None
-        places = range(len(rows))
-        for err in call_for_each(
-            load, places, threads=threads, stopped=stopped, until_failure=True
-        ):
+        for err in call_for_each(load, range(len(rows)), stopped=stopped, until_failure=True):
             raise err
         return loaded
 
-    def _loaded(self, row: Row) -> Any:
+    def _source_of(self, row: Row) -> Source | None:
         value = self._query.value_of(row)
-        source = None if value is None else value._source
+        return None if value is None else value._source_apart()
+
+    def _loaded(self, row: Row, source: Source | None) -> Any:
         try:
             container = None if source is None else source.container()
             if container is None or self._entry not in container:
                 if container is not None and self._lacking is None:
                     self._lacking = row[:-1], list(container.names)
                 return None
-            self._is_found = True
-            loaded = container.load(self._entry, as_arrow=self._as_arrow)
+            blobs = container.fetched(self._entry)
         except DataStoreError as err:
-            err.add_note(f"it is the value of {self._query.label(row)}")
+            self._note(err, row)
+            raise
+        self._is_found = True
+        piece = piece_of(container, self._entry, blobs) if self._as_arrow else None
+        return self._alone(row, container, blobs) if piece is None else piece
+
+    def alone(self, row: Row) -> Any:
+        """Return what is made of a row's entry, which it has, without its `Piece`; blocks.
+
+        Raises:
+            CollectError: nothing can be made of it.
+            DataStoreError: it cannot be read.
+        """
+        source = self._source_of(row)
+        assert source is not None
+        try:
+            container = source.container()
+        except DataStoreError as err:
+            self._note(err, row)
+            raise
+        return self._alone(row, container)
+
+    def _alone(self, row: Row, container: Container, blobs: list[StoredBlob] | None = None) -> Any:
+        try:
+            loaded = container.load(self._entry, as_arrow=self._as_arrow, blobs=blobs)
+        except DataStoreError as err:
+            self._note(err, row)
             raise
         try:
             return self._make(loaded, self._entry)
         except _ERRORS as err:
             raise self.refused(row, err) from err
+
+    def _note(self, err: DataStoreError, row: Row) -> None:
+        err.add_note(f"it is the value of {self._query.label(row)}")
 
     def check_found(self) -> None:
         """Refuse a name that no value has, though there are some: it may be misspelt.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from sqla_datastore.exceptions import CollectError
+from sqla_datastore.format.joining import Piece, joined
 from sqla_datastore.storage.local import MAPPED_FROM_BYTES
-from sqla_datastore.tables.entry_tables import table_of
+from sqla_datastore.tables.entry_tables import TABLE, table_of
 from sqla_datastore.tables.loading import EntryLoader
 from sqla_datastore.tables.row_query import Row, RowQuery
 from sqla_datastore.tables.schemas import Agreement, Form, fitted, plain
@@ -29,15 +30,17 @@ OTHER_TYPE = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The entry of one row.
+    """The entries of some rows, one after the other, which are alike.
 
     Attributes:
-        row: the row without its value, so that the value can go.
-        table: the entry; None for a row that lacks it.
-        form: what it is like, one object for all that are alike; None for a row that lacks it.
+        rows: the rows without their values, so that these can go.
+        counts: of each entry its number of rows; 1 for a row that lacks it.
+        table: the entries, one below the other; None for rows that lack it.
+        form: what they are like, one object for all that are alike; None for rows that lack it.
     """
 
-    row: Row
+    rows: list[Row]
+    counts: list[int]
     table: Any
     form: Form | None
 
@@ -93,18 +96,19 @@ class PageReader:
         forms = [*{id(part.form): part.form for part in parts if part.form is not None}.values()]
         agreement.add(forms)
         entries = self._joined(parts, agreement.schema) if forms else None
-        counts = [1 if part.form is None else part.table.num_rows for part in parts]
-        found = [part.row for part in parts]
+        counts = [count for part in parts for count in part.counts]
+        found = [row for part in parts for row in part.rows]
         places = np.repeat(np.arange(len(found)), counts)
         attached = self.query.table_of(found).take(places)
         return Page(attached, entries, forms, [*zip(found, counts, strict=True)])
 
-    def _parts(self, rows: Sequence[Row], loaded: list[tuple[str, Any] | None]) -> Iterator[Part]:
+    def _parts(self, rows: Sequence[Row], loaded: list[Any]) -> Iterator[Part]:
         """Yield the entries with their forms, each form once: most are like the one before."""
         forms: list[tuple[Any, Form]] = []
-        for row, found in zip(rows, loaded, strict=True):
+        for some, counts, found in self._tables(rows, loaded):
+            keys = [row[:-1] for row in some]
             if found is None:
-                yield Part(row[:-1], None, None)
+                yield Part(keys, counts, None, None)
                 continue
             kind, table = found
             alike = (
@@ -114,9 +118,23 @@ class PageReader:
             )
             form = next(alike, None)
             if form is None:
-                form = self._form(kind, table.schema, row)
+                form = self._form(kind, table.schema, some[0])
                 forms.append((table.schema, form))
-            yield Part(row[:-1], table, form)
+            yield Part(keys, counts, table, form)
+
+    def _tables(
+        self, rows: Sequence[Row], loaded: list[Any]
+    ) -> Iterator[tuple[list[Row], list[int], tuple[str, Any] | None]]:
+        """Yield rows, the numbers of rows of their entries, and their kind and their table."""
+        for like, group in groupby(zip(rows, loaded, strict=True), _like):
+            some, pieces = map(list, zip(*group, strict=True))
+            table = None if like is None else joined(pieces)
+            if table is not None:
+                yield some, [piece.rows for piece in pieces], (TABLE, table)
+                continue
+            for row, found in zip(some, pieces, strict=True):
+                alone = found if like is None else self._entries.alone(row)
+                yield [row], [1 if alone is None else alone[1].num_rows], alone
 
     def _form(self, kind: str, schema: Any, row: Row) -> Form:
         try:
@@ -130,15 +148,17 @@ class PageReader:
         for form, group in groupby(parts, attrgetter("form")):
             alike = [*group]
             if form is None:
-                tables.append(fitted(pa.table({"": pa.nulls(len(alike))}), schema))
+                lacking = sum(len(part.rows) for part in alike)
+                tables.append(fitted(pa.table({"": pa.nulls(lacking)}), schema))
             else:
                 tables.append(self._fitted(alike, schema))
-        joined = pa.concat_tables(tables)
+        together = pa.concat_tables(tables)
         # the longest one tells, since to ask each takes a tenth of all
         longest = max(tables, key=len)
-        small = longest.nbytes * len(tables) < MAPPED_FROM_BYTES * len(parts)
+        entries = sum(len(part.rows) for part in parts)
+        small = longest.nbytes * len(tables) < MAPPED_FROM_BYTES * entries
         # what is not mapped was read with all of its object, and would keep the memory of that
-        return joined.combine_chunks() if small else joined
+        return together.combine_chunks() if small else together
 
     def _fitted(self, alike: list[Part], schema: Any) -> Any:
         """Return entries of one form in a schema; an error names the row."""
@@ -146,7 +166,7 @@ class PageReader:
             return fitted(pa.concat_tables([part.table for part in alike]), schema)
         except pa.ArrowException:
             for part in alike:
-                self.fit(part.row, part.table, schema)
+                self._fit_each(zip(part.rows, part.counts, strict=True), part.table, schema)
             raise
 
     def whole(self, page: Page, rows: Any, schema: Any) -> Any:
@@ -172,15 +192,19 @@ class PageReader:
         try:
             entries = fitted(entries, schema)
         except pa.ArrowException:
-            start = 0
-            for row, count in page.origins:
-                self.fit(row, entries.slice(start, count), schema)
-                start += count
+            self._fit_each(page.origins, entries, schema)
             raise
         names = [*rows.names, *schema.names]
         return pa.Table.from_arrays([*attached.columns, *entries.columns], names)
 
-    def fit(self, row: Row, table: Any, schema: Any) -> None:
+    def _fit_each(self, origins: Iterable[tuple[Row, int]], table: Any, schema: Any) -> None:
+        """Raise `CollectError` for the first entry in a table that does not fit a schema."""
+        start = 0
+        for row, count in origins:
+            self._fit(row, table.slice(start, count), schema)
+            start += count
+
+    def _fit(self, row: Row, table: Any, schema: Any) -> None:
         """Raise `CollectError` where an entry's values do not fit a schema."""
         try:
             fitted(table, schema)
@@ -211,3 +235,12 @@ class PageReader:
     def empty(self) -> Page:
         """Return the page of no rows."""
         return Page(self.query.table_of([]), None, [], [])
+
+
+def _like(found: tuple[Row, Any]) -> Hashable | None:
+    """Return what an entry is like, to be joined with those beside it; None where it stands alone.
+
+    None is equal to None, so that those which stand alone come together.
+    """
+    _, loaded = found
+    return loaded.like if isinstance(loaded, Piece) else None

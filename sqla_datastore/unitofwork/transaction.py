@@ -7,7 +7,6 @@ room, which observes its connection. ``unitofwork/__init__.py`` lists the phases
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -49,7 +48,6 @@ class Transaction:
         ledger: its objects.
         rows: the rows to ask about them.
         flushing: the Session whose flush runs in it now, if any.
-        process: the id of the process that it belongs to.
     """
 
     def __init__(self, connection: Connection, raw: Any) -> None:
@@ -65,7 +63,6 @@ class Transaction:
         self._pending: list[Effects] = []
         self._pending_values: set[int] = set()
         self._noted: list[Noted] = []
-        self.process = os.getpid()
 
     @property
     def is_empty(self) -> bool:

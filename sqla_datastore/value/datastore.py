@@ -433,6 +433,10 @@ class DataStore(EntryMapping, Generic[S_co]):
         self._storage = None if source is None else source.given
         self._url = None if source is None else source.url
 
+    def _source_apart(self) -> Source | None:
+        """Return what reads the object that holds it, and is kept by nobody else; None without."""
+        return None if self._url is None else self._source_at(self._storage, self._url)
+
     def _source_at(self, storage: Storage | str | None, url: str) -> Source:
         return Source(storage, url, DataStore._at)
 

@@ -6,12 +6,15 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from sqla_datastore.codecs import find_codec
 from sqla_datastore.exceptions import DamagedObjectError, DataStoreError, RefusedURLError
+from sqla_datastore.options import options
+from sqla_datastore.storage.binding import storage_for, storage_to_read
 from sqla_datastore.storage.protocol import renewed
-from sqla_datastore.storage.urls import DataURL, ObjectURL, head_of
+from sqla_datastore.storage.urls import DataURL, ObjectURL, head_of, is_in_row
 from sqla_datastore.value.opening import open_object
 
 if TYPE_CHECKING:
@@ -181,8 +184,6 @@ class Source:
     def storage(self) -> Storage:
         """The storage, looked up only now where it was not given."""
         if self._storage is None or isinstance(self._storage, str):
-            from sqla_datastore.storage.binding import storage_for
-
             self._storage = storage_for(self._storage, None)
         return self._storage
 
@@ -190,6 +191,11 @@ class Source:
     def given(self) -> Storage | str | None:
         """What it was made with, so that another one can be."""
         return self._storage
+
+    @property
+    def is_near(self) -> bool:
+        """Whether to read it waits for no network."""
+        return is_in_row(self.url) or getattr(self.storage, "is_local", False)
 
     def container(self) -> Container:
         """Return the opened object.
@@ -206,26 +212,37 @@ class Source:
         return self._container
 
     def _open(self) -> Container:
-        from sqla_datastore.format import Container
-        from sqla_datastore.options import options
-
         url = ObjectURL.parse(self.url)
-        shown = head_of(self.url)
         if isinstance(url, DataURL):
-            reader: ObjectReader = url.reader()
-        else:
-            reader = open_object(self._serving(url), url)
-        always = options.verify == "always"
-        nested = _nested(self, url)
+            return self._opened(url.reader(), url)
+        return self._opened(open_object(self.serving(url), url), url)
+
+    def open_from(self, reader: ObjectReader, url: ObjectURL) -> None:
+        """Take the object as somebody else has opened it; see `container`.
+
+        Args:
+            reader: the object.
+            url: its URL, parsed.
+        """
+        with self.lock:
+            if self._container is None:
+                self._container = self._opened(reader, url)
+
+    def _opened(self, reader: ObjectReader, url: ObjectURL) -> Container:
+        from sqla_datastore.format.reader import Container  # no package: found in half the time
+
+        shown = head_of(self.url)
         # made apart: an origin that held this source would keep maps alive
-        origin = self._origin = Origin(self.given, self.url)
-        container = _again_if_renewed(
-            lambda: Container.open(
-                reader, shown, nested=nested, verify_always=always, origin=origin
-            ),
-            lambda: renewed(reader),
+        self._origin = Origin(self.given, self.url)
+        open_it = partial(
+            Container.open,
+            *(reader, shown),
+            nested=_nested(self, url),
+            verify_always=options.verify == "always",
+            origin=self._origin,
         )
-        if container.nested_count > url.family_size:
+        container = _again_if_renewed(open_it, partial(renewed, reader))
+        if container.nested_count and container.nested_count > url.family_size:
             raise DamagedObjectError(
                 shown,
                 "it has more nested objects than its name says",
@@ -234,9 +251,8 @@ class Source:
             )
         return container
 
-    def _serving(self, url: ObjectURL) -> Storage:
-        from sqla_datastore.storage.binding import storage_to_read
-
+    def serving(self, url: ObjectURL) -> Storage:
+        """Return the storage that its URL, parsed, belongs to; see `container`."""
         storage = storage_to_read(self.storage, url.scheme)
         if storage is None:
             raise RefusedURLError(self.url, f"{self.storage.url!r} serves {self.storage.scheme}:")

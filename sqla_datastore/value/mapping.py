@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqla_datastore.exceptions import MissingObjectError, StorageError, UnsupportedTypeError
 from sqla_datastore.storage.off_loop import can_await, is_on_loop, off_loop
-from sqla_datastore.storage.urls import is_in_row
 from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source, fingerprint_of
 
 if TYPE_CHECKING:
@@ -316,7 +315,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
     def _is_near(self) -> bool:
         """Return whether to read it waits for no network."""
         source = self._source
-        return source is None or is_in_row(source.url) or getattr(source.storage, "is_local", False)
+        return source is None or source.is_near
 
     def _is_async(self) -> bool:
         """Return whether it is a row's, or nested in one, of an asynchronous engine."""

@@ -276,8 +276,9 @@ class TestWriting:
         assert len(writer.data) < 1_000
         assert peak < 32 * 1024
 
-    def test_bytes_and_checksum_agree_while_another_thread_edits(self):
-        array = np.zeros(2 << 20, dtype="u1")
+    @pytest.mark.parametrize("size", [2 << 20, 4_000], ids=["in pieces", "at once"])
+    def test_bytes_and_checksum_agree_while_another_thread_edits(self, size):
+        array = np.zeros(size, dtype="u1")
         stop = threading.Event()
 
         def edit():
@@ -296,6 +297,14 @@ class TestWriting:
             stop.set()
             thread.join()
         assert list(opened(data).check(deep=True)) == []
+
+    @pytest.mark.parametrize("items", [6, 6_000], ids=["small", "large"])
+    def test_a_piece_counts_by_its_bytes(self, items):
+        array = np.arange(items, dtype="<i8").reshape(2, -1)
+        blob = Blob(b"")
+        blob.parts = (memoryview(array),)
+        found = stored({"x": blob}).load("x")
+        assert found.parts == (array.tobytes(),)
 
     def test_planning_reads_and_writes_nothing(self):
         plan_ = planned({"x": Blob(b"abc", b"de"), "y": 1})

@@ -1102,3 +1102,63 @@ class TestDepth:
             write(storage, "a/x.zip")
         with pytest.raises(StorageError, match="File name too long"):
             list(storage.list(""))
+
+
+class TestOpeningMany:
+    PATHS = ("runs/1/a.zip", "runs/2/b.zip", "c.zip")
+
+    @pytest.fixture
+    def storage(self, tmp_path):
+        storage = LocalStorage(tmp_path / "base")
+        for path in self.PATHS:
+            write(storage, path, path.encode() * 10_000)
+        return storage
+
+    def descriptors(self):
+        return len(os.listdir("/proc/self/fd"))
+
+    @pytest.mark.usefixtures("walk")
+    def test_gives_what_opening_each_gives(self, storage):
+        before = self.descriptors()
+        for path, reader in zip(self.PATHS, storage.open_many(self.PATHS), strict=True):
+            one = storage.open(path)
+            assert reader.size_bytes == one.size_bytes
+            assert reader.read(0, 1 << 20) == one.read(0, 1 << 20) == path.encode() * 10_000
+        assert self.descriptors() == before
+
+    @pytest.mark.usefixtures("walk")
+    def test_raises_at_the_first_failure(self, storage):
+        before = self.descriptors()
+        (Path(storage.base) / "link.zip").symlink_to(Path(storage.base) / "c.zip")
+        for bad, error in [
+            ("runs/3/d.zip", MissingObjectError),
+            ("c.zip/d.zip", MissingObjectError),
+            ("link.zip", StorageError),
+            ("runs", StorageError),
+            ("../base/c.zip", RefusedURLError),
+        ]:
+            readers = storage.open_many(["c.zip", bad, "runs/1/a.zip"])
+            assert next(readers).size_bytes == 50_000
+            with pytest.raises(error) as many:
+                next(readers)
+            with pytest.raises(error) as one:
+                storage.open(bad)
+            assert str(many.value) == str(one.value)
+        assert self.descriptors() == before
+
+    def test_the_base_is_closed_by_who_stops_early(self, storage):
+        before = self.descriptors()
+        with contextlib.closing(storage.open_many(self.PATHS)) as readers:
+            next(readers)
+        assert self.descriptors() == before
+
+    def test_a_storage_that_opens_in_its_own_way_does_so_for_many(self, storage, tmp_path):
+        opened = []
+
+        class Noting(LocalStorage):
+            def open(self, path):
+                opened.append(path)
+                return super().open(path)
+
+        assert len([*Noting(storage.base).open_many(self.PATHS)]) == 3
+        assert tuple(opened) == self.PATHS

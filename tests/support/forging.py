@@ -47,10 +47,10 @@ def forged(
     }
     if change is not None:
         change(manifest)
-    body = (json.dumps(manifest) if text is None else text).encode("utf-8", "surrogatepass")
-    out.begin("manifest.json", len(body), crc=zip_archive.crc32(body))
-    out.write(body)
-    out.end()
+    # written as the library does, so that no reader looks closer for the way it is written in
+    written = json.dumps(manifest, separators=(",", ":")) if text is None else text
+    body = written.encode("utf-8", "surrogatepass")
+    out.add("manifest.json", body)
     out.close(version)
     return bytes(writer.data)
 

@@ -54,7 +54,7 @@ class Pieces:
         self.data = memoryview(data)
         self.suffix = suffix
         self.size = size
-        self.nbytes = len(self.data) if nbytes is None else nbytes
+        self.nbytes = self.data.nbytes if nbytes is None else nbytes
 
     def write_to(self, write: Callable[[Buffer], object]) -> None:
         for start in range(0, len(self.data), self.size):
