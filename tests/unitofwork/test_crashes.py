@@ -289,6 +289,7 @@ def remembering_store_server(removals, store_stage):
     server.close()
 
 
+@pytest.mark.parametrize("store_stage", those_marked(["fsspec", "s3", "seaweedfs"]), indirect=True)
 def test_with_durable_removals_another_process_removes_what_one_superseded_in_a_store(
     remembering_store_server, store_stage
 ):
