@@ -323,7 +323,9 @@ def unlink(value: DataStore) -> None:
 
 def rows_of(value: DataStore) -> list[Any]:
     """Return the rows that a value is an attribute of."""
-    if value._row is not None:
-        value._row.note_parent(value)
-    rows = [state.obj() for state, _ in value._held_by()]
+    link = value._row
+    if link is not None:
+        link.note_parent(value)
+    states = [holder() for holder, _ in value._holders]
+    rows = [state.obj() for state in states if state is not None]
     return [row for row in rows if row is not None]
