@@ -155,8 +155,7 @@ class ObjectStorage:
     def list(self, folder: str) -> Iterator[StoredObject]:
         """Yield the objects below a folder, at any depth, in the order in which the store lists.
 
-        That is the order of their paths, except in S3's directory buckets and SeaweedFS, which list
-        folder by folder. They come a thousand a request. What has a key that no path can be is not
+        They come a thousand a request. What has a key that no path can be is not
         of this library, and is not listed.
         """
         url = self._url(folder) if folder else self.url

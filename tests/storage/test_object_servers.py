@@ -48,12 +48,6 @@ class TestServers(UploadSuite):
         keys = {found["path"] for page in obstore.list(self.bucket.client) for found in page}
         return {key.removeprefix(self.PREFIX) for key in keys | self.bucket.unfinished()}
 
-    def test_a_listing_is_in_the_order_of_paths(self, storage, request):
-        if request.node.callspec.params["bucket"] == "seaweedfs":
-            lists = pytest.mark.xfail(reason="lists folder by folder", raises=AssertionError)
-            request.applymarker(lists)
-        super().test_a_listing_is_in_the_order_of_paths(storage)
-
 
 class TestLostAnswers(LostAnswerSuite):
     @pytest.fixture
