@@ -238,8 +238,8 @@ class StorageError(DataStoreError, OSError):
 
     Attributes:
         url: the object or storage that was meant, or None.
-        no_answer: whether the storage did not answer at all. Then asking it for another object
-            would take as long, in vain.
+        no_answer: whether the storage did not answer at all, or was busy for as long as one waits.
+            Then asking it for another object would take as long, in vain.
     """
 
     code = "storage"

@@ -21,6 +21,7 @@ from sqla_datastore.maintenance.catalog import Catalog
 from sqla_datastore.maintenance.progress import Progress, StepCounter
 from sqla_datastore.maintenance.references import PENDING, Reference, References, stem_of
 from sqla_datastore.maintenance.reports import FindingsBuilder, ForeignName, Leftover
+from sqla_datastore.maintenance.sorting import by_path
 from sqla_datastore.schema.folders import OwnedFolders
 from sqla_datastore.storage.in_row import BytesReader
 from sqla_datastore.storage.protocol import KeepsLeftovers, Storage, StoredObject
@@ -101,11 +102,7 @@ class Survey:
         self._foreign_before = self.foreign.count
 
     def families(self) -> Iterator[Family]:
-        """Yield every family that rows refer to or that lies in an owned folder.
-
-        Raises:
-            ConfigurationError: the storage does not list in the order of paths.
-        """
+        """Yield every family that rows refer to or that lies in an owned folder."""
         rows = groupby(self.references, lambda reference: stem_of(reference.path))
         objects = groupby(self._listed(), lambda found: stem_of(found.path))
         row, found = _next(rows), _next(objects)
@@ -130,17 +127,7 @@ class Survey:
 
     def _listed(self) -> Iterator[StoredObject]:
         """Yield the listed objects with names of this library; the rest is foreign."""
-        last = ""
-        for found in self.storage.list(""):
-            # out of order the streams miss each other, and objects of rows look like orphans
-            if found.path < last:
-                raise ConfigurationError(
-                    f"the storage {self.storage.url!r} does not list in the order of paths: "
-                    f"{last!r} came before {found.path!r}, as in SeaweedFS and S3's directory "
-                    "buckets; copy the objects to a storage that does, and give that one"
-                )
-            last = found.path
-            self.count()
+        for found in by_path(self._counted()):
             name = found.path.rpartition("/")[2]
             is_object = OBJECT_NAME.fullmatch(name) is not None
             self._has_our_names = self._has_our_names or is_object or is_managed(name)
@@ -148,6 +135,11 @@ class Survey:
                 yield found
             else:
                 self._add_foreign([found])
+
+    def _counted(self) -> Iterator[StoredObject]:
+        for found in self.storage.list(""):
+            self.count()
+            yield found
 
     def _add_foreign(self, objects: list[StoredObject]) -> None:
         for each in objects:

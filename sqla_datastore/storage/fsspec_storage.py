@@ -221,14 +221,7 @@ class FsspecStorage:
 
     def list(self, folder: str) -> Iterator[StoredObject]:
         """Yield the objects below a folder, at any depth, in the order of their paths."""
-        base = self._base + "/"
-        with self._errors(self._url(folder) if folder else self.url):
-            try:
-                self._files.invalidate_cache()
-                found = self._files.find(self._key(folder), detail=True)
-            except FileNotFoundError:
-                return
-        by_path = {str(key).removeprefix(base): each for key, each in found.items()}
+        by_path = self._found(folder)
         for path in sorted(by_path):
             with suppress(RefusedURLError):
                 if not folder or path.startswith(f"{folder}/"):
@@ -236,26 +229,66 @@ class FsspecStorage:
                     each = by_path[path]
                     yield StoredObject(path, int(each.get("size") or 0), _modified(each))
 
+    def _found(self, folder: str, **options: Any) -> dict[str, Any]:
+        """Return what a file system knows of all that it finds below a folder, by path."""
+        base = self._base + "/"
+        with self._errors(self._url(folder) if folder else self.url):
+            try:
+                self._files.invalidate_cache()
+                found = self._files.find(self._key(folder), detail=True, **options)
+            except FileNotFoundError:
+                return {}
+        named = ((str(key).rstrip("/"), each) for key, each in found.items())
+        return {key.removeprefix(base): each for key, each in named if key != self._base}
+
     def remove(self, paths: Iterable[str]) -> None:
         """Remove objects, and folders that became empty; what is already gone is no error."""
 
         def remove(path: str) -> None:
             with suppress(MissingObjectError), self._errors(self._url(path)):
                 self._files.rm_file(self._key(path))
-            self._remove_empty_folders(path)
+            # not every file system has folders; those that stay are leftovers
+            with suppress(Exception):
+                self._remove_empty_folders(path.rpartition("/")[0])
 
         raise_first(call_for_each(remove, paths, threads=_REMOVERS), "objects")
 
-    def _remove_empty_folders(self, path: str) -> None:
-        folder = path.rpartition("/")[0]
-        # a folder that is not empty is not removed, and not every file system has folders
-        with suppress(Exception):
-            while folder:
-                self._files.invalidate_cache()
-                if self._files.ls(self._key(folder), detail=False):
-                    return
+    def leftovers(self) -> Iterator[StoredObject]:
+        """Yield empty folders: what a killed process left before it wrote, or once it had removed.
+
+        See `KeepsLeftovers`.
+        """
+        found = self._found("", withdirs=True)
+        filled = {path.rpartition("/")[0] for path in found}
+        for path in sorted(found.keys() - filled):
+            if found[path].get("type") == "directory":
+                with suppress(RefusedURLError):
+                    yield StoredObject(f"{check_path(path)}/", 0, _modified(found[path]))
+
+    def remove_leftovers(self, paths: Iterable[str]) -> None:
+        """Remove empty folders, and those above that became empty; see `KeepsLeftovers`."""
+
+        def remove(path: str) -> None:
+            folder = path.rstrip("/")
+            with suppress(MissingObjectError), self._errors(self._url(folder)):
+                self._remove_empty_folders(folder)
+
+        raise_first(call_for_each(remove, paths, threads=_REMOVERS), "folders")
+
+    def _remove_empty_folders(self, folder: str) -> None:
+        while folder and self._is_empty(folder):
+            try:
                 self._files.rmdir(self._key(folder))
-                folder = folder.rpartition("/")[0]
+            except Exception:
+                # somebody may have written into it meanwhile
+                if self._is_empty(folder):
+                    raise
+                return
+            folder = folder.rpartition("/")[0]
+
+    def _is_empty(self, folder: str) -> bool:
+        self._files.invalidate_cache()
+        return not self._files.ls(self._key(folder), detail=False)
 
     def make_durable(self, paths: Iterable[str]) -> None:
         """Do nothing but ask: what a file system has acknowledged is as durable as it can be told.

@@ -13,7 +13,11 @@ _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|([Bb]ucket|container) d
 # What stands behind these is the body of an answer, and the parameters of a request. Among them may
 # be a signature, or a token.
 _PRIVATE = re.compile(r":?\s*<.*|\?\S*", re.DOTALL)
-_SILENCE = re.compile("error sending request|[Tt]imed? ?out|error decoding response")
+# not the option that is quoted where a request was tried again, whatever came of it
+_SILENCE = re.compile(
+    "error sending request|(?<!retry_)[Tt]imed? ?out|error decoding response|response body error"
+)
+_BUSY = re.compile(r"status code: (429|5\d\d)|SlowDown|TooManyRequests")
 
 _ADVICE = (
     (_NO_BUCKET, "the bucket does not exist: make it, or name another one"),
@@ -33,10 +37,7 @@ _ADVICE = (
             "options.storage_options, or for s3:// AWS_ALLOW_HTTP=true in the environment"
         ),
     ),
-    (
-        re.compile(r"status code: (429|503)|SlowDown|TooManyRequests"),
-        "the store is busy, or asks for fewer requests: try again later",
-    ),
+    (_BUSY, "the store is busy, or asks for fewer requests: try again later"),
     (_SILENCE, "is the endpoint right, and does it answer? see options.request_seconds"),
 )
 
@@ -66,12 +67,23 @@ def translated(err: Exception, url: str, base: str) -> DataStoreError:
     if isinstance(err, FileNotFoundError) and not _NO_BUCKET.search(text):
         return MissingObjectError(url, f"the storage {base!r}")
     code = _CODE.search(text)
-    reason = _PRIVATE.sub("", str(err).partition("\n")[0])
-    reason += f" ({code[1]})" if code else ""
+    reason = _reason(err)
+    shown = reason + (f" ({code[1]})" if code else "")
     advice = next((advice for found, advice in _ADVICE if found.search(text)), "")
     what = repr(url) if url == base else f"{url!r} in {base!r}"
     return StorageError(
-        f"{what}: {reason}; {advice or 'see docs/object-stores.md'}",
+        f"{what}: {shown}; {advice or 'see docs/object-stores.md'}",
         url=url,
-        no_answer=_SILENCE.search(reason) is not None,
+        no_answer=is_silence(err),
     )
+
+
+def is_silence(err: Exception) -> bool:
+    """Return whether an error of obstore says that a store was asked as long as it may take."""
+    reason = _reason(err)
+    return any(found.search(reason) for found in (_SILENCE, _BUSY))
+
+
+def _reason(err: Exception) -> str:
+    """Return what an error says, without what may be a secret."""
+    return _PRIVATE.sub("", str(err).partition("\n")[0])

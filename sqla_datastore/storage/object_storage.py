@@ -18,7 +18,7 @@ from typing_extensions import Buffer
 from sqla_datastore.exceptions import MissingObjectError, RefusedURLError, StorageError
 from sqla_datastore.options import options
 from sqla_datastore.storage.buckets import Bucket, client, place_of, refuse_after_fork
-from sqla_datastore.storage.object_errors import object_errors
+from sqla_datastore.storage.object_errors import is_silence, object_errors
 from sqla_datastore.storage.parallel import call_for_each, raise_first
 from sqla_datastore.storage.protocol import TAIL_BYTES, ObjectReader, ObjectWriter, StoredObject
 from sqla_datastore.storage.urls import ObjectURL, check_path
@@ -155,8 +155,7 @@ class ObjectStorage:
     def list(self, folder: str) -> Iterator[StoredObject]:
         """Yield the objects below a folder, at any depth, in the order in which the store lists.
 
-        That is the order of their paths, except in S3's directory buckets and SeaweedFS, which list
-        folder by folder. They come a thousand a request. What has a key that no path can be is not
+        They come a thousand a request. What has a key that no path can be is not
         of this library, and is not listed.
         """
         url = self._url(folder) if folder else self.url
@@ -221,6 +220,7 @@ class _Writer:
         self._url = url
         self._base = base
         self._held = bytearray()
+        self._sent_bytes = 0
         self._upload: Any = None
 
     def write(self, data: Buffer, /) -> None:
@@ -240,6 +240,7 @@ class _Writer:
             # it is sent from this very memory, later on, so that it must not be filled again
             part, self._held = self._held, bytearray()
             self._upload.write(part)
+            self._sent_bytes += len(part)
 
     def _begun_upload(self) -> Any:
         # an upload in parts replaces what has its name, and the name is known to nobody else
@@ -256,10 +257,25 @@ class _Writer:
         if self._upload is not None:
             self._upload_part()
             with object_errors(self._url, self._base):
-                self._upload.__exit__(None, None, None)
+                self._complete()
         else:
             with object_errors(self._url, self._base):
                 self._put()
+
+    def _complete(self) -> None:
+        try:
+            self._upload.__exit__(None, None, None)
+        except Exception as err:
+            # Where its answer was lost this is sent again, and Azure and some servers of S3 then
+            # say that there are no such parts: they are the object already. Nobody else knows its
+            # name.
+            if is_silence(err) or not self._is_whole():
+                raise
+
+    def _is_whole(self) -> bool:
+        with suppress(Exception):
+            return bool(_obstore().head(self._store, self._key)["size"] == self._sent_bytes)
+        return False
 
     def _put(self) -> None:
         already_exists = _obstore().exceptions.AlreadyExistsError

@@ -149,11 +149,10 @@ class Storage(Protocol):
         """Return an object's size."""
 
     def list(self, folder: str) -> Iterator[StoredObject]:
-        """Yield the objects below a folder, at any depth, in the order of their paths.
+        """Yield the objects below a folder, at any depth, in any order.
 
-        That order is the one of Python's texts, whatever the storage's own. A folder that does not
-        exist has none. An empty `folder` means the base. What is not an object (an unfinished
-        write, a symbolic link) is not listed.
+        A folder that does not exist has none. An empty `folder` means the base. What is not an
+        object (an unfinished write, a symbolic link) is not listed.
         """
 
     def remove(self, paths: Iterable[str]) -> None:

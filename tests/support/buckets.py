@@ -9,7 +9,7 @@ import hmac
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -157,6 +157,19 @@ BUCKETS = {
 STORES = ("memory", "fsspec", "s3", *BUCKETS)
 
 
+def those_marked(names: Iterable[str], *, prefix: str = "") -> list[Any]:
+    """Return stores as parameters of tests, with a mark where these are run once.
+
+    Args:
+        names: some of `STORES`.
+        prefix: what is put in front of each name.
+    """
+    return [
+        pytest.param(prefix + name, marks=[pytest.mark.servers] if name in BUCKETS else [])
+        for name in names
+    ]
+
+
 @contextmanager
 def object_store(
     kind: str, fixtures: pytest.FixtureRequest, folder: Path
@@ -169,10 +182,8 @@ def object_store(
         folder: for a storage that needs one.
     """
     if kind == "fsspec":
-        import fsspec
-
         stored = Stored(folder / "storage")
-        yield stored, FsspecStorage(fsspec.filesystem("file"), str(stored.base))
+        yield stored, FsspecStorage.at(f"file://{stored.base}")
     elif kind == "s3":
         with stored_on_s3(fixtures.getfixturevalue("s3_endpoint")) as on_s3:
             yield on_s3, open_storage(on_s3.base)

@@ -1,9 +1,9 @@
 """A server that runs scenarios in children which are killed at a given point.
 
 Each line of its input is a JSON object with the scenario's name and the number of the point; it
-answers with a line that tells how the child ended. Run by `test_crashes.py` with the database's
-URL, the storage's folder or URL and, for durable removals, ``removals`` as arguments. It has no
-connection of its own, so that each child starts without any, and imports everything once.
+answers with a line that tells how the child ended. Run by `test_crashes.py` with what `arguments`
+returns. It has no connection of its own, so that each child starts without any, and imports
+everything once.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from __future__ import annotations
 import gc
 import json
 import os
+import pickle
 import signal
 import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine
 
-from sqla_datastore import bind_storage, enable_removals
-from sqla_datastore.storage.binding import open_storage
+from sqla_datastore import bind_storage, enable_removals, options
+from sqla_datastore.storage import FsspecStorage
+from sqla_datastore.storage.protocol import Storage
 from support.databases import Stored, make_engine
 from support.models import Base
 from support.scenarios import SCENARIOS
@@ -47,6 +50,21 @@ DATABASE = (
     "do_rollback_twophase",
 )
 SYSTEM = ("mkdir", "link", "unlink", "rmdir")
+
+
+def arguments(
+    url: str, storage: Storage, storage_options: Mapping[str, Any], *, removals: bool
+) -> list[str]:
+    """Return what this program is to be given.
+
+    Args:
+        url: the database's.
+        storage: where the scenarios store their objects.
+        storage_options: what it needs besides.
+        removals: whether removals are durable.
+    """
+    pickled = pickle.dumps(storage).hex()
+    return [url, json.dumps(storage_options), pickled, *["removals"] * removals]
 
 
 class Points:
@@ -85,17 +103,19 @@ class Points:
         setattr(owner, name, call)
 
 
-def run(url: str, base: str, name: str, last: int | None, report: int) -> int:
+def run(url: str, storage: Storage, name: str, last: int | None, report: int) -> int:
     """Do a scenario; return how many points there were."""
     scenario = SCENARIOS[name]
     points = Points(last)
     engine = (create_engine if scenario.stock else make_engine)(url)
-    bind_storage(engine, Watched(open_storage(base), points))
+    bind_storage(engine, Watched(storage, points))
     # before the library observes the dialect, so that its own work comes around the points
     for method in DATABASE:
         points.around(engine.dialect, method)
     for function in SYSTEM:
         points.around(os, function, after=False)
+    if isinstance(storage, FsspecStorage):  # after it, a file is there and nothing is in it yet
+        points.around(storage._files, "_open")
     with engine.connect() as connection:  # what the first one asks is no part of the scenario
         session = server_session(connection.connection.dbapi_connection)
         os.write(report, json.dumps({"session": session}).encode() + b"\n")
@@ -114,11 +134,11 @@ def server_session(raw: Any) -> int:
     return int(raw.info.backend_pid) if hasattr(raw, "info") else 0
 
 
-def child(url: str, base: str, request: dict[str, Any], report: int) -> None:
+def child(url: str, storage: Storage, request: dict[str, Any], report: int) -> None:
     """Run in the child, and report; never return."""
     signal.alarm(LATE_SECONDS)
     try:
-        points = run(url, base, request["scenario"], request["point"], report)
+        points = run(url, storage, request["scenario"], request["point"], report)
         os.write(report, json.dumps({"points": points}).encode() + b"\n")
     except BaseException:
         traceback.print_exc()
@@ -127,12 +147,12 @@ def child(url: str, base: str, request: dict[str, Any], report: int) -> None:
     os._exit(0)
 
 
-def answer(url: str, base: str, request: dict[str, Any]) -> dict[str, Any]:
+def answer(url: str, storage: Storage, request: dict[str, Any]) -> dict[str, Any]:
     """Run a scenario in a child, wait for its end and tell what it was."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        child(url, base, request, write)
+        child(url, storage, request, write)
     os.close(write)
     found: dict[str, Any] = {}
     with os.fdopen(read) as lines:
@@ -150,14 +170,16 @@ def warm_up(url: str) -> None:
         Stage(f"sqlite:///{folder}/test.db", Stored(base)).close()
 
 
-def main(url: str, base: str, *options: str) -> None:
+def main(url: str, storage_options: str, pickled: str, *others: str) -> None:
     """Answer until the input ends."""
-    if "removals" in options:
+    options.storage_options = json.loads(storage_options)
+    storage = pickle.loads(bytes.fromhex(pickled))
+    if "removals" in others:
         enable_removals(Base.metadata)
     warm_up(url)
     gc.freeze()  # else each child copies what the collector touches
     for line in sys.stdin:
-        print(json.dumps(answer(url, base, json.loads(line))), flush=True)
+        print(json.dumps(answer(url, storage, json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

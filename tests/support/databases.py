@@ -96,6 +96,3 @@ class Stored:
                 (self.base / path).mkdir(exist_ok=True)
             elif tree.get(path) != wanted[path]:
                 (self.base / path).write_bytes(wanted[path])
-
-    def wait_until_quiet(self) -> None:
-        """Do nothing: what a process that was killed has done to a folder is there."""

@@ -1,8 +1,9 @@
-"""A proxy in front of an S3 server that fails, waits and counts, and looks without the library."""
+"""A proxy in front of a server that fails, waits and counts, and looks without the library."""
 
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
 import time
 import uuid
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqla_datastore import options
 
@@ -76,7 +78,7 @@ class Fault:
     Attributes:
         status: answer with it.
         drop: relay the request, and close the connection instead of answering.
-        cut_request: read half of the body, and close the connection.
+        cut_request: relay half of the body and no more, and close the connection.
         cut_answer: send half of the answer's body, and close the connection.
         hang: seconds to wait before anything else, or until the proxy's `release`.
     """
@@ -92,12 +94,15 @@ class Fault:
 class FaultProxy:
     """A proxy on a free loopback port; `rule` is called with each request and may name a fault.
 
+    Passes on what it is sent as it is, with the name of the host, which may be signed.
+
     Attributes:
         upstream: the endpoint of the server.
         rule: what goes wrong, by default nothing.
         latency: how many seconds each request takes longer.
         seen: the requests, in the order of their coming.
         most_at_once: how many were in flight at the same time at most.
+        clients: how many connections there are.
     """
 
     upstream: str
@@ -106,6 +111,8 @@ class FaultProxy:
     seen: list[Seen] = field(default_factory=list)
     most_at_once: int = 0
     in_flight: int = 0
+    clients: int = 0
+    _address: Any = None
     _released: threading.Event = field(default_factory=threading.Event)
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -115,6 +122,22 @@ class FaultProxy:
         with self._changed:
             assert self._changed.wait_for(lambda: not self.in_flight, _RELAYS_SECONDS)
         self._released.clear()
+
+    def wait_for_the_last_client(self) -> None:
+        """Wait until every client is gone, for example killed, and what it sent was relayed."""
+        with socket.create_connection(self._address, _RELAYS_SECONDS) as last:
+            # it is closed at the other end once it was accepted, and so once all before it were
+            last.shutdown(socket.SHUT_WR)
+            assert not last.recv(1)
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self.clients, _RELAYS_SECONDS)
+
+    def _count(self, *, clients: int = 0, requests: int = 0) -> None:
+        with self._changed:
+            self.clients += clients
+            self.in_flight += requests
+            self.most_at_once = max(self.most_at_once, self.in_flight)
+            self._changed.notify_all()
 
     @contextmanager
     def running(self) -> Iterator[str]:
@@ -132,15 +155,11 @@ class FaultProxy:
                     self.close_connection = True
 
             def relay(self) -> None:
-                with proxy._changed:
-                    proxy.in_flight += 1
-                    proxy.most_at_once = max(proxy.most_at_once, proxy.in_flight)
+                proxy._count(requests=1)
                 try:
                     proxy._relay(self)
                 finally:
-                    with proxy._changed:
-                        proxy.in_flight -= 1
-                        proxy._changed.notify_all()
+                    proxy._count(requests=-1)
 
             do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = relay
 
@@ -151,11 +170,21 @@ class FaultProxy:
             daemon_threads = True
             request_queue_size = 128
 
+            def process_request(self, *connection: Any) -> None:
+                proxy._count(clients=1)
+                super().process_request(*connection)
+
+            def shutdown_request(self, connection: Any) -> None:
+                super().shutdown_request(connection)
+                proxy._count(clients=-1)
+
         with Server(("127.0.0.1", 0), Handler) as server:
+            self._address = server.server_address
             thread = threading.Thread(target=server.serve_forever, args=(0.05,))
             thread.start()
             try:
-                yield f"http://127.0.0.1:{server.server_address[1]}"
+                # the name of an account may stand behind host and port
+                yield f"http://127.0.0.1:{self._address[1]}{urlsplit(self.upstream).path}"
             finally:
                 self._released.set()
                 server.shutdown()
@@ -182,8 +211,10 @@ class FaultProxy:
             handler.send_header("content-length", "0")
             handler.end_headers()
             return
-        if fault.cut_request or (len(body) < seen.sent):
+        if fault.cut_request or len(body) < seen.sent:
             handler.close_connection = True
+            if body:
+                self._ask_in_vain(handler, body)
             return
         status, headers, answer = self._ask(handler, body)
         if fault.drop:
@@ -205,15 +236,30 @@ class FaultProxy:
     def _ask(
         self, handler: BaseHTTPRequestHandler, body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection(self.upstream.removeprefix("http://"), timeout=60)
-        try:
-            headers = {**dict(handler.headers.items()), "connection": "close"}
-            connection.request(handler.command, handler.path, body, headers)
+        with self._sent(handler, body) as connection:
             answer = connection.getresponse()
             hop = {"connection", "transfer-encoding"}
             kept = {name.lower(): value for name, value in answer.getheaders()}
             kept = {name: value for name, value in kept.items() if name not in hop}
             return answer.status, kept, answer.read()
+
+    def _ask_in_vain(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        """Send the beginning of a body and no more, and wait until the server is done with it."""
+        with self._sent(handler, body) as connection:
+            connection.sock.shutdown(socket.SHUT_WR)
+            connection.sock.recv(1)
+
+    @contextmanager
+    def _sent(
+        self, handler: BaseHTTPRequestHandler, body: bytes
+    ) -> Iterator[http.client.HTTPConnection]:
+        """Send a request on as it came."""
+        server = urlsplit(self.upstream).netloc
+        connection = http.client.HTTPConnection(server, timeout=_RELAYS_SECONDS)
+        try:
+            headers = {**dict(handler.headers.items()), "connection": "close"}
+            connection.request(handler.command, handler.path, body, headers)
+            yield connection
         finally:
             connection.close()
 
@@ -273,14 +319,6 @@ class StoredInBucket:
             if tree.get(path) != data:
                 obstore.put(self._client, self._key(path), data)
 
-    def wait_until_quiet(self) -> None:
-        """Wait until no request arrives any more of a process that was killed."""
-        last, now = None, self._listed()
-        while last != now:
-            # no event tells of it
-            time.sleep(0.02)
-            last, now = now, self._listed()
-
 
 @contextmanager
 def stored_on_s3(endpoint: str) -> Iterator[StoredInBucket]:
@@ -290,18 +328,21 @@ def stored_on_s3(endpoint: str) -> Iterator[StoredInBucket]:
     name = f"b-{uuid.uuid4().hex}"
     request(endpoint, "PUT", f"/{name}")
     client = obstore.store.S3Store(name, **s3_options(endpoint))
-    with reached(endpoint):
+    with options.using(storage_options=s3_options(endpoint)):
         yield StoredInBucket(f"s3://{name}/base", client)
 
 
 @contextmanager
-def reached(endpoint: str, **others: Any) -> Iterator[None]:
-    """Have `options.storage_options` name a server for a while."""
-    before, options.storage_options = options.storage_options, s3_options(endpoint, **others)
-    try:
-        yield
-    finally:
-        options.storage_options = before
+def proxy_in_front() -> Iterator[tuple[FaultProxy, dict[str, Any]]]:
+    """Run a proxy in front of the server that `options.storage_options` name.
+
+    Gives it, and options that name it instead.
+    """
+    found = options.storage_options
+    name = next(name for name in ("base_url", "endpoint") if name in found)
+    proxy = FaultProxy(found[name])
+    with proxy.running() as endpoint:
+        yield proxy, {**found, name: endpoint}
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:

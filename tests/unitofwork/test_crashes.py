@@ -16,22 +16,24 @@ import time
 import pytest
 from sqlalchemy import text
 from support import crashing
+from support.buckets import STORES, object_store, those_marked
 from support.databases import STRIDE
 from support.models import Base
-from support.object_stores import s3_environment, stored_on_s3
+from support.object_stores import proxy_in_front
 from support.processes import environment
 from support.scenarios import BEFORE, SCENARIOS
 from support.stage import Stage
 
-from sqla_datastore import enable_removals
+from sqla_datastore import enable_removals, options
 
 LATE_SECONDS = 60
 RACING = 3
 # where a point takes longer, those that do most
 ON_SERVERS = ("replace", "savepoints", "autocommit_update")
 REMEMBERED = ("savepoints", "two_phase")
-# each of these kills takes as long as dozens of others, and an object store has no system calls
-ON_S3 = {
+# each of these kills takes as long as dozens of others, and an object store has no system calls:
+# of so many points one is tried
+ON_STORES = {
     "insert_rows": 29,
     "replace": 11,
     "delete_rows_that_own_folders": 11,
@@ -49,26 +51,37 @@ def stage(database_url, stored):
 
 
 class Server:
-    """A process that runs scenarios in children of its own."""
+    """A process that runs scenarios in children of its own.
 
-    def __init__(self, stage, *options, **variables):
-        base = str(stage.stored.base)
-        program = [sys.executable, crashing.__file__, stage.url, base, *options]
+    Args:
+        stage: where they run. Objects on a server are reached through a proxy, which knows what a
+            process that was killed has sent.
+        removals: whether removals are durable.
+    """
+
+    def __init__(self, stage, *, removals=False):
+        self._stack, self._proxy, reached = contextlib.ExitStack(), None, {}
+        if options.storage_options:
+            self._proxy, reached = self._stack.enter_context(proxy_in_front())
+        given = crashing.arguments(stage.url, stage.storage, reached, removals=removals)
+        program = [sys.executable, crashing.__file__, *given]
         # threads of its own would make the fork of a process unsafe
         self._process = subprocess.Popen(
             program,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(OPENBLAS_NUM_THREADS="1", **variables),
+            env=environment(OPENBLAS_NUM_THREADS="1"),
         )
 
     def run(self, name, point):
-        """Run a scenario up to a point; return what came of it."""
+        """Run a scenario up to a point; return what came of it, once nothing more comes of it."""
         self._process.stdin.write(json.dumps({"scenario": name, "point": point}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, "the server of crashing processes ended"
+        if self._proxy is not None:
+            self._proxy.wait_for_the_last_client()
         return json.loads(line)
 
     def close(self):
@@ -79,6 +92,7 @@ class Server:
             self._process.kill()
             self._process.wait()
             self._process.stdout.close()
+            self._stack.close()
 
 
 @pytest.fixture
@@ -158,7 +172,6 @@ def kill_at(point, server, stage, name, outcome, collect):
     database = Database(stage.engine)
     answer = server.run(name, point)
     database.wait_for_the_end_of(answer.get("session"))
-    stage.stored.wait_until_quiet()
     if answer["code"] == 0:
         assert stage.rows() == SCENARIOS[name].after
         stage.assert_exact()
@@ -226,7 +239,7 @@ def removals():
 
 @pytest.fixture
 def remembering_server(removals, stage):
-    server = Server(stage, "removals")
+    server = Server(stage, removals=True)
     yield server
     server.close()
 
@@ -241,23 +254,51 @@ def test_with_durable_removals_another_process_removes_what_a_killed_one_superse
     assert points > 50
 
 
-@pytest.fixture(scope="module")
-def s3_stage(s3_endpoint, tmp_path_factory):
-    url = f"sqlite:///{tmp_path_factory.mktemp('database') / 'test.db'}"
-    with stored_on_s3(s3_endpoint) as stored, contextlib.closing(Stage(url, stored)) as stage:
+@pytest.fixture(params=those_marked(name for name in STORES if name != "memory"))
+def store_stage(request, tmp_path):
+    """A stage on SQLite whose objects lie in a store that a killed process does not take along."""
+    url = f"sqlite:///{tmp_path / 'test.db'}"
+    with (
+        object_store(request.param, request, tmp_path) as (stored, storage),
+        contextlib.closing(Stage(url, stored, storage)) as stage,
+    ):
         yield stage
 
 
 @pytest.fixture
-def s3_server(s3_stage, s3_endpoint):
-    server = Server(s3_stage, **s3_environment(s3_endpoint))
+def store_server(store_stage):
+    server = Server(store_stage)
     yield server
     server.close()
 
 
-@pytest.mark.parametrize("name", ON_S3)
-def test_a_process_killed_while_it_uses_s3_leaves_whole_rows_and_what_gc_removes(
-    s3_server, s3_stage, name
+def test_a_process_killed_while_it_uses_a_store_leaves_whole_rows_and_what_gc_removes(
+    store_server, store_stage
 ):
-    points = kill_everywhere(s3_server, s3_stage, name, stride=ON_S3[name] * STRIDE)
-    assert points > 30
+    points = {
+        name: kill_everywhere(store_server, store_stage, name, stride=every * STRIDE)
+        for name, every in ON_STORES.items()
+    }
+    assert min(points.values()) > 30, points
+
+
+@pytest.fixture
+def remembering_store_server(removals, store_stage):
+    server = Server(store_stage, removals=True)
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("store_stage", those_marked(["fsspec", "s3", "seaweedfs"]), indirect=True)
+def test_with_durable_removals_another_process_removes_what_one_superseded_in_a_store(
+    remembering_store_server, store_stage
+):
+    drained = []
+
+    def drain(stage):
+        drained.append(stage.drain())
+
+    name = "delete_rows_that_own_folders"
+    # between the end of COMMIT and that of the removals are three points or more
+    kill_everywhere(remembering_store_server, store_stage, name, collect=drain, stride=3)
+    assert drained

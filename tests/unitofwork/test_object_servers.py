@@ -1,18 +1,20 @@
-"""A server of object stores that refuses: the flush fails, and nothing stays behind."""
+"""Servers of object stores that refuse, or list in an order of their own."""
 
 from __future__ import annotations
 
 import time
+import uuid
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from support.databases import make_engine
-from support.models import Base, Keyed
+from support.models import Base, Keyed, Texts
 from support.object_stores import StoredInBucket
 
 from sqla_datastore import DataStore, options
 from sqla_datastore.exceptions import StorageError
+from sqla_datastore.maintenance import check, gc
 
 obstore = pytest.importorskip("obstore")
 pytestmark = pytest.mark.servers
@@ -46,4 +48,24 @@ def test_a_wrong_secret_fails_the_flush(bucket, tmp_path, monkeypatch):
         session.commit()
         assert session.get(Keyed, 1).data.a == 1
         assert len(stored.files()) == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize("bucket", ["seaweedfs"], indirect=True)
+def test_a_store_that_lists_folder_by_folder(bucket, tmp_path, monkeypatch):
+    """SeaweedFS has all of ``a/`` before ``a-b/``."""
+    monkeypatch.setattr(options, "storage_options", bucket.storage_options)
+    engine = make_engine(f"sqlite:///{tmp_path / 'test.db'}", bucket.base)
+    Base.metadata.create_all(engine)
+    stored = StoredInBucket(bucket.base, bucket.client)
+    stored.put_back({})
+    with Session(engine) as session, session.begin():
+        session.add_all(Texts(id=name, data=DataStore(a=1)) for name in ("a", "a-b", "a.b", "a0"))
+    assert check(engine, Base.metadata, deep=True).is_clean
+    kept = stored.files()
+    orphan = f"texts/a/{uuid.uuid4().hex}.zip"
+    stored.put_back({**stored.tree(), orphan: b"x"})
+    assert [each.path for each in check(engine, Base.metadata).orphans] == [orphan]
+    assert gc(engine, Base.metadata, apply=True, grace_seconds=0).removed == 1
+    assert stored.files() == kept
     engine.dispose()

@@ -17,7 +17,7 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.orm import Session
-from support.buckets import BUCKETS, STORES, object_store
+from support.buckets import STORES, object_store, those_marked
 from support.databases import make_engine, private_database
 from support.machine import SessionMachine
 from support.machine.checks import Violation
@@ -60,10 +60,7 @@ DATABASES = {
     "postgresql-psycopg2": "postgresql+psycopg2",
     "mariadb": "mysql+pymysql",
 }
-ON_STORES = [
-    pytest.param(f"sqlite-{name}", marks=[pytest.mark.servers] if name in BUCKETS else [])
-    for name in STORES
-]
+ON_STORES = those_marked(STORES, prefix="sqlite-")
 """On SQLite, with the objects elsewhere than in a folder that the library knows."""
 
 
