@@ -16,13 +16,14 @@ import uuid
 import zoneinfo
 from decimal import Decimal
 from fractions import Fraction
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.toys import MemoryReader, MemoryWriter
 
-from sqla_datastore.codecs import codec_named, find_codec, register_enum
+from sqla_datastore.codecs import codec_named, find_codec, register_enum, strict_json
 from sqla_datastore.codecs.plain import CODECS
 from sqla_datastore.exceptions import (
     DamagedObjectError,
@@ -489,6 +490,23 @@ json_trees = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+@given(
+    json_trees.map(json.dumps) | st.text('[]{}",:0e+.- \\n\\ufeff'),
+    st.sampled_from(["", " ", "\n", "x", "]", ",", "{}", "\u2003", "\0"]),
+)
+def test_json_is_taken_apart_from_what_stands_around_it(text, other):
+    """A text that begins as a list or object is not looked through for space around it."""
+    for whole in (text + other, other + text):
+        outcomes = []
+        for brackets in (strict_json._BRACKETS, ()):
+            with mock.patch.object(strict_json, "_BRACKETS", brackets):
+                try:
+                    outcomes.append(repr(strict_json.parse_json(whole)))
+                except strict_json.NotJSONError as err:
+                    outcomes.append(str(err))
+        assert outcomes[0] == outcomes[1]
 
 
 @given(st.sampled_from([codec.name for codec in CODECS]), json_trees)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sqla_datastore.exceptions import RefusedURLError
@@ -105,6 +106,15 @@ class TestSegments:
         assert segment not in (".", "..")
         if "/" not in text and "\\" not in text:
             assert check_path(segment) == segment
+
+    @given(st.text() | st.text("aZ09-_.~/%", max_size=160) | st.integers() | st.uuids())
+    @example("a" * 150)
+    @example("a" * 151)
+    @example("a\n")
+    def test_what_stands_as_it_is_is_what_quoting_makes_of_it(self, value):
+        with mock.patch.object(urls, "_AS_IT_IS", re.compile("(?!)")):
+            quoted = quote_segment(value)
+        assert quote_segment(value) == quoted
 
     @given(TEXT, TEXT)
     def test_different_values_stay_apart(self, one, other):
