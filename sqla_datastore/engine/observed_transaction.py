@@ -50,6 +50,7 @@ class ObservedTransaction(Transaction):
         self.statement_failed = False
         self._own_calls = 0
         self._closed_inside = False
+        self._process = os.getpid()
 
     # -- what the driver says ----------------------------------------------------------------------
 
@@ -223,7 +224,9 @@ class ObservedTransaction(Transaction):
     def end(self, outcome: Outcome) -> None:
         if open_transactions.get(id(self.raw)) is self:
             del open_transactions[id(self.raw)]
-        super().end(outcome)
+        # a child that was forked amid one of its calls, or by a hook before ours, leaves it alone
+        if self._process == os.getpid():
+            super().end(outcome)
 
 
 def _is_of_mysql_server(err: Any) -> bool:
