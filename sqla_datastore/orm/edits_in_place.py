@@ -323,9 +323,7 @@ def unlink(value: DataStore) -> None:
 
 def rows_of(value: DataStore) -> list[Any]:
     """Return the rows that a value is an attribute of."""
-    link = value._row
-    if link is not None:
-        link.note_parent(value)
-    states = [holder() for holder, _ in value._holders]
-    rows = [state.obj() for state in states if state is not None]
+    if value._row is not None:
+        value._row.note_parent(value)
+    rows = [state.obj() for state, _ in value._held_by()]
     return [row for row in rows if row is not None]

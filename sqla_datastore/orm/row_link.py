@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from sqlalchemy.orm import InstanceState, Session, class_mapper
-from sqlalchemy.orm.attributes import instance_state, set_committed_value
+from sqlalchemy.orm import InstanceState, Session, class_mapper, object_session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from sqla_datastore.exceptions import StaleValueError
 from sqla_datastore.orm import missing_objects
@@ -199,7 +199,7 @@ class RowLink:
         """
         rows = rows_of(value)
         # merge(load=False) shares a value with a row that is in no Session
-        sessions = [instance_state(row).session for row in rows] if rows else [self.session]
+        sessions = [object_session(row) for row in rows] if rows else [self.session]
         for session in sessions:
             if session is not None:
                 SessionWatch.of(session).track(value)

@@ -216,10 +216,8 @@ class DataStore(EntryMapping, Generic[S_co]):
     # -- attributes --------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and name != "ndim":
-            entry = self._index().get(name)
-            if entry is not None:
-                return self._given(name, entry)
+        if not name.startswith("_") and name != "ndim" and name in self._index():
+            return self[name]
         raise AttributeError(f"{type(self).__name__} has no attribute or entry {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -196,10 +196,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         """Return the entries for another mapping, not loaded for that."""
 
     def __getitem__(self, name: str) -> Any:
-        return self._given(name, self._index()[name])
-
-    def _given(self, name: str, entry: Entry) -> Any:
-        """Return an entry's value to who asks for it; edits in place are looked for from now on."""
+        entry = self._index()[name]
         if entry.value is UNLOADED:
             entry = self._reading(partial(self._loaded, name), name)
         if entry.fingerprint is not None:
@@ -303,8 +300,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
             StorageError: an event loop would stand still while a request is answered.
             MissingObjectError: the object is not there; with what the row tells.
         """
-        has_greenlet = can_await()
-        if not has_greenlet and is_on_loop() and self._is_async() and not self._is_near():
+        if is_on_loop() and not can_await() and self._is_async() and not self._is_near():
             shown = ", ".join(["value", *map(repr, names)])
             raise StorageError(
                 f"to read {self.url!r} here would block the event loop until a request is "
@@ -312,7 +308,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
                 url=self.url,
             )
         try:
-            return off_loop(read) if has_greenlet else read()
+            return off_loop(read)
         except MissingObjectError as err:
             raise self._explained(err) from err.__cause__
 
