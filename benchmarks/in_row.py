@@ -13,15 +13,18 @@ import pickle
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import Dialect, Engine, LargeBinary, String, create_engine, event, insert, select
-from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, Session, mapped_column
+from sqlalchemy import Dialect, Engine, LargeBinary, String, create_engine, event, insert
+from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, mapped_column
 
+from benchmarks.rows import Rows
 from sqla_datastore import DataStore, DataStoreType, bind_storage
 
 ROWS = 300
@@ -97,111 +100,36 @@ def entries(number: int) -> dict[str, Any]:
     return {"a": _FLOATS + number, "b": _SERIES + number, "c": number}
 
 
-def row_of(cls: type[Base], value: dict[str, Any]) -> Base:
-    """Return a new row with a value."""
-    data = DataStore(value) if cls is InRow else pickle.dumps(value, protocol=5)
-    return cls(data=data)
+def rows_of(engine: Engine, cls: type[Base]) -> Rows:
+    """Return the rows of a table, whose column takes a value or its pickle."""
+    if cls is Pickled:
+        pickled = partial(pickle.dumps, protocol=5)
+        return Rows(engine, cls, pickled, lambda data: pickle.loads(data)["a"])
+    return Rows(engine, cls, DataStore, attrgetter("a"))
 
 
-def array_of(row: Any) -> Any:
-    """Read a row's array."""
-    return row.data.a if isinstance(row, InRow) else pickle.loads(row.data)["a"]
+def microseconds(call: Callable[[], object], rows: int, clock: Callable[[], float]) -> float:
+    """Return what a call takes for each of its rows."""
+    gc.collect()
+    begin = clock()
+    call()
+    return (clock() - begin) / rows * 1e6
 
 
-class Turn:
-    """Works on one table.
+def turn(rows: Rows, clock: Callable[[], float]) -> dict[str, float]:
+    """Do everything once, and return what each step takes."""
+    found: dict[str, float] = {}
 
-    Args:
-        engine: the database.
-        cls: the class.
-    """
+    def step(what: str, call: Callable[[], object], count: int) -> None:
+        found[what] = microseconds(call, count, clock)
 
-    def __init__(self, engine: Engine, cls: Any) -> None:
-        self.engine, self.cls = engine, cls
-
-    def keys(self, limit: int) -> list[int]:
-        """Return the keys of some rows."""
-        with Session(self.engine) as session:
-            return list(session.scalars(select(self.cls.id).limit(limit)))
-
-    def steps(self) -> Iterable[tuple[str, Callable[[], float]]]:
-        """Return what is measured, each as a call that returns microseconds of a row."""
-        return (
-            (f"insert {ROWS} rows, one commit", self.insert),
-            ("insert a row and commit", self.insert_single),
-            ("load an array, in a Session of its own", self.load),
-            ("delete a row and commit", self.delete_single),
-            (f"delete {ROWS} rows, one commit", self.delete),
-        )
-
-    def insert(self) -> float:
-        """Insert many rows in one commit."""
-        values = [entries(number) for number in range(ROWS)]
-        with timed(ROWS) as clock, Session(self.engine) as session, session.begin():
-            session.add_all([row_of(self.cls, value) for value in values])
-        return clock.microseconds
-
-    def insert_single(self) -> float:
-        """Insert rows, each in a commit."""
-        values = [entries(number) for number in range(SINGLE)]
-        with timed(SINGLE) as clock:
-            for value in values:
-                with Session(self.engine) as session, session.begin():
-                    session.add(row_of(self.cls, value))
-        return clock.microseconds
-
-    def load(self) -> float:
-        """Read the array of some rows."""
-        keys = self.keys(ROWS)
-        with timed(len(keys)) as clock:
-            for key in keys:
-                with Session(self.engine) as session:
-                    array_of(session.get_one(self.cls, key)).sum()
-        return clock.microseconds
-
-    def delete_single(self) -> float:
-        """Delete rows, each in a commit."""
-        keys = self.keys(SINGLE)
-        with timed(len(keys)) as clock:
-            for key in keys:
-                with Session(self.engine) as session, session.begin():
-                    session.delete(session.get_one(self.cls, key))
-        return clock.microseconds
-
-    def delete(self) -> float:
-        """Delete all rows in one commit."""
-        with timed(ROWS) as clock, Session(self.engine) as session, session.begin():
-            for row in session.scalars(select(self.cls)):
-                session.delete(row)
-        return clock.microseconds
-
-    def list(self) -> float:
-        """Fetch all rows, and touch no value."""
-        with timed(LISTED) as clock, Session(self.engine) as session:
-            list(session.scalars(select(self.cls)))
-        return clock.microseconds
-
-
-class timed:  # noqa: N801 - a context manager
-    """Measures a block: what it takes for each of its rows.
-
-    Args:
-        rows: how many there are.
-    """
-
-    clock = staticmethod(time.process_time)
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self.microseconds = 0.0
-
-    def __enter__(self) -> timed:
-        gc.collect()
-        self._begin = self.clock()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.microseconds = (self.clock() - self._begin) / self._rows * 1e6
+    many, few = [[*map(entries, range(count))] for count in (ROWS, SINGLE)]
+    step(f"insert {ROWS} rows, one commit", partial(rows.insert, many), ROWS)
+    step("insert a row and commit", partial(rows.insert_each, few), SINGLE)
+    step("load an array, in a Session of its own", partial(rows.load, rows.keys(ROWS)), ROWS)
+    step("delete a row and commit", partial(rows.delete_each, rows.keys(SINGLE)), SINGLE)
+    step(f"delete {ROWS} rows, one commit", rows.delete, ROWS)
+    return found
 
 
 def print_row(what: str, found: list[list[float]]) -> None:
@@ -211,29 +139,27 @@ def print_row(what: str, found: list[list[float]]) -> None:
     print(f"| {what} | {one:,.1f} | {other:,.1f} | {ratio:.2f} |", flush=True)
 
 
-def compare(engine: Engine, rounds: int) -> None:
+def compare(engine: Engine, rounds: int, clock: Callable[[], float]) -> None:
     """Measure values in rows beside pickles, and their listing beside text."""
     print("| what | in the row, µs | pickle, µs | ratio |")
     print("| --- | ---: | ---: | ---: |")
-    turns = [Turn(engine, cls) for cls in (InRow, Pickled)]
-    steps = list(zip(*(turn.steps() for turn in turns), strict=True))
+    both = [rows_of(engine, cls) for cls in (InRow, Pickled)]
     # the first round warms up
-    found = [[[call() for _, call in pair] for pair in steps] for _ in range(rounds + 1)][1:]
-    for pair, figures in zip(steps, zip(*found, strict=True), strict=True):
-        print_row(pair[0][0], list(figures))
+    found = [[turn(rows, clock) for rows in both] for _ in range(rounds + 1)][1:]
+    for what in found[0][0]:
+        print_row(what, [[figures[what] for figures in each] for each in found])
     print("\n| what | it, µs | text, µs | ratio |")
     print("| --- | ---: | ---: | ---: |")
     fill(engine)
-    turns = [Turn(engine, cls) for cls in (InRow, Objects, Texts)]
-    listed = [[turn.list() for turn in turns] for _ in range(rounds + 1)][1:]
+    all_ = [rows_of(engine, cls) for cls in (InRow, Objects, Texts)]
+    listed = [[microseconds(rows.list, LISTED, clock) for rows in all_] for _ in range(rounds + 1)]
     for at, what in enumerate(("values in rows", "an object and an event, no more")):
-        print_row(f"list {LISTED:,} rows: {what}", [[each[at], each[2]] for each in listed])
+        print_row(f"list {LISTED:,} rows: {what}", [[each[at], each[2]] for each in listed[1:]])
 
 
 def fill(engine: Engine) -> None:
     """Fill the tables that are listed, all with the same text."""
-    with Session(engine) as session, session.begin():
-        session.add_all([row_of(InRow, entries(number)) for number in range(LISTED)])
+    rows_of(engine, InRow).insert(map(entries, range(LISTED)))
     with engine.begin() as connection:
         texts = connection.exec_driver_sql("SELECT data FROM in_row").scalars().all()
         for cls in (Objects, Texts):
@@ -247,13 +173,12 @@ def main() -> None:
     parser.add_argument("--wall", action="store_true", help="time of the clock, not of the CPU")
     parser.add_argument("--folder", help="where the database lies; by default a temporary folder")
     arguments = parser.parse_args()
-    if arguments.wall:
-        timed.clock = staticmethod(time.perf_counter)
+    clock = time.perf_counter if arguments.wall else time.process_time
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         engine = create_engine(f"sqlite:///{folder}/test.db")
         bind_storage(engine, Path(folder) / "objects")
         Base.metadata.create_all(engine)
-        compare(engine, arguments.rounds)
+        compare(engine, arguments.rounds, clock)
         engine.dispose()
 
 

@@ -1,7 +1,7 @@
 """When it pays to keep values in the row: in rows beside outside, by size and database.
 
-    python benchmarks/small_values.py                                  SQLite
-    python benchmarks/small_values.py postgresql+psycopg://… mysql+pymysql://…   and servers
+    python -m benchmarks.small_values                                  SQLite
+    python -m benchmarks.small_values postgresql+psycopg://… mysql+pymysql://…   and servers
 
 Prints a table in Markdown: the wall time of values in rows divided by that of values outside, so
 that less than 1 is faster. The turns are interleaved, and the median counts.
@@ -14,17 +14,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Engine, create_engine, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from benchmarks.rows import Rows
 from sqla_datastore import DataStore, DataStoreType, bind_storage
 
 SIZES = (100, 1_000, 4_000, 16_000, 64_000)
 ROWS = 100
+SINGLE = 10
+LOADED = 20
 TURNS = 5
 
 
@@ -48,60 +53,23 @@ class Outside(Base):
     data: Mapped[DataStore] = mapped_column(DataStoreType())
 
 
-class Turn:
-    """Works on one table with values of one size.
+def turn(rows: Rows, array: np.ndarray[Any, Any]) -> list[float]:
+    """Do everything once with values of one size, and return how long each step takes."""
+    values = [{"a": array, "n": n} for n in range(ROWS)]
+    return [
+        seconds(partial(rows.insert, values)),
+        seconds(partial(rows.insert_each, values[:SINGLE])),
+        seconds(rows.list),
+        seconds(partial(rows.load, rows.keys(LOADED))),
+        seconds(rows.delete),
+    ]
 
-    Args:
-        engine: the database.
-        cls: the class.
-        array: what each value holds, beside a number.
-    """
 
-    def __init__(self, engine: Engine, cls: Any, array: np.ndarray[Any, Any]) -> None:
-        self.engine, self.cls, self.array = engine, cls, array
-        self.keys: list[int] = []
-
-    def seconds(self) -> list[float]:
-        """Return how long each step takes."""
-        return [self._seconds(step) for step in self._steps()]
-
-    def _steps(self) -> tuple[Callable[[], None], ...]:
-        return self.insert_all, self.insert_one_by_one, self.list, self.load, self.delete
-
-    def _seconds(self, step: Callable[[], None]) -> float:
-        begin = time.perf_counter()
-        step()
-        return time.perf_counter() - begin
-
-    def _insert(self, rows: int) -> None:
-        with Session(self.engine) as session, session.begin():
-            session.add_all([self.cls(data=DataStore(a=self.array, n=n)) for n in range(rows)])
-
-    def insert_all(self) -> None:
-        """Insert 100 rows in one commit."""
-        self._insert(ROWS)
-
-    def insert_one_by_one(self) -> None:
-        """Insert 10 rows, each in a commit."""
-        for _ in range(10):
-            self._insert(1)
-
-    def list(self) -> None:
-        """Fetch all rows, and touch no value."""
-        with Session(self.engine) as session:
-            self.keys = [row.id for row in session.scalars(select(self.cls))]
-
-    def load(self) -> None:
-        """Read the array of 20 rows, each in a Session of its own."""
-        for key in self.keys[:20]:
-            with Session(self.engine) as session:
-                session.get_one(self.cls, key).data.a.sum()
-
-    def delete(self) -> None:
-        """Delete all rows in one commit."""
-        with Session(self.engine) as session, session.begin():
-            for row in session.scalars(select(self.cls)):
-                session.delete(row)
+def seconds(step: Callable[[], None]) -> float:
+    """Return how long a call takes."""
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
 
 
 def measured(url: str, base: Path) -> Iterator[tuple[int, list[float]]]:
@@ -112,9 +80,9 @@ def measured(url: str, base: Path) -> Iterator[tuple[int, list[float]]]:
     Base.metadata.create_all(engine)
     for size in SIZES:
         array = np.random.default_rng(1).random(max(1, size // 8))
-        turns = [Turn(engine, cls, array) for cls in (InRow, Outside)]
+        both = [Rows(engine, cls, DataStore, attrgetter("a")) for cls in (InRow, Outside)]
         # the first one warms up
-        times = [[turn.seconds() for turn in turns] for _ in range(TURNS + 1)][1:]
+        times = [[turn(rows, array) for rows in both] for _ in range(TURNS + 1)][1:]
         in_row, outside = (
             [statistics.median(step) for step in zip(*found, strict=True)]
             for found in zip(*times, strict=True)

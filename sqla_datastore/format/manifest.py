@@ -29,6 +29,8 @@ MAX_DEPTH: Final = 100
 MAX_NESTED_DEPTH: Final = 50
 """How many objects a nested object lies in."""
 _MAX_CRC: Final = 0xFFFFFFFF
+_COMPRESSION: Final = "compression"
+_FILES: Final = "files"
 _REMEMBERED_BYTES: Final = 4096
 """Of names or nodes; those of many objects are equal where these are small."""
 _STORED_COLUMNS: Final = 6
@@ -44,9 +46,12 @@ _NODES_END: Final = b'"],"'
 _BETWEEN_NODES: Final = b'","'
 # What `dump` writes before the nodes, and from their end on. Nothing in it matches in two ways.
 _BEFORE_NODES: Final = re.compile(
-    rb'\{"format":"sqla_datastore","version":1,"requires":\[(|"compression"|"files"'
-    rb'|"compression","files")\],(?:"compression":"([a-z]{1,20})",)?"nested":(0|[1-9][0-9]{0,19}),'
-    rb'"entries":\{"names":(\[.*)',
+    (
+        rf'\{{"format":"{FORMAT}","version":{FORMAT_VERSION},"requires":\['
+        rf'(|"{_COMPRESSION}"|"{_FILES}"|"{_COMPRESSION}","{_FILES}")\],'
+        rf'(?:"{_COMPRESSION}":"([a-z]{{1,20}})",)?"nested":(0|[1-9][0-9]{{0,19}}),'
+        r'"entries":\{"names":(\[.*)'
+    ).encode(),
     re.DOTALL,
 )
 _COLUMNS: Final = (
@@ -56,8 +61,6 @@ _COLUMNS: Final = (
 _BEHIND_NODES: Final = re.compile(
     b"".join(rb"%b\[([0-9,]*)\]" % each for each in _COLUMNS) + rb")?\}\}"
 )
-_COMPRESSION: Final = "compression"
-_FILES: Final = "files"
 
 
 class UnknownFeatureError(ValueError):
@@ -331,7 +334,7 @@ def _parts_of_dumped(data: bytes) -> _Parts | None:
         return None
     requires, level, nested, names = before.groups()
     columns = [column for column in behind.groups() if column is not None]
-    if (len(columns) > _STORED_COLUMNS) is not requires.startswith(b'"compression"'):
+    if (len(columns) > _STORED_COLUMNS) is not (_COMPRESSION.encode() in requires):
         return None
     if b"" in columns[_STORED_COLUMNS:]:  # not written: what it says of numbers is not looked at
         return None

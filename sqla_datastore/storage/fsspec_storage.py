@@ -220,13 +220,11 @@ class FsspecStorage:
             return int(found["size"])
 
     def list(self, folder: str) -> Iterator[StoredObject]:
-        """Yield the objects below a folder, at any depth, in the order of their paths."""
-        by_path = self._found(folder)
-        for path in sorted(by_path):
+        """Yield the objects below a folder, at any depth, in any order."""
+        for path, each in self._found(folder).items():
             with suppress(RefusedURLError):
                 if not folder or path.startswith(f"{folder}/"):
                     check_path(path)
-                    each = by_path[path]
                     yield StoredObject(path, int(each.get("size") or 0), _modified(each))
 
     def _found(self, folder: str, **options: Any) -> dict[str, Any]:

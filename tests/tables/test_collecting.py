@@ -87,17 +87,6 @@ def model_metadata():
     return Base.metadata
 
 
-@pytest.fixture
-def session(stored, tmp_path):
-    """A session on SQLite without rows."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'runs.db'}")
-    bind_storage(engine, stored.base)
-    Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        yield session
-    engine.dispose()
-
-
 def add(session, *values, entry="e"):
     """Insert a row for each value of an entry; None stands for a row without a value."""
     for number, value in enumerate(values, 1):

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from support.forging import forged_blobs, opened
 from support.toys import MemoryReader, MemoryWriter
 
@@ -23,7 +23,6 @@ from sqla_datastore import (
     DataStore,
     DataStoreError,
     DataStoreType,
-    bind_storage,
     collect,
     collect_batches,
 )
@@ -43,15 +42,9 @@ class Row(Base):
     data: Mapped[DataStore] = mapped_column(DataStoreType())
 
 
-@pytest.fixture
-def session(stored, tmp_path):
-    """A session on SQLite without rows."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'joined.db'}")
-    bind_storage(engine, stored.base)
-    Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        yield session
-    engine.dispose()
+@pytest.fixture(scope="module")
+def model_metadata():
+    return Base.metadata
 
 
 def add(session, values):

@@ -25,13 +25,26 @@ def bucket(request, new_bucket):
     return new_bucket(request.param)
 
 
-@pytest.mark.parametrize("bucket", ["seaweedfs", "azurite"], indirect=True)
-def test_a_wrong_secret_fails_the_flush(bucket, tmp_path, monkeypatch):
+@pytest.fixture
+def stored(bucket):
+    """The bucket, empty, seen without the library."""
+    stored = StoredInBucket(bucket.base, bucket.client)
+    stored.put_back({})
+    return stored
+
+
+@pytest.fixture
+def engine(bucket, stored, tmp_path, monkeypatch):
+    """An engine that is bound to the bucket."""
     monkeypatch.setattr(options, "storage_options", bucket.storage_options)
     engine = make_engine(f"sqlite:///{tmp_path / 'test.db'}", bucket.base)
     Base.metadata.create_all(engine)
-    stored = StoredInBucket(bucket.base, bucket.client)
-    stored.put_back({})
+    yield engine
+    engine.dispose()
+
+
+@pytest.mark.parametrize("bucket", ["seaweedfs", "azurite"], indirect=True)
+def test_a_wrong_secret_fails_the_flush(bucket, engine, stored, monkeypatch):
     with Session(engine) as session:
         monkeypatch.setattr(options, "storage_options", bucket.wrong_options)
         session.add(Keyed(id=1, data=DataStore(a=1)))
@@ -48,17 +61,11 @@ def test_a_wrong_secret_fails_the_flush(bucket, tmp_path, monkeypatch):
         session.commit()
         assert session.get(Keyed, 1).data.a == 1
         assert len(stored.files()) == 1
-    engine.dispose()
 
 
 @pytest.mark.parametrize("bucket", ["seaweedfs"], indirect=True)
-def test_a_store_that_lists_folder_by_folder(bucket, tmp_path, monkeypatch):
+def test_a_store_that_lists_folder_by_folder(bucket, engine, stored):
     """SeaweedFS has all of ``a/`` before ``a-b/``."""
-    monkeypatch.setattr(options, "storage_options", bucket.storage_options)
-    engine = make_engine(f"sqlite:///{tmp_path / 'test.db'}", bucket.base)
-    Base.metadata.create_all(engine)
-    stored = StoredInBucket(bucket.base, bucket.client)
-    stored.put_back({})
     with Session(engine) as session, session.begin():
         session.add_all(Texts(id=name, data=DataStore(a=1)) for name in ("a", "a-b", "a.b", "a0"))
     assert check(engine, Base.metadata, deep=True).is_clean
@@ -68,4 +75,3 @@ def test_a_store_that_lists_folder_by_folder(bucket, tmp_path, monkeypatch):
     assert [each.path for each in check(engine, Base.metadata).orphans] == [orphan]
     assert gc(engine, Base.metadata, apply=True, grace_seconds=0).removed == 1
     assert stored.files() == kept
-    engine.dispose()
