@@ -39,6 +39,8 @@ class Home:
 
     __slots__ = ("identities", "is_async", "key", "session")
 
+    is_made = False
+
     def __init__(self, key: str, session: Session | None) -> None:
         self.key = key
         self.is_async = can_await()
@@ -66,6 +68,8 @@ class RowLink:
         "is_async",
         "was_displaced",
     )
+
+    is_made = True
 
     def __init__(self, state: InstanceState[Any], key: str, home: Home | None = None) -> None:
         # by another value of the same row, which was edited while it was gone

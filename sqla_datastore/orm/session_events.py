@@ -117,7 +117,7 @@ def _expired(state: InstanceState[Any], _names: Any) -> None:
 
 # without `DataStore.__setattr__`, since these run for each row of a query
 _set_state: Any = vars(Nestable)["_state"].__set__
-_set_home: Any = vars(Nestable)["_home"].__set__
+_set_link: Any = vars(Nestable)["_link"].__set__
 
 
 def _loaded(keys: tuple[str, ...], state: InstanceState[Any], context: Any) -> None:
@@ -129,14 +129,14 @@ def _loaded(keys: tuple[str, ...], state: InstanceState[Any], context: Any) -> N
     if homes is None:
         # the same for all rows of a query
         homes = context.attributes[keys] = [(key, Home(key, context.session)) for key in keys]
-    row = state.dict
+    row = state.obj().__dict__  # what `state.dict` returns, in a third of the time
     for key, home in homes:
         value = row.get(key)
         # a refresh of another attribute leaves a value that its user has assigned
         if isinstance(value, DataStore) and value._state is None and value._link is None:
             _set_state(value, state)
-            _set_home(value, home)
-    watch: SessionWatch | None = vars(context.session).get(WATCH)
+            _set_link(value, home)
+    watch: SessionWatch | None = context.session.__dict__.get(WATCH)
     if watch is not None:
         watch.give_back(state)
 

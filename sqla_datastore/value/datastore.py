@@ -6,7 +6,6 @@ One public class with all that ``dict`` offers, so it is longer than other modul
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -31,7 +30,15 @@ from sqla_datastore.exceptions import (
 )
 from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL, head_of
-from sqla_datastore.value.entry import UNLOADED, Entry, Nestable, Source
+from sqla_datastore.value.entry import (
+    UNLOADED,
+    UNTOUCHED,
+    Entry,
+    Nestable,
+    Source,
+    Touched,
+    touching,
+)
 from sqla_datastore.value.equality import equal
 from sqla_datastore.value.mapping import EntryMapping, RowLink
 
@@ -422,9 +429,10 @@ class DataStore(EntryMapping, Generic[S_co]):
     def _source(self) -> Source | None:
         """The object that holds it, None until it is stored."""
         if self._opened is None and self._url is not None:
-            with _opening:
+            source = self._source_at(self._storage, self._url)
+            with touching:
                 if self._opened is None:
-                    self._opened = self._source_at(self._storage, self._url)
+                    self._opened = source
         return self._opened
 
     @_source.setter
@@ -453,15 +461,14 @@ class DataStore(EntryMapping, Generic[S_co]):
     @property
     def _row(self) -> RowLink | None:
         """The link to the row that it belongs to; None for a value that no row looks after."""
-        home = self._home
-        if home is not None:
-            self._home = None
-            self._link = home.link(self)
-        return self._link
+        link: Any = self._link
+        if link is not None and not link.is_made:
+            self._link = link = link.link(self)
+        return link  # type: ignore[no-any-return]
 
     @_row.setter
     def _row(self, link: RowLink | None) -> None:
-        self._home, self._link = None, link
+        self._link = link
 
     def _held_by(self) -> list[tuple[Any, str]]:
         """Return the states of the rows that it is an attribute of, each with the attribute."""
@@ -604,7 +611,7 @@ class DataStore(EntryMapping, Generic[S_co]):
                 value._row.arm(value)
 
     def __del__(self) -> None:
-        if self._watch is not None:
+        if self._touched is not UNTOUCHED and self._watch is not None:
             self._watch.going(self)
 
     def __repr__(self) -> str:
@@ -631,8 +638,9 @@ def _refuse_subclass(value: DataStore, column: str | None) -> None:
 
 
 _SUBCLASS = "a subclass of DataStore comes back as DataStore; store DataStore(value)"
-_STATE = frozenset({*Nestable.__slots__, "_source", "_row"})
-_opening = threading.Lock()
+_STATE = frozenset(
+    {*Nestable.__slots__, *(f"_{name}" for name in Touched.__slots__), "_source", "_row"}
+)
 
 
 def _url_of(storage: Storage | str | None) -> str | None:

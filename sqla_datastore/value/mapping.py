@@ -30,6 +30,9 @@ T = TypeVar("T")
 class RowLink(Protocol):
     """What a value knows of the row that it belongs to; the listeners of mappers set it."""
 
+    is_made: bool
+    """True: it is the link itself; see `Home`."""
+
     def arm(self, value: Any) -> None:
         """Called when something editable is handed out, the first time since the last `_scan`.
 
@@ -110,7 +113,13 @@ class RowLink(Protocol):
 
 
 class Home(Protocol):
-    """Where a query has loaded values: what they share of their links to their rows."""
+    """Where a query has loaded values: what they share of their links to their rows.
+
+    A value has it in the place of its link until that is needed.
+    """
+
+    is_made: bool
+    """False: the link is to be made."""
 
     def link(self, value: Any) -> RowLink:
         """Return the link of a value to the row that it was loaded for; note that it holds it."""
@@ -141,8 +150,6 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
 
     __slots__ = ()
 
-    _home: Home | None
-    _link: RowLink | None
     _watch: Watch | None
 
     @property
@@ -320,7 +327,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
     def _is_async(self) -> bool:
         """Return whether it is a row's, or nested in one, of an asynchronous engine."""
         # as they are: a thread may ask, and must not make a link
-        known = [value._home or value._link for value in self._lineage()]
+        known = [value._link for value in self._lineage()]
         return any(each is not None and each.is_async for each in known)
 
     def _read_index(self) -> dict[str, Entry]:

@@ -23,7 +23,7 @@ from sqlalchemy.orm import (
     object_session,
     sessionmaker,
 )
-from sqlalchemy.orm.attributes import get_attribute
+from sqlalchemy.orm.attributes import get_attribute, instance_state
 from sqlalchemy.orm.exc import StaleDataError
 from support.exactness import statements
 
@@ -35,6 +35,7 @@ from sqla_datastore import (
     bind_storage,
     register_namedtuple,
 )
+from sqla_datastore.value.entry import UNTOUCHED
 
 COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
 pytestmark = pytest.mark.usefixtures("copy_on_write", "tables")
@@ -1781,9 +1782,32 @@ def test_a_value_at_rest_has_nothing_of_its_own(engine, saved):
         resting = row.__dict__["data"]
         assert type(resting) is DataStore
         assert not hasattr(resting, "__dict__")
-        assert resting._opened is resting._entries is resting._watch is resting._link is None
-        assert resting._holders == ()
+        assert resting._touched is UNTOUCHED
+        assert not resting._link.is_made
         assert row.data is resting
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda value: value["numbers"],
+        lambda value: value.update(n=1),
+        lambda value: value._hold(instance_state(Entity()), "data"),
+        lambda value: setattr(value, "_changed", True),
+        DataStore.clear,
+        DataStore.copy,
+    ],
+    ids=["read", "edit", "hold", "mark", "clear", "copy"],
+)
+def test_what_touches_one_value_leaves_the_others_at_rest(engine, saved, touch):
+    with Session(engine) as session:
+        touch(session.get(Entity, saved).data)
+        assert {name: getattr(UNTOUCHED, name) for name in UNTOUCHED.__slots__} == {
+            **dict.fromkeys(["changed", "handed_out", "armed"], False),
+            **dict.fromkeys(["opened", "entries", "defaults", "outer", "watch"]),
+            "holders": (),
+        }
 
 
 def test_an_edit_of_a_value_taken_past_the_attribute_is_saved(engine, saved):

@@ -35,6 +35,7 @@ def reloaded(ds: DataStore, storage: Storage) -> DataStore:
 class Row:
     """Stands for the link that events set; remembers what it was told."""
 
+    is_made = True
     is_dead = False
 
     def __init__(self, refuse: Exception | None = None) -> None:

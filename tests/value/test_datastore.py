@@ -34,7 +34,7 @@ from sqla_datastore import (
     register_namedtuple,
 )
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.value import saving
+from sqla_datastore.value import entry, saving
 
 Pair = register_namedtuple(namedtuple("Pair", "first second"), "tests.value.Pair")
 
@@ -391,6 +391,27 @@ class TestLoading:
         assert DataStore().url is None
         with pytest.raises(AttributeError, match="'url'"):
             DataStore().url = GONE
+
+    def test_what_threads_set_of_a_value_that_nobody_touched_stays(self, monkeypatch):
+        both = threading.Barrier(2, timeout=10)
+
+        class Waits(entry.Touched):
+            __slots__ = ()
+
+            def __init__(self):
+                super().__init__()
+                both.wait()
+
+        monkeypatch.setattr(entry, "Touched", Waits)
+        ds = DataStore.from_url(GONE)
+        names = ["_changed", "_handed_out"]
+        threads = [threading.Thread(target=setattr, args=(ds, name, True)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert ds._changed
+        assert ds._handed_out
 
 
 class TestEdits:
