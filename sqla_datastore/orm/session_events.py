@@ -129,7 +129,7 @@ def _loaded(keys: tuple[str, ...], state: InstanceState[Any], context: Any) -> N
     if homes is None:
         # the same for all rows of a query
         homes = context.attributes[keys] = [(key, Home(key, context.session)) for key in keys]
-    row = state.obj().__dict__  # what `state.dict` returns, in a third of the time
+    row = state.dict
     for key, home in homes:
         value = row.get(key)
         # a refresh of another attribute leaves a value that its user has assigned
