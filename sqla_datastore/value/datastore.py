@@ -37,7 +37,7 @@ from sqla_datastore.value.entry import (
     Nestable,
     Source,
     Touched,
-    touching,
+    settle,
 )
 from sqla_datastore.value.equality import equal
 from sqla_datastore.value.mapping import EntryMapping, RowLink
@@ -429,10 +429,7 @@ class DataStore(EntryMapping, Generic[S_co]):
     def _source(self) -> Source | None:
         """The object that holds it, None until it is stored."""
         if self._opened is None and self._url is not None:
-            source = self._source_at(self._storage, self._url)
-            with touching:
-                if self._opened is None:
-                    self._opened = source
+            settle(self, "_opened", None, self._source_at(self._storage, self._url))
         return self._opened
 
     @_source.setter
@@ -463,8 +460,8 @@ class DataStore(EntryMapping, Generic[S_co]):
         """The link to the row that it belongs to; None for a value that no row looks after."""
         link: Any = self._link
         if link is not None and not link.is_made:
-            self._link = link = link.link(self)
-        return link  # type: ignore[no-any-return]
+            settle(self, "_link", link, link.link(self))
+        return self._link  # type: ignore[no-any-return]
 
     @_row.setter
     def _row(self, link: RowLink | None) -> None:

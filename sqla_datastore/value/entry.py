@@ -68,8 +68,28 @@ class Touched:
 UNTOUCHED: Final = Touched()
 """What is known of all values that nobody has touched; never changed."""
 
-touching: Final = threading.RLock()
-"""Held while a value is touched first. A finalizer may touch another value just then."""
+_first: Final[dict[tuple[int, str], tuple[object, Any]]] = {}
+
+
+def settle(owner: object, field: str, unset: object, made: object) -> None:
+    """Set a field that is unset; threads that find it so at one time set the same.
+
+    Without a lock. While one is held the garbage collector may run the finalizer of an edited
+    value, which reads its object, and so waits for another thread that reads it and wants the lock.
+
+    Args:
+        owner: what has the field.
+        field: its name.
+        unset: what it has until it is set.
+        made: what to set it to, unless another thread was first.
+    """
+    key = id(owner), field
+    # one step, between which no other thread comes; it holds the owner, whose id stays its own
+    _, first = _first.setdefault(key, (owner, made))
+    if getattr(owner, field) is unset:
+        setattr(owner, field, first)
+    # not before it is set: who comes later finds it set, and who came earlier has the same
+    _first.pop(key, None)
 
 
 def _of_touched(name: str) -> Any:
@@ -77,10 +97,7 @@ def _of_touched(name: str) -> Any:
 
     def put(value: Nestable, field: object) -> None:
         if value._touched is UNTOUCHED:
-            touched = Touched()
-            with touching:  # what another thread sets now must not be lost with its `Touched`
-                if value._touched is UNTOUCHED:
-                    value._touched = touched
+            settle(value, "_touched", UNTOUCHED, Touched())
         setattr(value._touched, name, field)
 
     return property(attrgetter(f"_touched.{name}"), put)

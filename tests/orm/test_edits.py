@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import gc
 import pickle
+import threading
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -35,6 +37,7 @@ from sqla_datastore import (
     bind_storage,
     register_namedtuple,
 )
+from sqla_datastore.orm.row_link import Home
 from sqla_datastore.value.entry import UNTOUCHED
 
 COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
@@ -1808,6 +1811,22 @@ def test_what_touches_one_value_leaves_the_others_at_rest(engine, saved, touch):
             **dict.fromkeys(["opened", "entries", "defaults", "outer", "watch"]),
             "holders": (),
         }
+
+
+@pytest.mark.sqlite
+def test_threads_that_touch_a_value_first_have_one_link(engine, saved, monkeypatch):
+    both, make = threading.Barrier(2, timeout=10), Home.link
+
+    def link(home, value):
+        made = make(home, value)
+        both.wait()
+        return made
+
+    monkeypatch.setattr(Home, "link", link)
+    with Session(engine) as session, ThreadPoolExecutor(2) as pool:
+        resting = session.get(Entity, saved).data
+        first, second = pool.map(lambda _: resting._row, range(2))
+        assert first is second is resting._row
 
 
 def test_an_edit_of_a_value_taken_past_the_attribute_is_saved(engine, saved):

@@ -9,6 +9,7 @@ import pickle
 import threading
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import numpy as np
@@ -34,7 +35,7 @@ from sqla_datastore import (
     register_namedtuple,
 )
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.value import entry, saving
+from sqla_datastore.value import datastore, entry, saving
 
 Pair = register_namedtuple(namedtuple("Pair", "first second"), "tests.value.Pair")
 
@@ -412,6 +413,51 @@ class TestLoading:
             thread.join()
         assert ds._changed
         assert ds._handed_out
+
+    def test_threads_that_touch_a_value_first_read_from_one_source(self, monkeypatch):
+        both = threading.Barrier(2, timeout=10)
+
+        class Waits(entry.Source):
+            __slots__ = ()
+
+            def __init__(self, *args):
+                super().__init__(*args)
+                both.wait()
+
+        monkeypatch.setattr(datastore, "Source", Waits)
+        ds = DataStore.from_url(GONE)
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(lambda _: ds._source, range(2))
+        assert first is second is ds._source
+
+    @pytest.mark.parametrize(
+        "touch",
+        [lambda ds: ds._source, lambda ds: setattr(ds, "_armed", 1)],
+        ids=["source", "field"],
+    )
+    def test_a_finalizer_may_wait_for_another_thread(self, monkeypatch, touch):
+        """Garbage may be collected at any time, and an edited value looks at itself then."""
+        ended = []
+
+        class Waits:
+            def __del__(self):
+                thread = threading.Thread(target=touch, args=[DataStore.from_url(GONE)])
+                thread.start()
+                thread.join(5)
+                ended.append(not thread.is_alive())
+
+        garbage = [Waits()]
+
+        class Collects(entry.Touched):
+            __slots__ = ()
+
+            def __init__(self):
+                super().__init__()
+                garbage.clear()
+
+        monkeypatch.setattr(entry, "Touched", Collects)
+        touch(DataStore.from_url(GONE))
+        assert ended == [True]
 
 
 class TestEdits:
