@@ -225,6 +225,9 @@ class DataStore(EntryMapping, Generic[S_co]):
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name != "ndim" and name in self._index():
             return self[name]
+        if isinstance(getattr(type(self), name, None), property):
+            # an AttributeError within it led here, and is told as it is
+            return object.__getattribute__(self, name)
         raise AttributeError(f"{type(self).__name__} has no attribute or entry {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -393,6 +393,19 @@ class TestLoading:
         with pytest.raises(AttributeError, match="'url'"):
             DataStore().url = GONE
 
+    def test_an_error_in_a_field_is_told_as_it_is(self):
+        class Breaks:
+            is_made = False
+
+            def link(self, value):
+                raise AttributeError("no such mapper")
+
+        ds = DataStore()
+        ds._row = Breaks()
+        for ask in (lambda: ds._row, lambda: ds.typed):
+            with pytest.raises(AttributeError, match="no such mapper"):
+                ask()
+
     def test_what_threads_set_of_a_value_that_nobody_touched_stays(self, monkeypatch):
         both = threading.Barrier(2, timeout=10)
 
