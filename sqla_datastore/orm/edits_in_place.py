@@ -325,5 +325,4 @@ def rows_of(value: DataStore) -> list[Any]:
     """Return the rows that a value is an attribute of."""
     if value._row is not None:
         value._row.note_parent(value)
-    rows = [state.obj() for state, _ in value._held_by()]
-    return [row for row in rows if row is not None]
+    return [row for state, _ in value._held_by() if (row := state.obj()) is not None]

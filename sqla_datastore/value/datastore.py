@@ -473,8 +473,7 @@ class DataStore(EntryMapping, Generic[S_co]):
     def _held_by(self) -> list[tuple[Any, str]]:
         """Return the states of the rows that it is an attribute of, each with the attribute."""
         _ = self._row  # notes the row that it was loaded for
-        held = ((state(), key) for state, key in self._holders)
-        return [(state, key) for state, key in held if state is not None]
+        return [(state, key) for ref, key in self._holders if (state := ref()) is not None]
 
     def _hold(self, state: Any, key: str) -> None:
         """Note that it is an attribute of a row now, in the place of another one of that row."""
