@@ -322,18 +322,20 @@ class Source:
         with self.lock:
             container = self.container()
             assert self._origin is not None
-            self._origin.outer = outer
+            interrupted, self._origin.outer = self._origin.outer, outer
             try:
                 return _again_if_renewed(lambda: self._decoded(container, name), container.renew)
             finally:
-                self._origin.outer = None
+                self._origin.outer = interrupted
 
     def _decoded(self, container: Container, name: str) -> tuple[Any, tuple[Nestable, ...]]:
+        # within another load of this thread, where the finalizer of an edited value reads
+        interrupted = [*self._nested_made]
         self._nested_made.clear()
-        value = container.load(name)
-        children = tuple(self._nested_made)
-        self._nested_made.clear()
-        return value, children
+        try:
+            return container.load(name), tuple(self._nested_made)
+        finally:
+            self._nested_made[:] = interrupted
 
     def container_to_copy(self) -> Container:
         """Return the opened object for who copies its bytes; a local copy of it was compared."""

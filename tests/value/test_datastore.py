@@ -443,6 +443,37 @@ class TestLoading:
             first, second = pool.map(lambda _: ds._source, range(2))
         assert first is second is ds._source
 
+    def test_a_finalizer_that_reads_the_same_object_leaves_a_load_its_nested_values(
+        self, storage, monkeypatch
+    ):
+        ds = DataStore(several=[DataStore(n=1), DataStore(n=2)])
+        store(ds, storage)
+        fresh = reloaded(ds, storage)
+        source = fresh._source
+
+        class Reads:
+            def __del__(self):
+                source.load("several")
+
+        garbage, nested = [Reads()], []
+
+        class Collects(entry.Touched):
+            __slots__ = ()
+
+            def __init__(self):
+                super().__init__()
+                nested.append(self)
+                if len(nested) == 2:
+                    garbage.clear()
+
+        monkeypatch.setattr(entry, "Touched", Collects)
+        first, second = fresh.several
+        assert len(nested) == 4
+        assert first._outer is second._outer is fresh
+        assert not fresh._changed
+        first.n = 5
+        assert fresh._changed
+
     @pytest.mark.parametrize(
         "touch",
         [lambda ds: ds._source, lambda ds: setattr(ds, "_armed", 1)],
