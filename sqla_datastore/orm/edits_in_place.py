@@ -5,8 +5,8 @@ value that hands out something editable is noted here, weakly: reading leaves no
 Session. It is looked at when its row is flushed anyway, in `Session.flush` of one's own, before a
 savepoint, and before COMMIT.
 
-A value that nobody holds any more looks at itself once. It is kept only if it was edited, or if
-something that it has handed out is still held elsewhere, as in
+A value that nobody holds any more looks at itself once. It is kept only if it may have been edited,
+or if something that it has handed out is still held elsewhere, as in
 ``tags = session.get(Run, 1).data.tags``. An edited value is given to its row again: when the row is
 loaded anew, at the latest before COMMIT.
 """
@@ -26,7 +26,7 @@ from sqla_datastore.storage.off_loop import off_loop
 from sqla_datastore.unitofwork.commit_checks import unwatch_connection, watch_connection
 from sqla_datastore.unitofwork.values_of_rows import is_edited, values_of
 from sqla_datastore.value.datastore import DataStore
-from sqla_datastore.value.holding import is_held_elsewhere
+from sqla_datastore.value.holding import is_held_elsewhere, may_be_edited
 
 _LATE = (
     "{edited} was edited after its row was flushed; commit the Session, or flush it after the "
@@ -61,6 +61,8 @@ class SessionWatch:
         # values that nobody else holds, and that are edited or have something held elsewhere, by
         # the row's identity key, then by the value's id
         self._kept: dict[Any, dict[int, DataStore]] = {}
+        # those of them that look edited, and were not compared with their objects yet
+        self._doubtful: list[DataStore] = []
         # values that were looked after, of rows that were deleted, with their links to these, until
         # the transaction ends
         self._of_deleted: list[tuple[DataStore, Any]] = []
@@ -77,23 +79,46 @@ class SessionWatch:
 
     def track(self, value: DataStore) -> None:
         """Look after a value while somebody holds it, or something that it has handed out."""
+        self._let_go()
         if value._row is not None and value._watch is not self:
             value._watch = self
             self._tracked.setdefault(value._row.state_id, {})[id(value)] = weakref.ref(value)
 
     def going(self, value: DataStore) -> None:
-        """Look at a value that nobody holds any more; keep it where an edit could be lost."""
+        """Look at a value that nobody holds any more; keep it where an edit could be lost.
+
+        Reads no object. Garbage may be collected on an event loop, or while a lock is held that a
+        reading thread waits for.
+        """
         # another thread may collect garbage while the Session is in use, hence plain dict calls
         self.forget(value)
         try:
-            keeps = self._belongs(value) and (is_edited(value) or is_held_elsewhere(value))
-        except Exception:
-            # the process ends, or the storage is gone: saving it will say so
-            keeps = True
+            belongs = self._belongs(value)
+            looks_edited = belongs and may_be_edited(value)
+            keeps = looks_edited or (belongs and is_held_elsewhere(value))
+        except Exception:  # the process ends
+            keeps = looks_edited = True
         if keeps:
             value._watch = self
             assert value._row is not None
             self._kept.setdefault(value._row.identity, {})[id(value)] = value
+        if looks_edited:
+            self._doubtful.append(value)
+
+    def _let_go(self) -> None:
+        """Let go of values that went away and only looked edited.
+
+        Using a frame can make it look so, and who reads many of them, one after the other, has no
+        room for all.
+        """
+        while self._doubtful:
+            value = self._doubtful.pop()
+            if not (value._would_block_a_loop() or self._is_needed(value)):
+                self.forget(value)
+
+    def _is_needed(self, value: DataStore) -> bool:
+        """Return whether an edit could be lost with a value that nobody holds; may read."""
+        return self._belongs(value) and (is_edited(value) or is_held_elsewhere(value))
 
     def _all(self) -> list[DataStore]:
         """Return the values that are looked after, of rows of this Session."""
@@ -163,6 +188,7 @@ class SessionWatch:
         """
         session = self._session()
         assert session is not None
+        self._doubtful.clear()  # they are looked at with the others
         found = self._looked_after()
         self._forget_replaced(found)
         found = [each for each in found if self._belongs(each)]
@@ -235,8 +261,9 @@ class SessionWatch:
 
     def give_back(self, state: InstanceState[Any]) -> None:
         """Give a row that was loaded anew the values that were edited while it was gone."""
-        for value in list(self._kept.get(state.key, {}).values()):
-            if value._row is not None and is_edited(value):
+        values = list(self._kept.get(state.key, {}).values())
+        for value, edited in zip(values, _are_edited(values), strict=True):
+            if edited and value._row is not None:
                 value._row.put(state, value)
 
     # -- forgetting --------------------------------------------------------------------------------
@@ -286,9 +313,10 @@ class SessionWatch:
     def end_transaction(self) -> None:
         """Let go of what nobody can edit any more. Called when the outermost one has ended."""
         self._of_deleted.clear()
+        self._doubtful.clear()
         self._take_restored()
         for value in self._held():
-            if not self._belongs(value) or not (is_edited(value) or is_held_elsewhere(value)):
+            if not self._is_needed(value):
                 self.forget(value)
         for number in self._connections:
             unwatch_connection(number, self)

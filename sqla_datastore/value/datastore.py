@@ -31,12 +31,12 @@ from sqla_datastore.exceptions import (
 from sqla_datastore.schema.sqlalchemy_compat import inspects
 from sqla_datastore.storage.urls import ObjectURL, head_of
 from sqla_datastore.value.entry import (
+    NO_DETAILS,
     UNLOADED,
-    UNTOUCHED,
+    Details,
     Entry,
     Nestable,
     Source,
-    Touched,
     settle,
 )
 from sqla_datastore.value.equality import equal
@@ -610,7 +610,8 @@ class DataStore(EntryMapping, Generic[S_co]):
                 value._row.arm(value)
 
     def __del__(self) -> None:
-        if self._touched is not UNTOUCHED and self._watch is not None:
+        # first: most values are never touched, and each comes here
+        if self._details is not NO_DETAILS and self._watch is not None:
             self._watch.going(self)
 
     def __repr__(self) -> str:
@@ -638,7 +639,7 @@ def _refuse_subclass(value: DataStore, column: str | None) -> None:
 
 _SUBCLASS = "a subclass of DataStore comes back as DataStore; store DataStore(value)"
 _STATE = frozenset(
-    {*Nestable.__slots__, *(f"_{name}" for name in Touched.__slots__), "_source", "_row"}
+    {*Nestable.__slots__, *(f"_{name}" for name in Details.__slots__), "_source", "_row"}
 )
 
 

@@ -29,11 +29,11 @@ T = TypeVar("T")
 UNLOADED: Final = object()
 
 
-class Touched:
-    """What a value knows of itself once it was touched.
+class Details:
+    """What a value knows beyond where it is; made when it is touched first.
 
-    Apart from the value, since a query makes one of these for each row, and most are never touched:
-    to fetch 20,000 takes 7 percent longer where each has room for all of this.
+    Apart, since most values of a query are never touched: to fetch 20,000 takes 7 percent longer
+    where each has room for all of this.
 
     Attributes:
         opened: the object that holds it, once it was needed; `DataStore._source` makes it.
@@ -65,8 +65,8 @@ class Touched:
         self.holders: tuple[tuple[weakref.ref[Any], str], ...] = ()
 
 
-UNTOUCHED: Final = Touched()
-"""What is known of all values that nobody has touched; never changed."""
+NO_DETAILS: Final = Details()
+"""What all values that nobody has touched have in common; never changed."""
 
 _first: Final[dict[tuple[int, str], tuple[object, Any]]] = {}
 
@@ -74,8 +74,8 @@ _first: Final[dict[tuple[int, str], tuple[object, Any]]] = {}
 def settle(owner: object, field: str, unset: object, made: object) -> None:
     """Set a field that is unset; threads that find it so at one time set the same.
 
-    Without a lock. While one is held the garbage collector may run the finalizer of an edited
-    value, which reads its object, and so waits for another thread that reads it and wants the lock.
+    Without a lock. Garbage may be collected while one is held, and a finalizer may wait for a
+    thread that wants the lock; a process that is forked then would wait for ever.
 
     Args:
         owner: what has the field.
@@ -92,22 +92,22 @@ def settle(owner: object, field: str, unset: object, made: object) -> None:
     _first.pop(key, None)
 
 
-def _of_touched(name: str) -> Any:
-    """Return a field of values that is kept in their `Touched`."""
+def _detail(name: str) -> Any:
+    """Return the property of a value that is a field of its `Details`."""
 
     def put(value: Nestable, field: object) -> None:
-        if value._touched is UNTOUCHED:
-            settle(value, "_touched", UNTOUCHED, Touched())
-        setattr(value._touched, name, field)
+        if value._details is NO_DETAILS:
+            settle(value, "_details", NO_DETAILS, Details())
+        setattr(value._details, name, field)
 
-    return property(attrgetter(f"_touched.{name}"), put)
+    return property(attrgetter(f"_details.{name}"), put)
 
 
 class Nestable:
     """The fields of a value, and what entries know of one that is nested in them.
 
-    `DataStore` is the one value. A query makes one for each row, so everything else than its
-    storage and its URL waits for the first touch.
+    `DataStore` is the one value. A query makes one for each row, and gives it only its storage, its
+    URL, and where it was loaded.
 
     Args:
         storage: the storage, or its URL; None for the default one, looked up when needed.
@@ -117,27 +117,28 @@ class Nestable:
         _state: the state of the row that it was loaded for. Held, so that its id stays its own.
         _link: the link to the row that it belongs to, or what makes it once it is needed; see
             `_row`.
-        _touched: everything else; its fields are fields of the value, too.
+        _details: everything else; its fields are properties of the value.
     """
 
-    __slots__ = ("__weakref__", "_link", "_state", "_storage", "_touched", "_url")
+    __slots__ = ("__weakref__", "_details", "_link", "_state", "_storage", "_url")
 
     def __init__(self, storage: Storage | str | None = None, url: str | None = None) -> None:
         self._storage = storage
         self._url = url
         self._state: Any = None
         self._link: Any = None
-        self._touched = UNTOUCHED
+        self._details = NO_DETAILS
 
-    _armed: bool = _of_touched("armed")
-    _changed: bool = _of_touched("changed")
-    _defaults: dict[str, tuple[Entry, Callable[[], Any]]] | None = _of_touched("defaults")
-    _entries: dict[str, Entry] | None = _of_touched("entries")
-    _handed_out: bool = _of_touched("handed_out")
-    _holders: tuple[tuple[weakref.ref[Any], str], ...] = _of_touched("holders")
-    _opened: Source | None = _of_touched("opened")
-    _outer: Any = _of_touched("outer")  # as no slot has this name
-    _watch: Any = _of_touched("watch")
+    _armed: bool = _detail("armed")
+    _changed: bool = _detail("changed")
+    _defaults: dict[str, tuple[Entry, Callable[[], Any]]] | None = _detail("defaults")
+    _entries: dict[str, Entry] | None = _detail("entries")
+    _handed_out: bool = _detail("handed_out")
+    _holders: tuple[tuple[weakref.ref[Any], str], ...] = _detail("holders")
+    _opened: Source | None = _detail("opened")
+    # `DataStore` says that it is one, too
+    _outer: Any = _detail("outer")
+    _watch: Any = _detail("watch")
 
     @property
     def _source(self) -> Source | None:

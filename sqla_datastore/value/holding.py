@@ -1,9 +1,10 @@
-"""Whether somebody else still holds a thing that a value has handed out.
+"""Whether a value that nobody holds any more must be kept: for edits in place, past or to come.
 
-A thing that nobody else holds cannot be edited any more, so a value need not be kept for it. The
-reference counts tell: what refers to a thing besides the value itself is somebody else's.
+A thing that nobody else holds cannot be edited any more. The reference counts tell: what refers to
+a thing besides the value itself is somebody else's.
 
-Where the counts say more than is true, a value is kept longer than needed, and nothing is lost.
+Nothing is read here, as finalizers ask. Where the answer says more than is true, a value is kept
+longer than needed, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -23,6 +24,18 @@ _IMMUTABLE = {
     "sqla_datastore",  # a File; nested values are seen before
 }
 _BY_THIS_MODULE = 2  # the node that counts it, and the argument of getrefcount
+
+
+def may_be_edited(value: Nestable) -> bool:
+    """Return whether a value may have edits that are not stored; some caches look like one."""
+    return (
+        value._changed
+        or value._defaults is not None
+        or any(
+            entry.may_be_edited() or any(map(may_be_edited, entry.children))
+            for entry in (value._entries or {}).values()
+        )
+    )
 
 
 def is_held_elsewhere(value: Nestable) -> bool:

@@ -31,7 +31,7 @@ class RowLink(Protocol):
     """What a value knows of the row that it belongs to; the listeners of mappers set it."""
 
     is_made: bool
-    """True: it is the link itself; see `Home`."""
+    """True; a `Home`, which stands for a link that is not needed yet, says False."""
 
     def arm(self, value: Any) -> None:
         """Called when something editable is handed out, the first time since the last `_scan`.
@@ -115,11 +115,11 @@ class RowLink(Protocol):
 class Home(Protocol):
     """Where a query has loaded values: what they share of their links to their rows.
 
-    A value has it in the place of its link until that is needed.
+    Stands for the link of each of them until that is needed.
     """
 
     is_made: bool
-    """False: the link is to be made."""
+    """False."""
 
     def link(self, value: Any) -> RowLink:
         """Return the link of a value to the row that it was loaded for; note that it holds it."""
@@ -307,7 +307,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
             StorageError: an event loop would stand still while a request is answered.
             MissingObjectError: the object is not there; with what the row tells.
         """
-        if is_on_loop() and not can_await() and self._is_async() and not self._is_near():
+        if self._would_block_a_loop():
             shown = ", ".join(["value", *map(repr, names)])
             raise StorageError(
                 f"to read {self.url!r} here would block the event loop until a request is "
@@ -318,6 +318,10 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
             return off_loop(read)
         except MissingObjectError as err:
             raise self._explained(err) from err.__cause__
+
+    def _would_block_a_loop(self) -> bool:
+        """Return whether an event loop would stand still if it were read here."""
+        return is_on_loop() and not can_await() and self._is_async() and not self._is_near()
 
     def _is_near(self) -> bool:
         """Return whether to read it waits for no network."""

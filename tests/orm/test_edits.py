@@ -38,7 +38,7 @@ from sqla_datastore import (
     register_namedtuple,
 )
 from sqla_datastore.orm.row_link import Home
-from sqla_datastore.value.entry import UNTOUCHED
+from sqla_datastore.value.entry import NO_DETAILS, Source
 
 COPIES_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
 pytestmark = pytest.mark.usefixtures("copy_on_write", "tables")
@@ -1393,6 +1393,43 @@ def test_what_nobody_holds_is_let_go(engine):
         session.commit()
 
 
+def test_what_only_looks_edited_is_let_go(engine):
+    """To look up a date fills a cache, which the pickle of a frame shows."""
+    dates = pd.date_range("2026-01-01", "2026-12-31")
+    with Session(engine) as session:
+        frames = [pd.DataFrame({"x": range(n, n + len(dates))}, index=dates) for n in range(5)]
+        session.add_all([Entity(id=n, data=DataStore(f=frame)) for n, frame in enumerate(frames)])
+        session.commit()
+        values = []
+        for row in session.scalars(select(Entity).execution_options(yield_per=1)):
+            assert row.data.f.loc["2026-02"].x.iloc[0] == row.id + 31
+            values.append(weakref.ref(row.data))
+        del row
+        assert [value() for value in values[:4]] == [None] * 4
+        assert not session.dirty
+        session.commit()
+        assert values[4]() is None
+
+
+def test_a_value_that_nobody_holds_reads_no_object(engine, exact, saved, monkeypatch):
+    """Its finalizer may run on an event loop, or while a lock is held that a reader waits for."""
+    read: list[str] = []
+    load = Source.container_to_copy
+    with Session(engine) as session:
+        row = session.get(Entity, saved)
+        row.data.numbers.append(3)
+        monkeypatch.setattr(
+            Source, "container_to_copy", lambda self: read.append(self.url) or load(self)
+        )
+        del row
+        gc.collect()
+        assert read == []
+        session.commit()
+        assert read
+    assert reload(engine)["numbers"] == [1, 2, 3]
+    exact(1)
+
+
 def test_what_is_held_elsewhere_is_kept(engine, exact):
     with Session(engine) as session:
         session.add(Entity(id=1, data=DataStore(deep={"inner": [1]})))
@@ -1785,7 +1822,7 @@ def test_a_value_at_rest_has_nothing_of_its_own(engine, saved):
         resting = row.__dict__["data"]
         assert type(resting) is DataStore
         assert not hasattr(resting, "__dict__")
-        assert resting._touched is UNTOUCHED
+        assert resting._details is NO_DETAILS
         assert not resting._link.is_made
         assert row.data is resting
 
@@ -1806,7 +1843,7 @@ def test_a_value_at_rest_has_nothing_of_its_own(engine, saved):
 def test_what_touches_one_value_leaves_the_others_at_rest(engine, saved, touch):
     with Session(engine) as session:
         touch(session.get(Entity, saved).data)
-        assert {name: getattr(UNTOUCHED, name) for name in UNTOUCHED.__slots__} == {
+        assert {name: getattr(NO_DETAILS, name) for name in NO_DETAILS.__slots__} == {
             **dict.fromkeys(["changed", "handed_out", "armed"], False),
             **dict.fromkeys(["opened", "entries", "defaults", "outer", "watch"]),
             "holders": (),

@@ -409,14 +409,14 @@ class TestLoading:
     def test_what_threads_set_of_a_value_that_nobody_touched_stays(self, monkeypatch):
         both = threading.Barrier(2, timeout=10)
 
-        class Waits(entry.Touched):
+        class Waits(entry.Details):
             __slots__ = ()
 
             def __init__(self):
                 super().__init__()
                 both.wait()
 
-        monkeypatch.setattr(entry, "Touched", Waits)
+        monkeypatch.setattr(entry, "Details", Waits)
         ds = DataStore.from_url(GONE)
         names = ["_changed", "_handed_out"]
         threads = [threading.Thread(target=setattr, args=(ds, name, True)) for name in names]
@@ -457,7 +457,7 @@ class TestLoading:
 
         garbage, nested = [Reads()], []
 
-        class Collects(entry.Touched):
+        class Collects(entry.Details):
             __slots__ = ()
 
             def __init__(self):
@@ -466,7 +466,7 @@ class TestLoading:
                 if len(nested) == 2:
                     garbage.clear()
 
-        monkeypatch.setattr(entry, "Touched", Collects)
+        monkeypatch.setattr(entry, "Details", Collects)
         first, second = fresh.several
         assert len(nested) == 4
         assert first._outer is second._outer is fresh
@@ -492,14 +492,14 @@ class TestLoading:
 
         garbage = [Waits()]
 
-        class Collects(entry.Touched):
+        class Collects(entry.Details):
             __slots__ = ()
 
             def __init__(self):
                 super().__init__()
                 garbage.clear()
 
-        monkeypatch.setattr(entry, "Touched", Collects)
+        monkeypatch.setattr(entry, "Details", Collects)
         touch(DataStore.from_url(GONE))
         assert ended == [True]
 
