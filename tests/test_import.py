@@ -54,6 +54,8 @@ def test_imports_nothing_of_what_only_some_use():
     ours = {name for name in run(SCRIPT)["modules"] if name.startswith("sqla_datastore.")}
     rooms = {name.split(".")[1] for name in ours}
     assert rooms.isdisjoint({"typed", "tables", "browsing", "admin", "cli", "orm", "maintenance"})
+    storages = {"fsspec_storage", "object_storage", "cache", "cache_folder"}
+    assert ours.isdisjoint(f"sqla_datastore.storage.{name}" for name in storages)
 
 
 def test_the_column_type_imports_none_of_them_either():

@@ -14,9 +14,9 @@ For authors of storages. `sqla_datastore.testing` has the suite that proves one,
 
 from __future__ import annotations
 
-from sqla_datastore.storage.fsspec_storage import FsspecStorage
+from typing import TYPE_CHECKING
+
 from sqla_datastore.storage.local import LocalStorage
-from sqla_datastore.storage.object_storage import ObjectStorage
 from sqla_datastore.storage.protocol import (
     KeepsLeftovers,
     ObjectReader,
@@ -24,6 +24,10 @@ from sqla_datastore.storage.protocol import (
     Storage,
     StoredObject,
 )
+
+if TYPE_CHECKING:
+    from sqla_datastore.storage.fsspec_storage import FsspecStorage
+    from sqla_datastore.storage.object_storage import ObjectStorage
 
 __all__ = [
     "FsspecStorage",
@@ -35,3 +39,15 @@ __all__ = [
     "Storage",
     "StoredObject",
 ]
+
+# imported when first asked for: most programs keep their objects in a folder
+_MODULES = {"FsspecStorage": "fsspec_storage", "ObjectStorage": "object_storage"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value

@@ -14,8 +14,6 @@ from typing import Final
 
 from sqla_datastore.exceptions import ConfigurationError
 from sqla_datastore.storage.buckets import SCHEMES, Bucket
-from sqla_datastore.storage.fsspec_storage import FsspecStorage
-from sqla_datastore.storage.object_storage import ObjectStorage
 from sqla_datastore.storage.protocol import Storage
 
 Factory = Callable[[str], Storage]
@@ -81,9 +79,10 @@ def storage_of(url: str) -> Storage:
     """
     scheme = _scheme_of(url)
     if scheme in SCHEMES:
+        from sqla_datastore.storage.object_storage import ObjectStorage
+
         return ObjectStorage.at(url)
-    factory = _registered.get(scheme) or _installed().get(scheme) or FsspecStorage.at
-    storage = factory(url)
+    storage = (_registered.get(scheme) or _installed().get(scheme) or _at_fsspec)(url)
     if storage.scheme != scheme:
         raise ConfigurationError(
             f"the factory of {scheme!r} made a storage of the scheme {storage.scheme!r}"
@@ -111,6 +110,12 @@ class _Loaded:
     def __call__(self, url: str) -> Storage:
         made: Storage = self._found.load()(url)  # type: ignore[attr-defined]
         return made
+
+
+def _at_fsspec(url: str) -> Storage:
+    from sqla_datastore.storage.fsspec_storage import FsspecStorage
+
+    return FsspecStorage.at(url)
 
 
 @cache
