@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlalchemy import Column, event, inspect
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session, attributes
 
 from sqla_datastore.engine.dialect_observer import observe
 from sqla_datastore.engine.observed_transaction import (
@@ -129,11 +129,11 @@ def _loaded(keys: tuple[str, ...], state: InstanceState[Any], context: Any) -> N
     if homes is None:
         # the same for all rows of a query
         homes = context.attributes[keys] = [(key, Home(key, context.session)) for key in keys]
-    row = state.dict
+    row = attributes.instance_dict(state.obj())  # less than `state.dict` takes
     for key, home in homes:
         value = row.get(key)
         # a refresh of another attribute leaves a value that its user has assigned
-        if isinstance(value, DataStore) and value._state is None and value._link is None:
+        if isinstance(value, DataStore) and value._link is None:
             _set_state(value, state)
             _set_link(value, home)
     watch: SessionWatch | None = context.session.__dict__.get(WATCH)
