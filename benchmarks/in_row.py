@@ -100,12 +100,12 @@ def entries(number: int) -> dict[str, Any]:
     return {"a": _FLOATS + number, "b": _SERIES + number, "c": number}
 
 
-def rows_of(engine: Engine, cls: type[Base]) -> Rows:
-    """Return the rows of a table, whose column takes a value or its pickle."""
+def rows_of(engine: Engine, cls: type[Base], name: str = "a") -> Rows:
+    """Return the rows of a table, whose column takes a value or its pickle; one entry is read."""
     if cls is Pickled:
         pickled = partial(pickle.dumps, protocol=5)
-        return Rows(engine, cls, pickled, lambda data: pickle.loads(data)["a"])
-    return Rows(engine, cls, DataStore, attrgetter("a"))
+        return Rows(engine, cls, pickled, lambda data: pickle.loads(data)[name])
+    return Rows(engine, cls, DataStore, attrgetter(name))
 
 
 def microseconds(call: Callable[[], object], rows: int, clock: Callable[[], float]) -> float:
@@ -116,8 +116,9 @@ def microseconds(call: Callable[[], object], rows: int, clock: Callable[[], floa
     return (clock() - begin) / rows * 1e6
 
 
-def turn(rows: Rows, clock: Callable[[], float]) -> dict[str, float]:
-    """Do everything once, and return what each step takes."""
+def turn(engine: Engine, cls: type[Base], clock: Callable[[], float]) -> dict[str, float]:
+    """Do everything once with one table, and return what each step takes."""
+    rows = rows_of(engine, cls)
     found: dict[str, float] = {}
 
     def step(what: str, call: Callable[[], object], count: int) -> None:
@@ -126,7 +127,9 @@ def turn(rows: Rows, clock: Callable[[], float]) -> dict[str, float]:
     many, few = [[*map(entries, range(count))] for count in (ROWS, SINGLE)]
     step(f"insert {ROWS} rows, one commit", partial(rows.insert, many), ROWS)
     step("insert a row and commit", partial(rows.insert_each, few), SINGLE)
-    step("load an array, in a Session of its own", partial(rows.load, rows.keys(ROWS)), ROWS)
+    for what, name in (("an int", "c"), ("an array", "a"), ("a Series", "b")):
+        load = partial(rows_of(engine, cls, name).load, rows.keys(ROWS))
+        step(f"load {what}, in a Session of its own", load, ROWS)
     step("delete a row and commit", partial(rows.delete_each, rows.keys(SINGLE)), SINGLE)
     step(f"delete {ROWS} rows, one commit", rows.delete, ROWS)
     return found
@@ -143,9 +146,9 @@ def compare(engine: Engine, rounds: int, clock: Callable[[], float]) -> None:
     """Measure values in rows beside pickles, and their listing beside text."""
     print("| what | in the row, µs | pickle, µs | ratio |")
     print("| --- | ---: | ---: | ---: |")
-    both = [rows_of(engine, cls) for cls in (InRow, Pickled)]
+    both = (InRow, Pickled)
     # the first round warms up
-    found = [[turn(rows, clock) for rows in both] for _ in range(rounds + 1)][1:]
+    found = [[turn(engine, cls, clock) for cls in both] for _ in range(rounds + 1)][1:]
     for what in found[0][0]:
         print_row(what, [[figures[what] for figures in each] for each in found])
     print("\n| what | it, µs | text, µs | ratio |")

@@ -18,13 +18,13 @@ class Rows:
         engine: the database.
         cls: the class, with the columns `id` and `data`.
         stored: makes what the column takes of a dict.
-        array: reads the array ``a`` of what the column gives.
+        read: reads an entry of what the column gives.
     """
 
     engine: Engine
     cls: Any
     stored: Callable[[dict[str, Any]], Any]
-    array: Callable[[Any], Any]
+    read: Callable[[Any], object]
 
     def keys(self, limit: int) -> list[int]:
         """Return the keys of some rows."""
@@ -47,10 +47,10 @@ class Rows:
             list(session.scalars(select(self.cls)))
 
     def load(self, keys: Iterable[int]) -> None:
-        """Read the array of rows, each in a Session of its own."""
+        """Read the entry of rows, each in a Session of its own."""
         for key in keys:
             with Session(self.engine) as session:
-                self.array(session.get_one(self.cls, key).data).sum()
+                self.read(session.get_one(self.cls, key).data)
 
     def delete(self) -> None:
         """Delete all rows in one commit."""

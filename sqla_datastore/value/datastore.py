@@ -223,8 +223,11 @@ class DataStore(EntryMapping, Generic[S_co]):
     # -- attributes --------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and name != "ndim" and name in self._index():
-            return self[name]
+        if not name.startswith("_") and name != "ndim":
+            try:
+                return self[name]
+            except KeyError:
+                pass
         if isinstance(getattr(type(self), name, None), property):
             # an AttributeError within it led here, and is told as it is
             return object.__getattribute__(self, name)
@@ -547,9 +550,6 @@ class DataStore(EntryMapping, Generic[S_co]):
         return saving.switch(self, storage, ObjectURL.parse(url), plan)
 
     # -- nesting and hand-outs ---------------------------------------------------------------------
-
-    def _load(self, name: str, entry: Entry) -> None:
-        entry.load(name, self)
 
     def _explained(self, err: MissingObjectError) -> MissingObjectError:
         for value in self._lineage():

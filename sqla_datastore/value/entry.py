@@ -440,17 +440,13 @@ class Entry:
         self.children: tuple[Nestable, ...] = ()
 
     def load(self, name: str, outer: Nestable) -> None:
-        """Load a stored entry, once, whatever the number of threads that ask."""
-        source = self.source
-        if source is None or self.value is not UNLOADED:
-            return
-        with source.lock:
-            if self.value is UNLOADED:
-                value, self.children = source.load(name, outer)
-                for child in self.children:
-                    child._outer = outer
-                self.watch(value)
-                self.value = value  # last: other threads look at it without the lock
+        """Load a stored entry; the caller holds the lock of its source."""
+        assert self.source is not None
+        value, self.children = self.source.load(name, outer)
+        for child in self.children:
+            child._outer = outer
+        self.watch(value)
+        self.value = value  # last: other threads look at it without the lock
 
     def is_from(self, other: Entry) -> bool:
         """Return whether it is the other one, or what that became when it was loaded."""

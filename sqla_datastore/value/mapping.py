@@ -183,10 +183,6 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         """Called when an entry was handed out that can be edited in place."""
 
     @abstractmethod
-    def _load(self, name: str, entry: Entry) -> None:
-        """Load a stored entry."""
-
-    @abstractmethod
     def _take_in(self, entry: Entry) -> None:
         """Called before an entry is placed."""
 
@@ -203,8 +199,10 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
         """Return the entries for another mapping, not loaded for that."""
 
     def __getitem__(self, name: str) -> Any:
-        entry = self._index()[name]
-        if entry.value is UNLOADED:
+        entries = self._entries
+        entry = None if entries is None else entries[name]
+        if entry is None or entry.value is UNLOADED:
+            # the index as well, where it was not read yet: by one change of threads
             entry = self._reading(partial(self._loaded, name), name)
         if entry.fingerprint is not None:
             entry.handed_out = True
@@ -345,7 +343,9 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
 
     def _loaded(self, name: str) -> Entry:
         """Return an entry after it was loaded, once, whatever the number of threads that ask."""
-        entries = self._index()
+        entries = self._entries
+        if entries is None:
+            entries = self._read_index()
         entry = entries[name]
         source = entry.source
         if source is None:
@@ -354,7 +354,7 @@ class EntryMapping(MutableMapping[str, Any], Nestable):
             entry = entries[name]
             if entry.value is UNLOADED and entry.source is source:
                 own = Entry(source=source)
-                self._load(name, own)
+                own.load(name, self)
                 entries[name] = entry = own
         # another thread has assigned it meanwhile, an entry of another object perhaps
         return self._loaded(name) if entry.value is UNLOADED else entry

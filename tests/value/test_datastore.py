@@ -35,7 +35,7 @@ from sqla_datastore import (
     register_namedtuple,
 )
 from sqla_datastore.storage.urls import ObjectURL
-from sqla_datastore.value import datastore, entry, saving
+from sqla_datastore.value import datastore, entry, mapping, saving
 
 Pair = register_namedtuple(namedtuple("Pair", "first second"), "tests.value.Pair")
 
@@ -318,6 +318,16 @@ class TestLoading:
         store(ds, storage)
         assert ds.frame is ds.frame
         assert len(storage.opened) == 1
+
+    @pytest.mark.parametrize("touch", [lambda ds: ds.number, lambda ds: ds["number"]])
+    def test_the_first_touch_reads_index_and_entry_at_once(self, storage, monkeypatch, touch):
+        """An asynchronous engine reads in another thread, and changes to it once."""
+        calls = []
+        monkeypatch.setattr(mapping, "off_loop", lambda call: calls.append(1) or call())
+        ds = DataStore(contents())
+        store(ds, storage)
+        assert touch(reloaded(ds, storage)) == 123
+        assert len(calls) == 1
 
     def test_threads_load_once(self, storage):
         ds = DataStore(contents())
