@@ -5,8 +5,8 @@ value that hands out something editable is noted here, weakly: reading leaves no
 Session. It is looked at when its row is flushed anyway, in `Session.flush` of one's own, before a
 savepoint, and before COMMIT.
 
-A value that nobody holds any more looks at itself once. It is kept only if it may have been edited,
-or if something that it has handed out is still held elsewhere, as in
+A value that nobody holds any more is looked at. It is kept only while it may have been edited, or
+something that it has handed out is held elsewhere, as in
 ``tags = session.get(Run, 1).data.tags``. An edited value is given to its row again: when the row is
 loaded anew, at the latest before COMMIT.
 """
@@ -14,6 +14,7 @@ loaded anew, at the latest before COMMIT.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from contextlib import suppress
 from typing import Any
 
@@ -61,8 +62,8 @@ class SessionWatch:
         # values that nobody else holds, and that are edited or have something held elsewhere, by
         # the row's identity key, then by the value's id
         self._kept: dict[Any, dict[int, DataStore]] = {}
-        # those of them that look edited, and were not compared with their objects yet
-        self._doubtful: list[DataStore] = []
+        # the same, in the order in which they are looked at again
+        self._gone: deque[DataStore] = deque()
         # values that were looked after, of rows that were deleted, with their links to these, until
         # the transaction ends
         self._of_deleted: list[tuple[DataStore, Any]] = []
@@ -79,7 +80,7 @@ class SessionWatch:
 
     def track(self, value: DataStore) -> None:
         """Look after a value while somebody holds it, or something that it has handed out."""
-        self._let_go()
+        self._look_at_gone()
         if value._row is not None and value._watch is not self:
             value._watch = self
             self._tracked.setdefault(value._row.state_id, {})[id(value)] = weakref.ref(value)
@@ -93,32 +94,32 @@ class SessionWatch:
         # another thread may collect garbage while the Session is in use, hence plain dict calls
         self.forget(value)
         try:
-            belongs = self._belongs(value)
-            looks_edited = belongs and may_be_edited(value)
-            keeps = looks_edited or (belongs and is_held_elsewhere(value))
+            keeps = self._belongs(value) and (is_held_elsewhere(value) or may_be_edited(value))
         except Exception:  # the process ends
-            keeps = looks_edited = True
+            keeps = True
         if keeps:
             value._watch = self
             assert value._row is not None
             self._kept.setdefault(value._row.identity, {})[id(value)] = value
-        if looks_edited:
-            self._doubtful.append(value)
+            self._gone.append(value)
 
-    def _let_go(self) -> None:
-        """Let go of values that went away and only looked edited.
+    def _look_at_gone(self) -> None:
+        """Let go of values that went away, and are not needed any more.
 
-        Using a frame can make it look so, and who reads many of them, one after the other, has no
-        room for all.
+        In ``for id in ids: frame = session.get(Run, id).data.frame`` each frame is held a moment
+        longer than its value, and there may be no room for all. Two are looked at: one more than
+        can have gone since the last time, and not all that are held.
         """
-        while self._doubtful:
-            value = self._doubtful.pop()
-            if not (value._would_block_a_loop() or self._is_needed(value)):
+        for _ in range(min(2, len(self._gone))):
+            value = self._gone.popleft()
+            if value._would_block_a_loop() or self._is_needed(value):
+                self._gone.append(value)
+            else:
                 self.forget(value)
 
     def _is_needed(self, value: DataStore) -> bool:
         """Return whether an edit could be lost with a value that nobody holds; may read."""
-        return self._belongs(value) and (is_edited(value) or is_held_elsewhere(value))
+        return self._belongs(value) and (is_held_elsewhere(value) or is_edited(value))
 
     def _all(self) -> list[DataStore]:
         """Return the values that are looked after, of rows of this Session."""
@@ -188,7 +189,6 @@ class SessionWatch:
         """
         session = self._session()
         assert session is not None
-        self._doubtful.clear()  # they are looked at with the others
         found = self._looked_after()
         self._forget_replaced(found)
         found = [each for each in found if self._belongs(each)]
@@ -197,6 +197,7 @@ class SessionWatch:
                 self._flag(session, value)
             elif not is_held_elsewhere(value):
                 self.forget(value)
+        self._gone = deque(self._held())
 
     def _flag(self, session: Session, value: DataStore) -> None:
         """Have the row of an edited value flushed; it may have lost the value, or be gone."""
@@ -313,11 +314,11 @@ class SessionWatch:
     def end_transaction(self) -> None:
         """Let go of what nobody can edit any more. Called when the outermost one has ended."""
         self._of_deleted.clear()
-        self._doubtful.clear()
         self._take_restored()
         for value in self._held():
             if not self._is_needed(value):
                 self.forget(value)
+        self._gone = deque(self._held())
         for number in self._connections:
             unwatch_connection(number, self)
         self._connections.clear()

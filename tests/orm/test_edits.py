@@ -1393,6 +1393,51 @@ def test_what_nobody_holds_is_let_go(engine):
         session.commit()
 
 
+KINDS = {
+    "list": lambda n: [n],
+    "array": lambda n: np.arange(n + 1),
+    "series": lambda n: pd.Series([n]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_held_a_moment_longer_than_its_value_is_let_go(engine, kind):
+    with Session(engine) as session:
+        rows = [Entity(id=n, data=DataStore(x=KINDS[kind](n))) for n in range(20)]
+        session.add_all(rows)
+        session.commit()
+        session.expunge_all()
+        del rows
+        values = []
+        for n in range(20):
+            value = session.get(Entity, n).data
+            values.append(weakref.ref(value))
+            held = value.x
+            del value
+        assert sum(value() is not None for value in values) <= 2
+        del held
+        session.commit()
+        assert [value() for value in values] == [None] * 20
+
+
+def test_edits_of_what_is_held_a_moment_longer_than_its_value_are_saved(engine, exact):
+    with Session(engine) as session:
+        session.add_all([Entity(id=n, data=DataStore(x=[n])) for n in range(20)])
+        session.commit()
+        session.expunge_all()
+        everything = []
+        for n in range(20):
+            held = session.get(Entity, n).data.x
+            held.append(-n)
+            everything.append(held if n % 3 else None)
+        for held in filter(None, everything):
+            held.append(100)
+        session.commit()
+    for n in range(20):
+        assert reload(engine, n)["x"] == ([n, -n, 100] if n % 3 else [n, -n])
+    exact(20)
+
+
 def test_what_only_looks_edited_is_let_go(engine):
     """To look up a date fills a cache, which the pickle of a frame shows."""
     dates = pd.date_range("2026-01-01", "2026-12-31")
