@@ -13,6 +13,7 @@ loaded anew, at the latest before COMMIT.
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections import deque
 from contextlib import suppress
@@ -81,7 +82,12 @@ class SessionWatch:
     def track(self, value: DataStore) -> None:
         """Look after a value while somebody holds it, or something that it has handed out."""
         self._look_at_gone()
-        if value._row is not None and value._watch is not self:
+        if value._row is None or value._watch is self:
+            return
+        if gc.is_finalized(value):
+            # it went away before, and was given back to its row: its finalizer runs only once
+            self._keep(value)
+        else:
             value._watch = self
             self._tracked.setdefault(value._row.state_id, {})[id(value)] = weakref.ref(value)
 
@@ -98,10 +104,13 @@ class SessionWatch:
         except Exception:  # the process ends
             keeps = True
         if keeps:
-            value._watch = self
-            assert value._row is not None
-            self._kept.setdefault(value._row.identity, {})[id(value)] = value
-            self._gone.append(value)
+            self._keep(value)
+
+    def _keep(self, value: DataStore) -> None:
+        value._watch = self
+        assert value._row is not None
+        self._kept.setdefault(value._row.identity, {})[id(value)] = value
+        self._gone.append(value)
 
     def _look_at_gone(self) -> None:
         """Let go of values that went away, and are not needed any more.
@@ -111,7 +120,11 @@ class SessionWatch:
         can have gone since the last time, and not all that are held.
         """
         for _ in range(min(2, len(self._gone))):
-            value = self._gone.popleft()
+            try:
+                value = self._gone.popleft()
+            except IndexError:
+                # another thread, that touches a value as well, looks at the last one
+                return
             if value._would_block_a_loop() or self._is_needed(value):
                 self._gone.append(value)
             else:
@@ -119,7 +132,7 @@ class SessionWatch:
 
     def _is_needed(self, value: DataStore) -> bool:
         """Return whether an edit could be lost with a value that nobody holds; may read."""
-        return self._belongs(value) and (is_held_elsewhere(value) or is_edited(value))
+        return self._belongs(value) and (is_held_elsewhere(value) or any(_are_edited([value])))
 
     def _all(self) -> list[DataStore]:
         """Return the values that are looked after, of rows of this Session."""
@@ -316,7 +329,8 @@ class SessionWatch:
         self._of_deleted.clear()
         self._take_restored()
         for value in self._held():
-            if not self._is_needed(value):
+            # no thread: who was cancelled meanwhile would leave the rest undone
+            if not (self._belongs(value) and (is_held_elsewhere(value) or is_edited(value))):
                 self.forget(value)
         self._gone = deque(self._held())
         for number in self._connections:

@@ -37,6 +37,7 @@ from sqla_datastore import (
     bind_storage,
     register_namedtuple,
 )
+from sqla_datastore.orm.edits_in_place import SessionWatch
 from sqla_datastore.orm.row_link import Home
 from sqla_datastore.value.entry import NO_DETAILS, Source
 
@@ -1475,6 +1476,61 @@ def test_a_value_that_nobody_holds_reads_no_object(engine, exact, saved, monkeyp
     exact(1)
 
 
+@pytest.mark.parametrize("meanwhile", ["hand-outs", "flush", "commit", "undone"])
+def test_edits_of_a_value_that_went_away_twice_are_saved(engine, exact, meanwhile):
+    """The finalizer of a value runs only once."""
+    with Session(engine, expire_on_commit=False) as session:
+        session.add_all([Entity(id=n, data=DataStore(x=[n])) for n in range(4)])
+        session.commit()
+        session.expunge_all()
+        held = session.get(Entity, 0).data.x
+        held.append(1)
+        del held
+        row = session.get(Entity, 0)
+        if meanwhile == "undone":
+            row.data.x.pop()
+        elif meanwhile == "flush":
+            session.flush()
+        else:
+            session.commit()
+        gc.collect()  # what a rollback would have put back
+        if meanwhile in ("hand-outs", "undone"):
+            for n in range(1, 4):
+                assert session.get(Entity, n).data.x == [n]
+        else:
+            session.flush()
+            session.commit()
+        held = row.data.x
+        del row
+        held.append(2)
+        session.commit()
+    assert reload(engine, 0)["x"] == ([0, 2] if meanwhile == "undone" else [0, 1, 2])
+    exact(4)
+
+
+def test_threads_look_at_the_last_value_that_went_away(engine, monkeypatch):
+    look, other = SessionWatch._is_needed, threading.Event()
+    with Session(engine) as session, ThreadPoolExecutor(1) as pool:
+        session.add_all([Entity(id=n, data=DataStore(x=[n])) for n in range(4)])
+        session.commit()
+        session.expunge_all()
+        held = [session.get(Entity, n).data.x for n in range(2)]
+        first, second = (session.get(Entity, n).data for n in (2, 3))
+        assert len(first.x) == len(second.x) == 1
+        assert first._scan() is second._scan() is False
+
+        def looked(watch, value):
+            if not other.is_set():
+                other.set()
+                assert pool.submit(lambda: first.x).result(10) == [2]
+            return look(watch, value)
+
+        held.clear()
+        monkeypatch.setattr(SessionWatch, "_is_needed", looked)
+        assert second.x == [3]
+        assert other.is_set()
+
+
 def test_what_is_held_elsewhere_is_kept(engine, exact):
     with Session(engine) as session:
         session.add(Entity(id=1, data=DataStore(deep={"inner": [1]})))
@@ -2192,6 +2248,44 @@ def test_an_async_session_flushes_more_than_once(tmp_path):
         return found
 
     assert asyncio.run(run()) == [1, 2, 3]
+
+
+def test_a_hand_out_looks_at_what_went_away_off_the_loop(tmp_path, monkeypatch):
+    threads: list[int] = []
+    load = Source.container_to_copy
+
+    def read(session):
+        for n in range(2):
+            # a cache that is filled looks like an edit
+            dated = session.get(Entity, n).data.dated
+            assert len(dated.loc["2026-02"]) == 28
+        del dated
+        monkeypatch.setattr(
+            Source,
+            "container_to_copy",
+            lambda self: threads.append(threading.get_ident()) or load(self),
+        )
+        assert session.get(Entity, 2).data.numbers == [1]
+
+    async def run():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+        bind_storage(engine, tmp_path / "storage")
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        dated = pd.DataFrame({"x": range(59)}, index=pd.date_range("2026-01-01", periods=59))
+        async with AsyncSession(engine) as session:
+            session.add_all(
+                [Entity(id=n, data=DataStore(dated=dated, numbers=[1])) for n in range(3)]
+            )
+            await session.commit()
+        async with AsyncSession(engine) as session:
+            await session.run_sync(read)
+        await engine.dispose()
+        return threading.get_ident()
+
+    own = asyncio.run(run())
+    assert threads
+    assert own not in threads
 
 
 def test_a_subclass_may_give_rows_their_urls(engine):
