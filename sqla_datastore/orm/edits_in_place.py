@@ -60,6 +60,9 @@ class SessionWatch:
         self.to_expire: list[tuple[Any, set[str]]] = []
         # by the id of the row's state, then by that of the value
         self._tracked: dict[int, dict[int, weakref.ref[DataStore]]] = {}
+        # the same by the row's identity key: where a value is nested, the two hold each other until
+        # garbage is collected, and their row may be loaded anew before
+        self._by_identity: dict[Any, dict[int, weakref.ref[DataStore]]] = {}
         # values that nobody else holds, and that are edited or have something held elsewhere, by
         # the row's identity key, then by the value's id
         self._kept: dict[Any, dict[int, DataStore]] = {}
@@ -89,7 +92,9 @@ class SessionWatch:
             self._keep(value)
         else:
             value._watch = self
-            self._tracked.setdefault(value._row.state_id, {})[id(value)] = weakref.ref(value)
+            ref = weakref.ref(value)
+            self._tracked.setdefault(value._row.state_id, {})[id(value)] = ref
+            self._by_identity.setdefault(value._row.identity, {})[id(value)] = ref
 
     def going(self, value: DataStore) -> None:
         """Look at a value that nobody holds any more; keep it where an edit could be lost.
@@ -168,6 +173,8 @@ class SessionWatch:
         link = value._row
         if link is not None:
             _pop(self._tracked, link.state_id, value)
+            _pop(self._by_identity, link.identity, value)
+            _pop(self._by_identity, None, value)
             _pop(self._kept, link.identity, value)
 
     def forget_row(self, state: InstanceState[Any]) -> None:
@@ -275,10 +282,17 @@ class SessionWatch:
 
     def give_back(self, state: InstanceState[Any]) -> None:
         """Give a row that was loaded anew the values that were edited while it was gone."""
-        values = list(self._kept.get(state.key, {}).values())
+        found = [ref() for ref in list(self._by_identity.get(state.key, {}).values())]
+        tracked = [value for value in found if value is not None and self._is_rowless(value)]
+        values = [*tracked, *self._kept.get(state.key, {}).values()]
         for value, edited in zip(values, _are_edited(values), strict=True):
             if edited and value._row is not None:
                 value._row.put(state, value)
+
+    def _is_rowless(self, value: DataStore) -> bool:
+        """Whether a value is one of a row of this Session whose instance is gone."""
+        link = value._row
+        return link is not None and link.is_dead and self._belongs(value) and not rows_of(value)
 
     # -- forgetting --------------------------------------------------------------------------------
 

@@ -1508,6 +1508,20 @@ def test_edits_of_a_value_that_went_away_twice_are_saved(engine, exact, meanwhil
     exact(4)
 
 
+@pytest.mark.parametrize("collected", [False, True])
+def test_a_nested_edit_is_given_back_before_garbage_is_collected(engine, exact, saved, collected):
+    with Session(engine) as session:
+        session.get(Entity, saved).data.inner.numbers.append(2)
+        if collected:
+            gc.collect()
+        session.get(Entity, saved).data.numbers.append(3)
+        session.get(Entity, saved).data.inner.numbers.append(4)
+        session.commit()
+    assert reload(engine)["numbers"] == [1, 2, 3]
+    assert reload(engine)["inner"]["numbers"] == [1, 2, 4]
+    exact(1)
+
+
 def test_threads_look_at_the_last_value_that_went_away(engine, monkeypatch):
     look, other = SessionWatch._is_needed, threading.Event()
     with Session(engine) as session, ThreadPoolExecutor(1) as pool:
