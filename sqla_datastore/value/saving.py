@@ -196,6 +196,13 @@ def _is_plain(value: object) -> bool:
     return not buffers
 
 
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: Any, /) -> None:
+        """Take what is written."""
+
+
 class _Probe(pickle.Pickler):
     """Pickles to nowhere, to see which memory is handed over; passes over nested values.
 
@@ -203,11 +210,9 @@ class _Probe(pickle.Pickler):
     """
 
     def __init__(self, buffers: list[pickle.PickleBuffer]) -> None:
-        super().__init__(self, 5, buffer_callback=buffers.append)
+        # not to itself: a cycle would hold what was pickled until garbage is collected
+        super().__init__(_Nowhere(), 5, buffer_callback=buffers.append)
         self._buffers = buffers
-
-    def write(self, data: Any, /) -> None:
-        """Take what the pickler writes."""
 
     def reducer_override(self, obj: Any) -> Any:
         """Stand for a nested value, which looks after its own memory, and for large ones."""

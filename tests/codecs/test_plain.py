@@ -423,7 +423,7 @@ def test_long_bytes_that_are_no_text_are_damage(rest):
 
 
 PEAKS = """
-import json, sys
+import gc, json, sys
 from sqla_datastore import DataStoreIO
 
 def memory(key):
@@ -437,15 +437,18 @@ def peak(act):
     result = act()
     return result, memory("VmHWM") - before
 
+gc.disable()  # nothing is left for it
 value = eval(sys.argv[1])
 size = sys.getsizeof(value)
 io = DataStoreIO.serialize_write(value[:1_000_000], "warm", sys.argv[2])
 assert io.read_deserialize() == value[:1_000_000]
+before = memory("VmRSS")
 io, written = peak(lambda: DataStoreIO.serialize_write(value, "p", sys.argv[2]))
+left = memory("VmRSS") - before
 del value
 back, read = peak(io.read_deserialize)
 same = back == eval(sys.argv[1])
-print(json.dumps({"size": size, "written": written, "read": read, "same": same}))
+print(json.dumps({"size": size, "written": written, "left": left, "read": read, "same": same}))
 """
 
 
@@ -466,6 +469,7 @@ def test_large_bytes_and_text_take_their_memory_once(value, copies_to_write, tmp
     assert found["same"]
     assert found["size"] >= 100_000_000
     assert found["written"] < 1.3 * copies_to_write * found["size"] + 20_000_000
+    assert found["left"] < 20_000_000
     assert 0.9 * found["size"] < found["read"] < 1.3 * found["size"] + 20_000_000
 
 
