@@ -57,6 +57,19 @@ def contents():
     }
 
 
+def call_when_made(monkeypatch, module, name, call):
+    """Have something called whenever an instance of a class of a module is made."""
+
+    class Calls(getattr(module, name)):
+        __slots__ = ()
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            call()
+
+    monkeypatch.setattr(module, name, Calls)
+
+
 class TestMapping:
     """It behaves as a dict does."""
 
@@ -417,37 +430,16 @@ class TestLoading:
                 ask()
 
     def test_what_threads_set_of_a_value_that_nobody_touched_stays(self, monkeypatch):
-        both = threading.Barrier(2, timeout=10)
-
-        class Waits(entry.Details):
-            __slots__ = ()
-
-            def __init__(self):
-                super().__init__()
-                both.wait()
-
-        monkeypatch.setattr(entry, "Details", Waits)
+        call_when_made(monkeypatch, entry, "Details", threading.Barrier(2, timeout=10).wait)
         ds = DataStore.from_url(GONE)
-        names = ["_changed", "_handed_out"]
-        threads = [threading.Thread(target=setattr, args=(ds, name, True)) for name in names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as pool:
+            for _ in pool.map(lambda name: setattr(ds, name, True), ["_changed", "_handed_out"]):
+                pass
         assert ds._changed
         assert ds._handed_out
 
     def test_threads_that_touch_a_value_first_read_from_one_source(self, monkeypatch):
-        both = threading.Barrier(2, timeout=10)
-
-        class Waits(entry.Source):
-            __slots__ = ()
-
-            def __init__(self, *args):
-                super().__init__(*args)
-                both.wait()
-
-        monkeypatch.setattr(datastore, "Source", Waits)
+        call_when_made(monkeypatch, datastore, "Source", threading.Barrier(2, timeout=10).wait)
         ds = DataStore.from_url(GONE)
         with ThreadPoolExecutor(2) as pool:
             first, second = pool.map(lambda _: ds._source, range(2))
@@ -467,16 +459,12 @@ class TestLoading:
 
         garbage, nested = [Reads()], []
 
-        class Collects(entry.Details):
-            __slots__ = ()
+        def collect():
+            nested.append(1)
+            if len(nested) == 2:
+                garbage.clear()
 
-            def __init__(self):
-                super().__init__()
-                nested.append(self)
-                if len(nested) == 2:
-                    garbage.clear()
-
-        monkeypatch.setattr(entry, "Details", Collects)
+        call_when_made(monkeypatch, entry, "Details", collect)
         first, second = fresh.several
         assert len(nested) == 4
         assert first._outer is second._outer is fresh
@@ -501,15 +489,7 @@ class TestLoading:
                 ended.append(not thread.is_alive())
 
         garbage = [Waits()]
-
-        class Collects(entry.Details):
-            __slots__ = ()
-
-            def __init__(self):
-                super().__init__()
-                garbage.clear()
-
-        monkeypatch.setattr(entry, "Details", Collects)
+        call_when_made(monkeypatch, entry, "Details", garbage.clear)
         touch(DataStore.from_url(GONE))
         assert ended == [True]
 
