@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -130,14 +131,19 @@ class SessionWatch:
             except IndexError:
                 # another thread, that touches a value as well, looks at the last one
                 return
-            if value._would_block_a_loop() or self._is_needed(value):
+            if value._would_block_a_loop() or self._is_needed(value, _is_edited_off_loop):
                 self._gone.append(value)
             else:
                 self.forget(value)
 
-    def _is_needed(self, value: DataStore) -> bool:
-        """Return whether an edit could be lost with a value that nobody holds; may read."""
-        return self._belongs(value) and (is_held_elsewhere(value) or any(_are_edited([value])))
+    def _is_needed(self, value: DataStore, look: Callable[[DataStore], bool]) -> bool:
+        """Return whether an edit could be lost with a value that nobody holds.
+
+        Args:
+            value: the value.
+            look: tells whether it has edits that are not stored; may read.
+        """
+        return self._belongs(value) and (is_held_elsewhere(value) or look(value))
 
     def _all(self) -> list[DataStore]:
         """Return the values that are looked after, of rows of this Session."""
@@ -344,7 +350,7 @@ class SessionWatch:
         self._take_restored()
         for value in self._held():
             # no thread: who was cancelled meanwhile would leave the rest undone
-            if not (self._belongs(value) and (is_held_elsewhere(value) or is_edited(value))):
+            if not self._is_needed(value, is_edited):
                 self.forget(value)
         self._gone = deque(self._held())
         for number in self._connections:
@@ -355,6 +361,10 @@ class SessionWatch:
 def _are_edited(values: list[DataStore]) -> list[bool]:
     """Return of each value whether it has edits that are not stored; large ones are hashed."""
     return off_loop(lambda: [is_edited(value) for value in values]) if values else []
+
+
+def _is_edited_off_loop(value: DataStore) -> bool:
+    return _are_edited([value])[0]
 
 
 def _pop(found: dict[Any, dict[int, Any]], key: Any, value: DataStore) -> None:

@@ -1533,11 +1533,11 @@ def test_threads_look_at_the_last_value_that_went_away(engine, monkeypatch):
         assert len(first.x) == len(second.x) == 1
         assert first._scan() is second._scan() is False
 
-        def looked(watch, value):
+        def looked(*args):
             if not other.is_set():
                 other.set()
                 assert pool.submit(lambda: first.x).result(10) == [2]
-            return look(watch, value)
+            return look(*args)
 
         held.clear()
         monkeypatch.setattr(SessionWatch, "_is_needed", looked)
